@@ -1,0 +1,58 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+
+RECIPE ?= synthetic
+SEEDS ?= 1
+PORT ?= 8000
+WORKERS ?= 1
+REPOSITORY ?= models/repository
+EXPERIMENTS ?= models/repository/experiments.json
+# The folder of real click logs, if you have it: its tests run then, and skip with a reason otherwise.
+export RETORT_TRAINING_DATA ?=
+
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run train serve test soak lint format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Retort needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: say make PYTHON=python3.11")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+run: train serve  ## train on the synthetic log, export, then serve the experiment on port 8000
+
+train: $(INSTALLED)  ## log -> teachers -> gate -> student -> bundles and a report (RECIPE=..., SEEDS=3)
+	$(PY) -m training run $(RECIPE) --seeds $(SEEDS) --repository $(REPOSITORY)
+
+serve: $(INSTALLED)  ## serve what `make train` exported (PORT=8000, WORKERS=1); prints a curl and its answer
+	$(PY) -m service --repository $(REPOSITORY) --experiments $(EXPERIMENTS) --port $(PORT) --workers $(WORKERS) --show-example
+
+test: $(INSTALLED)  ## the whole suite, under 15 minutes on 2 cores
+	$(PY) -m pytest -m 'not soak'
+
+soak: $(INSTALLED)  ## the long forms: full recipes, hundreds of kills, soaks
+	$(PY) -m pytest -m soak
+
+lint: $(INSTALLED)  ## ruff and mypy (strict on models/ and service/)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy models service training
+
+format: $(INSTALLED)  ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## requests/s and latency beside session.run alone and the naive service, as ratios
+	$(PY) -m benchmarks.predict
+
+clean:  ## forget runs and logs (exported bundles stay)
+	rm -rf runs data

@@ -1,0 +1,64 @@
+"""The rooms and who may enter whom (docs/architecture.md): walked on the import statements, not on trust."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("models", "training", "service")
+
+#: What each room may import beside the standard library and itself.
+ALLOWED = {
+    "models": {"numpy", "pydantic", "yaml"},
+    "service": {
+        "models",
+        "fastapi",
+        "httptools",
+        "msgspec",
+        "numpy",
+        "onnxruntime",
+        "prometheus_client",
+        "pydantic",
+        "pydantic_settings",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+        "yaml",
+    },
+    "training": {"models", "numpy", "onnx", "onnxruntime", "onnxscript", "pyarrow", "pydantic", "rich", "torch", "yaml"},
+}
+
+
+def imports_of(source: Path) -> set[str]:
+    """The top-level names that a file imports, at whatever depth in it the statement stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room: str):
+    """`models` imports neither program; the programs never import each other; torch lives in training alone."""
+    sources = sorted((ROOT / room).rglob("*.py"))
+    assert sources, f"{room}/ holds no Python file"
+    allowed = ALLOWED[room] | {room} | set(sys.stdlib_module_names)
+
+    strangers = {
+        f"{path.relative_to(ROOT)}: {name}" for path in sources for name in imports_of(path) if name not in allowed
+    }
+
+    assert not strangers
+
+
+def test_the_walk_finds_an_import_hidden_in_a_function(tmp_path: Path):
+    """The check above can fail: a lazy import counts as much as one on the first line."""
+    source = tmp_path / "hidden.py"
+    source.write_text("def f():\n    import torch.nn\n    from training import loop\n")
+
+    assert imports_of(source) == {"torch", "training"}
