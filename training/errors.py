@@ -1,0 +1,38 @@
+"""What can go wrong offline, in words a person can act on.
+
+    TrainingError           anything below; the program prints it without a stack trace and exits 1
+      RecipeError           the recipe, or a --set, does not say what it should
+      DataError             a log cannot be read as its schema says: file, line, field, expected, came
+      SplitError            a part of the split is empty or without both labels
+      DivergedError         a loss became NaN or infinite: where, and which setting to lower
+      ExportError           an exported graph does not answer as the network it came from
+      StepError             a step of a run failed or its process died
+"""
+
+
+class TrainingError(Exception):
+    """Base of all that the offline program reports; its text is the whole message."""
+
+
+class RecipeError(TrainingError):
+    """The recipe, or an override of it, is refused before anything runs."""
+
+
+class DataError(TrainingError):
+    """A log is refused. The text names the file, line and field, what was expected and what came."""
+
+
+class SplitError(TrainingError):
+    """The split leaves a part that nothing can be learned from or measured on."""
+
+
+class DivergedError(TrainingError):
+    """Training left the finite numbers."""
+
+
+class ExportError(TrainingError):
+    """ONNX and torch disagree, or the graph cannot be written."""
+
+
+class StepError(TrainingError):
+    """A step of a run failed; what was finished before it is kept."""
