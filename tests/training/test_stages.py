@@ -1,0 +1,130 @@
+"""Steps are done once, redone only when something they depend on changes, and never left half done."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny_steps
+from training.errors import DataError, StepError
+from training.stages import ROOT, Step, run_steps
+
+
+class Notes:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.was_cached: list[str] = []
+        self.was_finished: list[str] = []
+        self.said: list[tuple[str, str]] = []
+
+    def cached(self, step: Step) -> None:
+        self.was_cached.append(step.label)
+
+    def started(self, step: Step) -> None: ...
+
+    def advanced(self, step: Step, done: float, total: float, note: str) -> None:
+        self.said.append((step.label, note))
+
+    def finished(self, step: Step, seconds: float) -> None:
+        self.was_finished.append(step.label)
+
+
+def step(label: str, text: str = "", **needs: Step) -> Step:
+    return Step("tiny", label, tiny_steps.write, {"text": text or label}, needs)
+
+
+def run(runs: Path, *targets: Step, workers: int = 2) -> Notes:
+    notes = Notes()
+    run_steps(targets, runs, workers=workers, watcher=notes)
+    return notes
+
+
+def test_a_step_is_given_the_folders_of_what_it_needs(tmp_path: Path):
+    a, b = step("a"), step("b")
+    both = step("both", "!", first=a, second=b)
+
+    notes = run(tmp_path, both)
+
+    assert (both.folder(tmp_path) / "text").read_text() == "ab!"
+    assert sorted(notes.was_finished) == ["a", "b", "both"]
+    assert ("both", "!") in notes.said
+
+
+def test_a_second_run_does_nothing_and_a_change_redoes_only_what_depends_on_it(tmp_path: Path):
+    run(tmp_path, step("end", first=step("a"), second=step("b")))
+    again = run(tmp_path, step("end", first=step("a"), second=step("b")))
+    changed = run(tmp_path, step("end", first=step("a", "A"), second=step("b")))
+
+    assert again.was_finished == []
+    assert sorted(again.was_cached) == ["a", "b", "end"]
+    assert changed.was_cached == ["b"]
+    assert sorted(changed.was_finished) == ["a", "end"]
+
+
+def test_a_changed_source_file_changes_the_key():
+    """Cached results never outlive the code that made them."""
+    plain = Step("s", "l", tiny_steps.write, {})
+    with_code = Step("s", "l", tiny_steps.write, {}, code=("training/stages.py",))
+    with_folder = Step("s", "l", tiny_steps.write, {}, code=("training",))
+
+    assert len({plain.key, with_code.key, with_folder.key}) == 3
+
+
+def test_a_refused_input_ends_the_run_with_its_own_words_and_keeps_what_was_finished(tmp_path: Path):
+    good = step("good")
+    bad = Step("tiny", "bad", tiny_steps.refuse, {}, {"first": good})
+
+    with pytest.raises(DataError, match="^line 3 is bad$"):
+        run(tmp_path, bad)
+
+    assert good.is_done(tmp_path)
+    assert not bad.is_done(tmp_path)
+
+
+def test_a_bug_is_reported_with_its_place(tmp_path: Path):
+    with pytest.raises(StepError, match=r"(?s)tiny/bug failed.*tiny_steps.py.*ZeroDivisionError"):
+        run(tmp_path, Step("tiny", "bug", tiny_steps.stumble))
+
+
+def test_a_killed_process_is_an_error_with_advice_not_a_hang(tmp_path: Path):
+    with pytest.raises(StepError, match="its process died, as one does when memory runs out"):
+        run(tmp_path, Step("tiny", "dead", tiny_steps.die))
+
+
+def test_ctrl_c_keeps_finished_steps_and_leaves_nothing_half_done(tmp_path: Path):
+    """The signal goes to the whole group, as a terminal sends it."""
+    program = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from tests.training import tiny_steps
+        from tests.training.test_stages import run, step
+        from training.stages import Step
+        if __name__ == "__main__":
+            endless = Step("tiny", "endless", tiny_steps.wait_for, {{"file": {str(tmp_path / "never")!r}}}, {{}})
+            try:
+                run(Path({str(tmp_path)!r}), step("quick"), endless)
+            except KeyboardInterrupt:
+                sys.exit(130)
+    """)
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (list(tmp_path.glob("tiny/quick-*")) and list(tmp_path.glob("tiny/.building-endless*"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert process.wait(timeout=20) == 130
+    assert step("quick").is_done(tmp_path)
+    assert not list(tmp_path.glob("tiny/*endless*"))
