@@ -1,0 +1,1 @@
+"""Logs: where rows come from, and how they become arrays of ids."""

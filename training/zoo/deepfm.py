@@ -1,0 +1,35 @@
+"""DeepFM (Guo et al., IJCAI 2017, arXiv:1703.04247, section 2.1).
+
+    logit = b + sum_i w_i + sum_{i<j} <v_i, v_j> + MLP([v_1; ...; v_F])
+
+The machine and the perceptron share one set of vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from training.zoo.embedding import Encoded, FieldEmbedding, Fields
+from training.zoo.layers import FirstOrder, Perceptron, SplitLinear, pairwise_dots
+
+
+class DeepFM(nn.Module):
+    """A factorization machine and a perceptron over the same embeddings, summed."""
+
+    def __init__(
+        self, fields: Fields, *, dim: int, hidden: Sequence[int], dropout: float = 0.0, init_sd: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.first_order = FirstOrder(fields)
+        self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
+        self.first = SplitLinear(self.embedding, hidden[0])
+        self.hidden = Perceptron(hidden, dropout=dropout)
+        self.last = nn.Linear(hidden[-1], 1, bias=False)  # the first-order part holds the bias
+
+    def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
+        """N encoded rows -> logit [N] and hint [N, hidden[-1]], the perceptron's last layer."""
+        vectors = self.embedding(batch)
+        hint = self.hidden(self.first(vectors))
+        return self.first_order(batch) + pairwise_dots(vectors) + self.last(hint).squeeze(1), hint

@@ -1,0 +1,167 @@
+"""Ids in, embedding vectors out: the one place that looks up and the one place that pools sequences.
+
+Every field owns a range of rows of one fused table; ids are local to a field and the field's first row is
+added here, so an exported graph does one Gather a side instead of one a field. A batch comes in one of two
+forms:
+
+- the row form, used in training: row i has context i (`request_index` is None, R == N);
+- the split form, used in serving: R requests, N candidates, `request_index[i]` names the request of candidate
+i,
+  so that whatever depends on the context alone is computed once a request.
+
+Both give the same numbers. Letters: R requests, N candidates, Fc context fields, Fa candidate fields, F = Fc
++ Fa, D embedding width, K sequence elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MISSING_ID = 0
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field as a network sees it: ids 0..size-1, on the context's or on the candidate's side."""
+
+    name: str
+    size: int
+    side: Literal["context", "candidate"]
+    is_sequence: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"field {self.name!r}: expected a size of at least 1, got {self.size}")
+        if self.side not in ("context", "candidate"):
+            raise ValueError(
+                f"field {self.name!r}: expected side 'context' or 'candidate', got {self.side!r}"
+            )
+
+
+Fields = tuple[FieldSpec, ...]
+"""Context fields (training-only ones behind them), then candidate fields, each in schema order."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of local ids.
+
+    `context` [R, Fc'] and `candidates` [N, Fa'] hold the fields that are not sequences, in the order of
+    `Fields`; `sequences[name]` is (ids [K], offsets [R+1] or [N+1]): segment i is
+    ids[offsets[i]:offsets[i+1]], and an empty one means the single id 0. `request_index` [N] is None in the
+    row form.
+    """
+
+    context: Tensor
+    candidates: Tensor
+    request_index: Tensor | None = None
+    sequences: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of a batch: `context` [R, Fc, D], `candidates` [N, Fa, D]; plain fields, then sequences."""
+
+    context: Tensor
+    candidates: Tensor
+    request_index: Tensor | None = None
+    rows: Tensor | None = None  # [N, F, D] where a single look-up has already laid it out
+
+    def spread(self, per_request: Tensor) -> Tensor:
+        """Give every candidate its request's share: [R, ...] -> [N, ...]."""
+        if self.request_index is None:
+            return per_request
+        return per_request.index_select(0, self.request_index)
+
+    def joined(self) -> Tensor:
+        """[N, F, D]: every candidate's context fields, then its own."""
+        if self.rows is not None:
+            return self.rows
+        return torch.cat([self.spread(self.context), self.candidates], dim=1)
+
+
+class FieldEmbedding(nn.Module):
+    """One vector of width `dim` for each id of each field, N(0, init_sd^2) at first."""
+
+    first_context: Tensor
+    first_candidate: Tensor
+
+    def __init__(self, fields: Fields, dim: int, *, init_sd: float = 0.01) -> None:
+        super().__init__()
+        sides = [spec.side for spec in fields]
+        if sides != sorted(sides, key=("context", "candidate").index):
+            raise ValueError(f"expected context fields before candidate fields, got sides {sides}")
+        first_row: dict[str, int] = {}
+        rows = 0
+        for spec in fields:
+            first_row[spec.name] = rows
+            rows += spec.size
+        if len(first_row) != len(fields):
+            raise ValueError(f"expected distinct field names, got {[spec.name for spec in fields]}")
+
+        self.dim = dim
+        self.context_fields = sum(spec.side == "context" for spec in fields)
+        self.candidate_fields = len(fields) - self.context_fields
+        self.table = nn.Parameter(torch.randn(rows, dim) * init_sd)  # [sum of sizes, D]
+        self._sequences = {
+            side: tuple(
+                (spec.name, first_row[spec.name]) for spec in fields if spec.is_sequence and spec.side == side
+            )
+            for side in ("context", "candidate")
+        }
+        for side in ("context", "candidate"):
+            first = [first_row[spec.name] for spec in fields if not spec.is_sequence and spec.side == side]
+            self.register_buffer(f"first_{side}", torch.tensor(first, dtype=torch.int32), persistent=False)
+
+    def forward(self, batch: Encoded) -> Embedded:
+        context_ids = batch.context + self.first_context  # [R, Fc']
+        candidate_ids = batch.candidates + self.first_candidate  # [N, Fa']
+        if batch.request_index is None:  # one look-up, so that training makes one gradient of the table
+            plain = self._look_up(torch.cat([context_ids, candidate_ids], dim=1))  # [N, Fc' + Fa', D]
+            width = context_ids.shape[1]
+            context, candidates = plain[:, :width], plain[:, width:]
+        else:
+            plain = None
+            context, candidates = self._look_up(context_ids), self._look_up(candidate_ids)
+        if self._sequences["context"] or self._sequences["candidate"]:
+            context = torch.cat([context, *self._pooled("context", batch)], dim=1)
+            candidates = torch.cat([candidates, *self._pooled("candidate", batch)], dim=1)
+            plain = None
+        return Embedded(context, candidates, batch.request_index, plain)
+
+    def _look_up(self, rows: Tensor) -> Tensor:
+        return functional.embedding(rows, self.table)
+
+    def _pooled(self, side: str, batch: Encoded) -> list[Tensor]:
+        """The mean vector of every segment, [S, 1, D] for each sequence field of a side."""
+        return [
+            segment_mean(self._look_up(ids + first), offsets, self.table[first + MISSING_ID]).unsqueeze(1)
+            for name, first in self._sequences[side]
+            for ids, offsets in [batch.sequences[name]]
+        ]
+
+
+def segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:
+    """Mean of vectors[offsets[i]:offsets[i+1]] for each i: [K, D], [S+1] -> [S, D]; `if_empty` where empty.
+
+    Written in operators that ONNX has (it has neither searchsorted nor embedding_bag). Sums are taken within
+    a segment, not as differences of a running sum, which would lose the 1e-5 that torch and ONNX must agree
+    to.
+    """
+    offsets = offsets.long()
+    ends = offsets[1:]  # [S]
+    counts = ends - offsets[:-1]  # [S]
+    # Element k lies in the segment numbered by how many segments end at or before it.
+    ends_at = torch.zeros(vectors.shape[0] + 1, dtype=torch.long, device=vectors.device)
+    ends_at = ends_at.scatter_add(0, ends, torch.ones_like(ends))  # [K + 1]
+    segment = ends_at.cumsum(0)[: vectors.shape[0]]  # [K]
+    sums = torch.zeros(counts.shape[0], vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+    sums = sums.scatter_add(0, segment.unsqueeze(1).expand_as(vectors), vectors)  # [S, D]
+    means = sums / counts.clamp(min=1).unsqueeze(1).to(vectors.dtype)
+    return torch.where((counts > 0).unsqueeze(1), means, if_empty)
