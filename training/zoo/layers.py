@@ -40,9 +40,8 @@ class SplitLinear(nn.Module):
         per_request = functional.linear(vectors.context.flatten(1), context_weight, self.bias)  # [R, width]
         if self.candidate_width == 0:
             return vectors.spread(per_request)
-        return vectors.spread(per_request) + functional.linear(
-            vectors.candidates.flatten(1), candidate_weight
-        )
+        # The sum rides in the product: one node of an exported graph where there would be two.
+        return torch.addmm(vectors.spread(per_request), vectors.candidates.flatten(1), candidate_weight.T)
 
 
 class Perceptron(nn.Module):
