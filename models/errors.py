@@ -2,6 +2,7 @@
 
     ModelsError
     ├── SchemaError         a schema file that cannot be read or that contradicts itself
+    ├── VocabularyError     a field's values or edges that do not fit its schema
     ├── EncodeError         a value whose type does not fit its field; carries field, row, expected and got
     ├── BundleError         a bundle that is damaged, incomplete or not ours; carries path and reason
     └── ModelNotFoundError  no such model or version in the repository
@@ -21,6 +22,15 @@ class ModelsError(Exception):
 
 class SchemaError(ModelsError):
     """A schema that cannot be used; the message says where, what was expected and what to do."""
+
+
+class VocabularyError(ModelsError):
+    """What an encoder is given for one field does not fit the schema; carries `field` and `reason`."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        self.reason = reason
+        super().__init__(f"field '{field}': {reason}")
 
 
 class EncodeError(ModelsError):

@@ -257,9 +257,7 @@ class FeatureSchema(_Part):
             reserved[self.truth.column] = "truth"
         for field in self.fields:
             if field.derived_from and self.timestamp is None:
-                raise ValueError(
-                    f"field '{field.name}' is derived from the timestamp, and the schema names none"
-                )
+                raise ValueError(f"field '{field.name}' is derived from the timestamp, but none is named")
             if field.source_column in reserved:
                 raise ValueError(
                     f"field '{field.name}' reads column '{field.source_column}', which is the "
@@ -331,7 +329,7 @@ class FeatureSchema(_Part):
         return cls.from_text(text, path)
 
     def to_json(self) -> str:
-        """Every key written out, in schema order, as a bundle's schema.json holds it; `from_text` reads it."""
+        """Every key written out, as a bundle's schema.json holds it; `from_text` reads it back."""
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -1,0 +1,329 @@
+"""Encoder: raw values to ids. One specification, a row path for requests and a column path for logs.
+
+    row path      JSON values, strict: a value of a wrong type raises `EncodeError` with field and row
+    column path   a chunk of a log, tolerant: a cell that does not read is missing, and counted
+
+Both give the same id to the same value, whatever brought it (`values.py` says what the same is; property
+tests feed both). Ids are local to a field: 0 missing, 1 unknown, values from 2 (`tables.py`); the graph adds
+each field's offset in its embedding table. What is fitted, and from which rows, is `fitting.py`'s.
+
+The row path is the service's hot path. A field costs one pass of a C-level iterator over its values, all
+fields together one numpy array; only unknown values and odd types cost a Python call each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.columns import Column
+from models.errors import EncodeError, VocabularyError
+from models.reading import (
+    BAD,
+    BadCell,
+    Segments,
+    bad_cell,
+    fill_empty,
+    gather,
+    read_cells,
+    read_lists,
+    read_numbers,
+    shorten,
+)
+from models.schema import FeatureSchema, FieldSchema
+from models.tables import MISSING, UNKNOWN, EdgesTable, HashTable, Table, make_table
+from models.values import EXPECTED, WrongTypeError, describe
+
+Ragged = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""A sequence field of n rows: ids [K] and offsets [n + 1]; an empty sequence is the single id 0."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedRows:
+    """n encoded rows of a request: its context (n = 1) or its candidates.
+
+    Counts hold only fields where something was counted. A sequence is missing where nothing is left of it,
+    and unknown once for each unknown element kept.
+    """
+
+    ids: NDArray[np.int32]
+    """[n, F], C-contiguous: fields that are no sequence, in schema order."""
+    sequences: dict[str, Ragged]
+    missing: dict[str, int]
+    unknown: dict[str, int]
+    ignored: int
+    """Values given under names that are no field of this side."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedColumns:
+    """n encoded rows of a log, every field of the schema. Counts hold every field, zeros included."""
+
+    ids: dict[str, NDArray[np.int32]]
+    """By field that is no sequence: [n]."""
+    sequences: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]
+    """By sequence field: ids [K] and offsets [n + 1]; an empty sequence is the single id 0."""
+    missing: dict[str, int]
+    """Rows with id 0; those with a bad cell are among them."""
+    unknown: dict[str, int]
+    bad: dict[str, int]
+    """Cells that did not read as their field's type; elements, in a sequence, which are dropped."""
+    first_bad: dict[str, BadCell]
+
+
+class Encoder:
+    """A schema with what was fitted for it. Stateless but for bounded caches; not shared between threads."""
+
+    def __init__(self, schema: FeatureSchema, vocabularies: Mapping[str, Sequence[Any]]) -> None:
+        """`vocabularies`: by field its canonical values or its edges, in id order; hashed fields have none.
+
+        Raises `VocabularyError` naming the field where these do not fit the schema.
+        """
+        for name in vocabularies:
+            if name not in schema.by_name:
+                raise VocabularyError(name, "a vocabulary of a field that the schema does not have")
+        self.schema = schema
+        self._tables: dict[str, Table] = {
+            field.name: make_table(field, vocabularies.get(field.name)) for field in schema.fields
+        }
+        self._context = _Side(schema.context_fields, self._tables)
+        self._candidates = _Side(schema.candidate_fields, self._tables)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows each field's embedding table needs: its ids are 0 to size - 1. In schema order."""
+        return {name: table.size for name, table in self._tables.items()}
+
+    def to_vocabularies(self) -> dict[str, list[str] | list[float]]:
+        """What `Encoder(schema, ...)` takes to be this encoder again."""
+        return {
+            name: table.values for name, table in self._tables.items() if not isinstance(table, HashTable)
+        }
+
+    def serving_ids(self) -> NDArray[np.int32]:
+        """The constants [Ft] that stand in for the training_only fields when serving, in schema order."""
+        fields = self.schema.training_only_fields
+        return np.array([self._tables[f.name].encode(f.serving_value) for f in fields], dtype=np.int32)
+
+    def encode_context(self, values: Mapping[str, object]) -> EncodedRows:
+        """One request's context, ids [1, Fc]. Raises `EncodeError` with the field."""
+        side = self._context
+        given = [(values.get(name),) for name in side.names]
+        ignored = len(values) - len(side.name_set & values.keys())
+        return side.encode(given, 1, ignored, is_context=True)
+
+    def encode_candidates(self, rows: Sequence[Mapping[str, object]]) -> EncodedRows:
+        """N candidates, an object each, ids [N, Fa]. Raises `EncodeError` with field and row."""
+        side = self._candidates
+        for row, values in enumerate(rows) if not {dict}.issuperset(map(type, rows)) else ():
+            if not isinstance(values, Mapping):
+                raise EncodeError(None, "an object", describe(values), row)
+        given: list[Sequence[object]]
+        try:
+            given = list(zip(*map(side.pick, rows), strict=True)) if rows else [()] * len(side.names)
+            ignored = sum(map(len, rows)) - len(rows) * len(side.names)
+        except KeyError:  # a row lacks a field, which is missing there
+            given = [[values.get(name) for values in rows] for name in side.names]
+            ignored = sum(len(values) - len(side.name_set & values.keys()) for values in rows)
+        return side.encode(given, len(rows), ignored)
+
+    def encode_candidate_columns(self, columns: Mapping[str, Sequence[object]], n: int) -> EncodedRows:
+        """N candidates, a list of n values a field, ids [N, Fa]. Raises `EncodeError` with field and row.
+
+        A column of another length is refused, also where its name is no field.
+        """
+        side = self._candidates
+        for name, column in columns.items():
+            known = name if name in side.name_set else None
+            if not isinstance(column, list | tuple):
+                raise EncodeError(known, f"a list of {n} values", describe(column))
+            if len(column) != n:
+                raise EncodeError(known, f"a list of {n} values", f"a list of {len(column)}")
+        absent = (None,) * n
+        given = [columns.get(name, absent) for name in side.names]
+        ignored = n * (len(columns) - len(side.name_set & columns.keys()))
+        return side.encode(given, n, ignored)
+
+    def encode_columns(self, columns: Mapping[str, Column]) -> EncodedColumns:
+        """A chunk of a log, by field name; every field of the schema, all of one length.
+
+        A cell that does not read is missing and counted. Raises `EncodeError` for a field without a column,
+        for columns of unequal length and for a column whose type never fits its field.
+        """
+        encoded = EncodedColumns({}, {}, {}, {}, {}, {})
+        rows_of(self.schema, columns)
+        for field in self.schema.fields:
+            column, table = columns[field.name], self._tables[field.name]
+            if field.is_sequence:
+                _encode_lists(field, column, table, encoded)
+            else:
+                _encode_cells(field, column, table, encoded)
+        return encoded
+
+
+class _Side:
+    """The fields of one side of a request, ready to encode: context or candidates."""
+
+    def __init__(self, fields: tuple[FieldSchema, ...], tables: Mapping[str, Table]) -> None:
+        flat = [field for field in fields if not field.is_sequence]
+        lists = [field for field in fields if field.is_sequence]
+        # Ids first, then sequences: the order in which `encode` takes columns.
+        self.names = [field.name for field in (*flat, *lists)]
+        self.name_set = frozenset(self.names)
+        self._flat = [(field.name, tables[field.name]) for field in flat]
+        self._lists = [(field, tables[field.name]) for field in lists]
+        self.pick = _picker(self.names)
+
+    def encode(
+        self, given: Sequence[Sequence[object]], n: int, ignored: int, *, is_context: bool = False
+    ) -> EncodedRows:
+        """n rows from one column of raw values a field, in the order of `names`."""
+        F = len(self._flat)
+        flat = list(zip(self._flat, given, strict=False))
+        passes: list[Iterable[int]] = []
+        for (name, table), values in flat:
+            fast = table.fast(values)
+            passes.append(_encode_each(name, table, values, is_context) if fast is None else fast)
+        try:
+            ids = np.fromiter(chain.from_iterable(passes), np.int32, F * n).reshape(F, n)
+        except TypeError:  # an unhashable value: a list or an object where a plain value belongs
+            each = [_encode_each(name, table, values, is_context) for (name, table), values in flat]
+            ids = np.fromiter(chain.from_iterable(each), np.int32, F * n).reshape(F, n)
+
+        missing: dict[str, int] = {}
+        unknown: dict[str, int] = {}
+        low = (ids <= UNKNOWN).any(axis=1)
+        if low.any():
+            for j in np.flatnonzero(low).tolist():
+                name, table = self._flat[j]
+                for i in np.flatnonzero(ids[j] == UNKNOWN).tolist():
+                    ids[j, i] = _encode_one(name, table, given[j][i], None if is_context else i)
+                _count(name, ids[j], missing, unknown)
+
+        sequences: dict[str, Ragged] = {}
+        for (field, table), column in zip(self._lists, given[F:], strict=True):
+            ragged = _encode_sequence(field, table, column, is_context)
+            sequences[field.name] = ragged
+            _count(field.name, ragged[0], missing, unknown)
+        return EncodedRows(np.ascontiguousarray(ids.T), sequences, missing, unknown, ignored)
+
+
+def rows_of(schema: FeatureSchema, columns: Mapping[str, Column]) -> int:
+    """The length all columns share; raises `EncodeError` where a field has none or another length."""
+    n = None
+    for field in schema.fields:
+        column = columns.get(field.name)
+        if column is None:
+            raise EncodeError(field.name, "a column", "none")
+        if n is not None and len(column) != n:
+            raise EncodeError(field.name, f"a column of {n} rows", f"one of {len(column)}")
+        n = len(column)
+    return n or 0
+
+
+def _picker(names: Sequence[str]) -> Any:
+    """A row -> the tuple of its values under `names`; KeyError where one is absent."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda row: tuple(row[name] for name in names)
+
+
+def _encode_one(name: str, table: Table, value: object, row: int | None) -> int:
+    try:
+        return table.encode(value)
+    except WrongTypeError as error:
+        raise EncodeError(name, EXPECTED[table.field.type], error.got, row) from None
+
+
+def _encode_each(name: str, table: Table, values: Sequence[object], is_context: bool) -> list[int]:
+    """Ids one by one: the specification itself, for what the fast way leaves."""
+    return [_encode_one(name, table, value, None if is_context else row) for row, value in enumerate(values)]
+
+
+def _count(name: str, ids: NDArray[np.int32], missing: dict[str, int], unknown: dict[str, int]) -> None:
+    if count := int(np.count_nonzero(ids == MISSING)):
+        missing[name] = count
+    if count := int(np.count_nonzero(ids == UNKNOWN)):
+        unknown[name] = count
+
+
+def _encode_sequence(field: FieldSchema, table: Table, values: Sequence[object], is_context: bool) -> Ragged:
+    """A sequence field's lists, null and "" being empty ones."""
+    rows: list[Sequence[object]] = []
+    for row, value in enumerate(values):
+        if isinstance(value, list | tuple):
+            rows.append(value)
+        elif value is None or value == "":
+            rows.append(())
+        else:
+            raise EncodeError(field.name, "a list", describe(value), None if is_context else row)
+    elements = list(chain.from_iterable(rows))
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+
+    try:
+        fast = table.fast(elements)
+        ids = np.full(len(elements), UNKNOWN) if fast is None else np.fromiter(fast, np.int32, len(elements))
+    except TypeError:  # an unhashable element: a list in a list
+        ids = np.full(len(elements), UNKNOWN)
+    for i in np.flatnonzero(ids == UNKNOWN).tolist():
+        try:
+            ids[i] = table.encode(elements[i])
+        except WrongTypeError as error:
+            row = int(np.searchsorted(offsets, i, side="right")) - 1
+            expected = f"a list whose elements are each {EXPECTED[field.type]}"
+            raise EncodeError(
+                field.name, expected, f"{error.got} in it", None if is_context else row
+            ) from None
+    if (
+        len(ids)
+        and ids.all()
+        and np.diff(offsets).all()
+        and len(max(rows, key=len)) <= (field.max_length or 0)
+    ):
+        return ids.astype(np.int32), offsets.astype(np.int32)  # nothing to drop, to cut or to fill
+    filled = fill_empty(shorten(field, Segments(ids.astype(np.int32), offsets)))
+    return filled.items, filled.offsets.astype(np.int32)
+
+
+def _encode_cells(field: FieldSchema, column: Column, table: Table, encoded: EncodedColumns) -> None:
+    if isinstance(table, EdgesTable):
+        numbers, bad = read_numbers(field, column)
+        ids = table.encode_numbers(numbers)
+    else:
+        cells = read_cells(field, column)
+        ids = cells.spread([table.encode(value) for value in cells.values], MISSING, np.int32)
+        bad = cells.codes == BAD
+    encoded.ids[field.name] = ids
+    encoded.missing[field.name] = int(np.count_nonzero(ids == MISSING))
+    encoded.unknown[field.name] = int(np.count_nonzero(ids == UNKNOWN))
+    encoded.bad[field.name] = int(np.count_nonzero(bad))
+    if encoded.bad[field.name]:
+        first = int(bad.argmax())
+        encoded.first_bad[field.name] = bad_cell(field, column, first, first)
+
+
+def _encode_lists(field: FieldSchema, column: Column, table: Table, encoded: EncodedColumns) -> None:
+    lists = read_lists(field, column)
+    offsets, rows = lists.offsets, lists.rows
+    ids = lists.cells.spread([table.encode(value) for value in lists.cells.values], MISSING, np.int32)
+    kept = gather(shorten(field, Segments(ids, offsets)), rows)
+    filled = fill_empty(kept)
+    encoded.sequences[field.name] = (filled.items, filled.offsets)
+    encoded.missing[field.name] = int(np.count_nonzero(np.diff(kept.offsets) == 0))
+    encoded.unknown[field.name] = int(np.count_nonzero(kept.items == UNKNOWN))
+
+    bad = lists.cells.codes == BAD
+    bad_before = np.concatenate(([0], np.cumsum(bad)))[offsets]
+    bad_in_row = np.append(np.diff(bad_before), 0)[slice(-1) if rows is None else rows]
+    encoded.bad[field.name] = int(bad_in_row.sum())
+    if encoded.bad[field.name]:
+        row = int((bad_in_row > 0).argmax())
+        first = int(bad_before[row if rows is None else rows[row]])
+        encoded.first_bad[field.name] = bad_cell(field, lists.column, int(bad.nonzero()[0][first]), row)

@@ -1,0 +1,204 @@
+"""EncoderFitter: vocabularies and edges from training rows, a chunk at a time.
+
+    vocabulary   values by descending count, then code point; `min_count` inclusive, `max_size` after it
+    quantile     edges of about equally full ranges, exact up to 2^20 values, then from a sample of that many
+    log_bucket   edges exp(sqrt(k)), as far as training values reach
+    criteo_x4    a vocabulary of the transformed values
+    hash         nothing to fit
+
+Only training rows may come here: an encoder that has seen the test rows flatters them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.columns import Column
+from models.encoder import Encoder, rows_of
+from models.reading import Segments, gather, read_cells, read_lists, read_numbers, shorten
+from models.schema import (
+    CriteoX4Encoding,
+    FeatureSchema,
+    FieldSchema,
+    HashEncoding,
+    QuantileEncoding,
+    VocabularyEncoding,
+)
+from models.tables import criteo_x4
+from models.values import canonical
+
+SAMPLE_SIZE = 1 << 20
+"""Values a quantile field keeps: 8 MiB. Up to as many, its edges are exact."""
+
+
+class EncoderFitter:
+    """Sees every training row once and makes the encoder.
+
+    Memory: a vocabulary's distinct values, and 8 MiB a quantile field, however long the log.
+    """
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self._schema = schema
+        self._fits = {field.name: _fit_of(field) for field in schema.fields}
+
+    def update(self, columns: Mapping[str, Column]) -> None:
+        """A chunk of training rows, by field name. Bad cells are passed over; `encode_columns` counts them.
+
+        Raises `EncodeError` for a field without a column, for columns of unequal length and for a column
+        whose type never fits its field.
+        """
+        rows_of(self._schema, columns)
+        for field in self._schema.fields:
+            self._fits[field.name].update(field, columns[field.name])
+
+    def finish(self) -> Encoder:
+        """The encoder of all rows seen. The fitter may go on and be asked again."""
+        vocabularies = {
+            field.name: self._fits[field.name].finish()
+            for field in self._schema.fields
+            if not isinstance(field.encoding, HashEncoding)
+        }
+        return Encoder(self._schema, vocabularies)
+
+
+def quantile_edges(numbers: NDArray[np.float64], buckets: int) -> list[float]:
+    """At most buckets - 1 edges that part the numbers [n] into about equally full ranges; none is empty.
+
+    Edge k is the sorted numbers' x[floor(k n / buckets)]. Where that is the smallest number of all or repeats
+    an edge, one value is common enough to fill a range alone: the next larger number then ends its range, so
+    that a log's many zeros, say, never share an id with the few values above them.
+    """
+    x = np.sort(numbers) + 0.0  # -0.0 becomes 0.0
+    edges: list[float] = []
+    last = x[0] if len(x) else 0.0
+    for k in range(1, buckets if len(x) else 0):
+        edge = x[k * len(x) // buckets]
+        if edge <= last:
+            above = int(np.searchsorted(x, edge, side="right"))
+            if above == len(x) or x[above] <= last:
+                continue
+            edge = x[above]
+        edges.append(float(edge))
+        last = edge
+    return edges
+
+
+def log_edges(smallest: float, largest: float, buckets: int) -> list[float]:
+    """The edges between x < 0, [0, 1) and floor(ln(x)^2) = 0, 1, 2, ... that part [smallest, largest].
+
+    floor(ln(x)^2) = k starts at exp(sqrt(k)). At most buckets - 1 edges: the last range is open.
+    """
+    edges = [0.0, *(math.exp(math.sqrt(k)) for k in range(buckets - 2))]
+    return [edge for edge in edges if smallest < edge <= largest]
+
+
+class _Fit(ABC):
+    @abstractmethod
+    def update(self, field: FieldSchema, column: Column) -> None: ...
+
+    @abstractmethod
+    def finish(self) -> list[str] | list[float]: ...
+
+
+class _NothingFit(_Fit):
+    def update(self, field: FieldSchema, column: Column) -> None:
+        """Read all the same, so that a column whose type never fits is refused while fitting."""
+        if field.is_sequence:
+            read_lists(field, column)
+        else:
+            read_cells(field, column)
+
+    def finish(self) -> list[str] | list[float]:
+        return []
+
+
+class _VocabularyFit(_Fit):
+    def __init__(self, encoding: VocabularyEncoding | CriteoX4Encoding) -> None:
+        self._encoding = encoding
+        self._counts: Counter[str] = Counter()
+
+    def update(self, field: FieldSchema, column: Column) -> None:
+        if field.is_sequence:
+            # Counted as the model sees them: after missing ones are dropped and long lists are cut.
+            lists = read_lists(field, column)
+            cells = lists.cells
+            codes = gather(shorten(field, Segments(cells.codes, lists.offsets)), lists.rows).items
+        else:
+            cells = read_cells(field, column)
+            codes = cells.codes[cells.codes > 0]
+        counts = np.bincount(codes, minlength=len(cells.values) + 1).tolist()
+        is_criteo = isinstance(self._encoding, CriteoX4Encoding)
+        for value, count in zip(cells.values, counts[1:], strict=True):
+            if count:
+                self._counts[canonical(criteo_x4(value) if is_criteo else value)] += count
+
+    def finish(self) -> list[str] | list[float]:
+        kept = [(-count, value) for value, count in self._counts.items() if count >= self._encoding.min_count]
+        kept.sort()  # Python compares strings by code point
+        return [value for _, value in kept[: self._encoding.max_size]]
+
+
+class _QuantileFit(_Fit):
+    """A uniform sample of fixed size (Vitter 1985, algorithm R), seeded: the same log gives the same edges.
+
+    Past the sample's size an edge's rank is off by about sqrt(q (1 - q) / 2^20), at most .05% of the rows.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        self._buckets = buckets
+        self._sample = np.empty(0, dtype=np.float64)
+        self._seen = 0
+        self._random = np.random.default_rng(0)
+
+    def update(self, field: FieldSchema, column: Column) -> None:
+        numbers, _ = read_numbers(field, column)
+        numbers = numbers[~np.isnan(numbers)]
+        room = SAMPLE_SIZE - len(self._sample)
+        if room:
+            self._sample = np.concatenate((self._sample, numbers[:room]))
+            self._seen += len(numbers[:room])
+            numbers = numbers[room:]
+        # Number t (from 0) replaces a random one of the sample with probability SAMPLE_SIZE / (t + 1). One
+        # draw a number, so how the log is cut into chunks changes nothing.
+        ranks = np.arange(self._seen, self._seen + len(numbers))
+        places = (self._random.random(len(numbers)) * (ranks + 1)).astype(np.int64)
+        chosen = places < SAMPLE_SIZE
+        self._sample[places[chosen]] = numbers[chosen]
+        self._seen += len(numbers)
+
+    def finish(self) -> list[str] | list[float]:
+        return quantile_edges(self._sample, self._buckets)
+
+
+class _LogBucketFit(_Fit):
+    def __init__(self, buckets: int) -> None:
+        self._buckets = buckets
+        self._smallest = math.inf
+        self._largest = -math.inf
+
+    def update(self, field: FieldSchema, column: Column) -> None:
+        numbers, _ = read_numbers(field, column)
+        numbers = numbers[~np.isnan(numbers)]
+        if len(numbers):
+            self._smallest = min(self._smallest, float(numbers.min()))
+            self._largest = max(self._largest, float(numbers.max()))
+
+    def finish(self) -> list[str] | list[float]:
+        return log_edges(self._smallest, self._largest, self._buckets)
+
+
+def _fit_of(field: FieldSchema) -> _Fit:
+    encoding = field.encoding
+    if isinstance(encoding, HashEncoding):
+        return _NothingFit()
+    if isinstance(encoding, VocabularyEncoding | CriteoX4Encoding):
+        return _VocabularyFit(encoding)
+    if isinstance(encoding, QuantileEncoding):
+        return _QuantileFit(encoding.buckets)
+    return _LogBucketFit(encoding.buckets)

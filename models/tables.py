@@ -1,0 +1,273 @@
+"""From one field's values to its ids: a table a field, one class a way of encoding.
+
+Ids are local to the field: 0 missing, 1 unknown, known values from 2. Every table answers in two ways:
+
+    encode(value)   checks the type, then looks up: the specification, one value at a time
+    fast(values)    an iterator at C speed over a list of raw JSON values, right for every value it gives an
+                    id other than 1; the caller sends those that came out as 1 through `encode`
+
+So an unknown value costs a check and a known one does not: `fast` only ever finds what `encode` accepts.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import count, pairwise, repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import VocabularyError
+from models.schema import (
+    CriteoX4Encoding,
+    FieldSchema,
+    HashEncoding,
+    LogBucketEncoding,
+    QuantileEncoding,
+    VocabularyEncoding,
+)
+from models.values import Value, canonical, check_value
+
+MISSING = 0
+UNKNOWN = 1
+FIRST_VALUE = 2
+
+CACHE_SIZE = 1 << 17
+"""Values a hashed field remembers. A hit costs a dict look-up, a miss a sha256."""
+
+LONGEST_CACHED = 256
+"""Longer strings are hashed anew each time, so that a client cannot fill memory with them."""
+
+_NONE = type(None)
+# True == 1 == 1.0 in a Python dict. Where keys are no strings, a value of a type that is not listed here
+# never reaches the dict. Strings equal nothing else and need no guard.
+_GUARDS: dict[str, frozenset[type] | None] = {
+    "string": None,
+    "integer": frozenset({int, float, _NONE}),
+    "float": frozenset({int, float, _NONE}),
+    "boolean": frozenset({bool, _NONE}),
+}
+
+
+class VocabularyTable:
+    """Known values from 2 in the order given; anything else of the right type is 1."""
+
+    def __init__(self, field: FieldSchema, values: Sequence[str]) -> None:
+        """`values` are canonical and in id order; `VocabularyError` where not, or where too many."""
+        encoding = field.encoding
+        assert isinstance(encoding, VocabularyEncoding)
+        _check_vocabulary(field, values, encoding.max_size)
+        self.field = field
+        self.values = list(values)
+        self.size = FIRST_VALUE + len(self.values)
+        self._guard = _GUARDS[field.type]
+        self._ids: dict[Any, int] = dict(zip(_parsed(field, self.values), count(FIRST_VALUE), strict=False))
+        self._ids[None] = MISSING
+        if field.type == "string":
+            self._ids[""] = MISSING
+
+    def encode(self, value: object) -> int:
+        """The id of a raw value; raises `WrongTypeError`."""
+        return self._ids.get(check_value(self.field.type, value), UNKNOWN)
+
+    def fast(self, values: Sequence[Any]) -> Iterator[int] | None:
+        """Ids of raw values, or None where one of them is of a type the dict could mistake."""
+        if self._guard is not None and not self._guard.issuperset(map(type, values)):
+            return None
+        return map(self._ids.get, values, repeat(UNKNOWN))
+
+
+class _CachedTable(ABC):
+    """A table whose ids are computed, and remembered for the values seen lately.
+
+    Two generations: a full young one becomes the old one, and what is asked for again moves back.
+    """
+
+    def __init__(self, field: FieldSchema) -> None:
+        self.field = field
+        self._guard = _GUARDS[field.type]
+        self._young: dict[Any, int] = {None: MISSING}
+        self._old: dict[Any, int] = {}
+
+    @abstractmethod
+    def compute(self, value: str | int | float | bool) -> int:
+        """The id of a checked value that is not missing."""
+
+    def encode(self, value: object) -> int:
+        """The id of a raw value; raises `WrongTypeError`."""
+        checked = check_value(self.field.type, value)
+        if checked is None:
+            return MISSING
+        found = self._young.get(checked)
+        if found is not None:
+            return found
+        found = self._old.get(checked)
+        if found is None:
+            found = self.compute(checked)
+        if type(checked) is str and len(checked) > LONGEST_CACHED:
+            return found
+        if len(self._young) >= CACHE_SIZE // 2:
+            self._old = self._young
+            self._young = {None: MISSING}
+        self._young[checked] = found
+        return found
+
+    def fast(self, values: Sequence[Any]) -> Iterator[int] | None:
+        """Ids of raw values, 1 for those not remembered; None where a type could be mistaken."""
+        if self._guard is not None and not self._guard.issuperset(map(type, values)):
+            return None
+        return map(self._young.get, values, repeat(UNKNOWN))
+
+
+class HashTable(_CachedTable):
+    """2 + int(sha256("seed:field:value")[:8], big endian) % buckets. Never answers 1."""
+
+    values: None = None
+
+    def __init__(self, field: FieldSchema) -> None:
+        super().__init__(field)
+        assert isinstance(field.encoding, HashEncoding)
+        self._buckets = field.encoding.buckets
+        self._prefix = f"{field.encoding.seed}:{field.name}:"
+        self.size = FIRST_VALUE + self._buckets
+
+    def compute(self, value: str | int | float | bool) -> int:
+        """The id of a checked value that is not missing."""
+        digest = sha256((self._prefix + canonical(value)).encode()).digest()
+        return FIRST_VALUE + int.from_bytes(digest[:8], "big") % self._buckets
+
+
+class CriteoX4Table(_CachedTable):
+    """The public Criteo_x4 rule: floor(ln(x)^2) for x > 2, else x; then a vocabulary."""
+
+    def __init__(self, field: FieldSchema, values: Sequence[str]) -> None:
+        """`values` are canonical and in id order; `VocabularyError` where not, or where too many."""
+        super().__init__(field)
+        assert isinstance(field.encoding, CriteoX4Encoding)
+        _check_vocabulary(field, values, field.encoding.max_size)
+        self.values = list(values)
+        self.size = FIRST_VALUE + len(self.values)
+        self._ids = {value: id_ for id_, value in enumerate(self.values, FIRST_VALUE)}
+
+    def compute(self, value: str | int | float | bool) -> int:
+        """The id of a checked value that is not missing."""
+        return self._ids.get(canonical(criteo_x4(value)), UNKNOWN)
+
+
+class EdgesTable:
+    """2 + bisect_right(edges, x): range i holds edges[i-1] <= x < edges[i]. Never answers 1."""
+
+    def __init__(self, field: FieldSchema, edges: Sequence[float]) -> None:
+        """`edges` are finite and grow strictly. Raises `VocabularyError` where not, or too many."""
+        assert isinstance(field.encoding, QuantileEncoding | LogBucketEncoding)
+        if not set(map(type, edges)) <= {int, float}:
+            raise VocabularyError(field.name, "expected edges that are numbers")
+        numbers = [float(edge) for edge in edges]
+        if not all(map(math.isfinite, numbers)) or any(b <= a for a, b in pairwise(numbers)):
+            raise VocabularyError(field.name, "expected finite edges that grow strictly")
+        if len(numbers) >= field.encoding.buckets:
+            raise VocabularyError(
+                field.name, f"expected at most {field.encoding.buckets - 1} edges, got {len(numbers)}"
+            )
+        self.field = field
+        self.values = numbers
+        self.size = FIRST_VALUE + len(numbers) + 1
+        self._array = np.array(numbers, dtype=np.float64)
+        # Two edges below everything make bisect_right give ids that start at 2.
+        self._shifted = [-math.inf, -math.inf, *numbers]
+
+    def encode(self, value: object) -> int:
+        """The id of a raw value; raises `WrongTypeError`. An integer is compared as the nearest float64."""
+        checked = check_value(self.field.type, value)
+        return MISSING if checked is None else bisect_right(self._shifted, float(checked))
+
+    def fast(self, values: Sequence[Any]) -> Iterator[int] | None:
+        """Ids of raw values; None where one is not finite, an integer beyond 2^53 or no number."""
+        types = set(map(type, values))
+        present = values
+        if _NONE in types:
+            types.remove(_NONE)
+            present = [value for value in values if value is not None]
+        if not types <= {int, float} or (float in types and self.field.type == "integer"):
+            return None
+        if int in types and not (min(present) >= -(2**53) and max(present) <= 2**53):
+            return None
+        # One NaN or infinity makes the sum one; a sum that overflows by itself only costs the slow way.
+        if float in types and not math.isfinite(sum(present)):
+            return None
+        if present is values:
+            return map(bisect_right, repeat(self._shifted), values)
+        return (MISSING if value is None else bisect_right(self._shifted, value) for value in values)
+
+    def encode_numbers(self, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Ids of float64 numbers [n], NaN being missing."""
+        ids = np.searchsorted(self._array, numbers, side="right").astype(np.int32) + np.int32(FIRST_VALUE)
+        ids[np.isnan(numbers)] = MISSING
+        return ids
+
+
+Table = VocabularyTable | HashTable | CriteoX4Table | EdgesTable
+
+
+def make_table(field: FieldSchema, values: Sequence[Any] | None) -> Table:
+    """The table of a field: from its values in id order, from its edges, or (hash) from nothing."""
+    if isinstance(field.encoding, HashEncoding):
+        if values is not None:
+            raise VocabularyError(field.name, "a hashed field has no vocabulary")
+        return HashTable(field)
+    if values is None:
+        raise VocabularyError(field.name, f"no {'edges' if field.kind == 'numeric' else 'vocabulary'} given")
+    if isinstance(field.encoding, VocabularyEncoding):
+        return VocabularyTable(field, values)
+    if isinstance(field.encoding, CriteoX4Encoding):
+        return CriteoX4Table(field, values)
+    return EdgesTable(field, values)
+
+
+def criteo_x4(value: Value) -> int | float:
+    """floor(ln(x)^2) for x > 2, else x, as the public benchmark's preprocessing has it."""
+    assert isinstance(value, int | float)
+    return math.floor(math.log(value) ** 2) if value > 2 else value
+
+
+def _check_vocabulary(field: FieldSchema, values: Sequence[str], max_size: int | None) -> None:
+    """Refuse values that are not canonical for the field, stand twice or are too many; no call a value."""
+    if max_size is not None and len(values) > max_size:
+        raise VocabularyError(field.name, f"expected at most {max_size} values, got {len(values)}")
+    if not set(map(type, values)) <= {str}:
+        raise VocabularyError(field.name, "expected values that are strings, in canonical form")
+    distinct = set(values)
+    if len(distinct) != len(values):
+        raise VocabularyError(field.name, "a value stands twice")
+    if "" in distinct:
+        raise VocabularyError(field.name, 'a value is "", which is missing and has no id of its own')
+    try:
+        if field.type == "string":
+            "".join(values).encode()
+        elif [canonical(_present(field, value)) for value in _parsed(field, values)] != list(values):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise VocabularyError(field.name, f"a value is not the canonical form of {field.type}") from None
+
+
+def _present(field: FieldSchema, value: object) -> str | int | float | bool:
+    checked = check_value(field.type, value)
+    if checked is None:
+        raise ValueError
+    return checked
+
+
+def _parsed(field: FieldSchema, values: Sequence[str]) -> Sequence[str | int | float | bool]:
+    """Canonical strings as the Python values a request brings."""
+    if field.type == "integer":
+        return list(map(int, values))
+    if field.type == "float":
+        return list(map(float, values))
+    if field.type == "boolean":
+        return [{"1": True, "0": False}[value] if value in ("0", "1") else value for value in values]
+    return values
