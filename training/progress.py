@@ -5,7 +5,16 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from training.stages import Step
@@ -57,7 +66,9 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
         if self._cached:
             self.console.print(f"[dim]{self._cached} steps were already done[/dim]")
@@ -78,4 +89,6 @@ class Display:
             self._progress.remove_task(task)
         note = self._notes.pop(step.key, "")
         elapsed = time.monotonic() - self._started
-        self.console.print(f"[green]✓[/green] {step.stage:<9} {step.label:<28} {seconds:6.1f} s  [dim]{note}  (at {elapsed:.0f} s)[/dim]")
+        self.console.print(
+            f"[green]✓[/green] {step.stage:<9} {step.label:<28} {seconds:6.1f} s  [dim]{note}  (at {elapsed:.0f} s)[/dim]"
+        )

@@ -1,7 +1,7 @@
 """Steps that are done once: a small build graph over folders.
 
 A `Step` is a function that fills a folder. Its key is a hash over all that its result depends on: the function, its
-arguments, the source files it names, and the keys of the steps it needs. A step whose folder stands is done; anything
+arguments, the source files and packages it names, and the keys of the steps it needs. A step whose folder stands is done; anything
 else is built in a temporary folder beside it and renamed when complete, so an interrupted run loses only the steps
 that were under way, and a changed recipe redoes only what depends on the change.
 
@@ -14,6 +14,8 @@ This file knows nothing about clicks or networks; `pipeline.py` says which steps
 import functools
 import hashlib
 import importlib
+import importlib.metadata
+import inspect
 import json
 import multiprocessing
 import os
@@ -55,12 +57,18 @@ class Step:
     arguments: Mapping[str, Json] = field(default_factory=dict)
     needs: Mapping[str, "Step"] = field(default_factory=dict)
     code: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where things lie, handed to `run` as `places` when there are any: no part of the key."""
+    weight: float = 1.0
+    """How long it takes beside the others, roughly: of the steps that could start, the one with the longest way
+    behind it goes first. No part of the key."""
 
     @functools.cached_property
     def key(self) -> str:
         """64 hex digits that change when anything this step's result depends on changes."""
         facts = {
-            "run": f"{self.run.__module__}.{self.run.__qualname__}",
+            "folder": f"{self.stage}/{self.label}",
+            "run": inspect.getsource(self.run),
             "arguments": dict(self.arguments),
             "needs": {name: step.key for name, step in self.needs.items()},
             "code": {path: source_hash(path) for path in self.code},
@@ -76,7 +84,10 @@ class Step:
 
 @functools.cache
 def source_hash(path: str) -> str:
-    """Hash of a source file, or of every Python file below a folder, named from the repository root."""
+    """Hash of a source file, of every Python file below a folder (named from the repository root), or of the version
+    of an installed package (`package:torch`)."""
+    if path.startswith("package:"):
+        return importlib.metadata.version(path.removeprefix("package:"))
     place = ROOT / path
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     digest = hashlib.sha256()
@@ -107,6 +118,16 @@ def in_order(targets: Iterable[Step]) -> list[Step]:
     for target in targets:
         visit(target)
     return list(ordered.values())
+
+
+def longest_way(steps: Iterable[Step]) -> dict[str, float]:
+    """Of steps in order, by key: the weight of the heaviest chain that starts with it."""
+    way: dict[str, float] = {}
+    for step in reversed(list(steps)):
+        way[step.key] = way.get(step.key, 0.0) + step.weight
+        for needed in step.needs.values():
+            way[needed.key] = max(way.get(needed.key, 0.0), way[step.key])
+    return way
 
 
 def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Watcher) -> None:
@@ -142,9 +163,15 @@ def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Wat
 
 
 def _drive(
-    pool: ProcessPoolExecutor, missing: dict[str, Step], runs: Path, workers: int, events: Any, watcher: Watcher
+    pool: ProcessPoolExecutor,
+    missing: dict[str, Step],
+    runs: Path,
+    workers: int,
+    events: Any,
+    watcher: Watcher,
 ) -> None:
-    waiting = dict(missing)
+    way = longest_way(missing.values())
+    waiting = dict(sorted(missing.items(), key=lambda item: -way[item[0]]))
     running: dict[Future[float], Step] = {}
     failure: TrainingError | None = None
     while running or (waiting and failure is None):
@@ -181,6 +208,8 @@ def _drive(
 def _order(step: Step, runs: Path) -> tuple[str, str, str, str, dict[str, Any]]:
     """A step as plain values, so that it travels to a worker whatever start method Python uses."""
     arguments = dict(step.arguments) | {name: needed.folder(runs) for name, needed in step.needs.items()}
+    if step.places:
+        arguments["places"] = dict(step.places)
     return step.key, step.run.__module__, step.run.__qualname__, str(step.folder(runs)), arguments
 
 

@@ -67,13 +67,26 @@ def test_a_second_run_does_nothing_and_a_change_redoes_only_what_depends_on_it(t
     assert sorted(changed.was_finished) == ["a", "end"]
 
 
+def test_of_the_steps_that_could_start_the_one_with_the_longest_way_behind_it_goes_first(tmp_path: Path):
+    """What everything else waits for is not started last."""
+    short, first = step("short"), step("first")
+    end = step("end", one=step("second", one=first), two=short)
+
+    notes = run(tmp_path, short, end, workers=1)
+
+    assert notes.was_finished[0] == "first"
+
+
 def test_a_changed_source_file_changes_the_key():
     """Cached results never outlive the code that made them."""
     plain = Step("s", "l", tiny_steps.write, {})
     with_code = Step("s", "l", tiny_steps.write, {}, code=("training/stages.py",))
     with_folder = Step("s", "l", tiny_steps.write, {}, code=("training",))
+    with_package = Step("s", "l", tiny_steps.write, {}, code=("package:torch",))
+    with_place = Step("s", "l", tiny_steps.write, {}, places={"where": "elsewhere"})
 
-    assert len({plain.key, with_code.key, with_folder.key}) == 3
+    assert len({plain.key, with_code.key, with_folder.key, with_package.key}) == 4
+    assert with_place.key == plain.key
 
 
 def test_a_refused_input_ends_the_run_with_its_own_words_and_keeps_what_was_finished(tmp_path: Path):
@@ -90,6 +103,16 @@ def test_a_refused_input_ends_the_run_with_its_own_words_and_keeps_what_was_fini
 def test_a_bug_is_reported_with_its_place(tmp_path: Path):
     with pytest.raises(StepError, match=r"(?s)tiny/bug failed.*tiny_steps.py.*ZeroDivisionError"):
         run(tmp_path, Step("tiny", "bug", tiny_steps.stumble))
+
+
+def test_two_steps_that_do_the_same_under_two_names_have_a_folder_each(tmp_path: Path):
+    """A control that happens to equal a teacher is still found where a control lies."""
+    one, two = step("one", "same"), step("two", "same")
+
+    run(tmp_path, one, two)
+
+    assert one.is_done(tmp_path)
+    assert two.is_done(tmp_path)
 
 
 def test_a_killed_process_is_an_error_with_advice_not_a_hang(tmp_path: Path):

@@ -1,0 +1,187 @@
+"""The offline program's command line.
+
+Exit codes: 0 done; 1 a log, recipe or step was refused (the reason on stderr, no stack trace); 2 the command itself is
+wrong; 130 stopped by Ctrl-C (finished steps are kept). What scripts read is on stdout, everything for people on stderr.
+
+torch takes a second to import, so each command imports what it needs when it runs.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from models.errors import ModelsError
+from training.errors import TrainingError
+
+DESCRIPTION = """\
+Retort, offline: from a click log to models that the service can score with.
+
+  python -m training run synthetic                    the built-in log, everything from end to end
+  python -m training infer-schema clicks.csv.gz       propose a schema for your own log, to edit
+  python -m training run my/recipe.yaml --seeds 3     train on it, with the spread over three seeds
+  python -m training run synthetic --set student.fit.kd_weight=0.5
+
+A run is cached step by step under its folder: run it again and only what changed is done again.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        if argv[:1] == ["infer-schema"]:  # its options are its own
+            from training.data import infer
+
+            return infer.main(argv[1:])
+        arguments = _parser().parse_args(argv)
+        return int(arguments.command(arguments))
+    except (TrainingError, ModelsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; finished steps are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="train teachers, gate and student, export them, write the report",
+        description="From a log to exported models and a report. The last line printed is the path of report.json.",
+    )
+    _add_recipe(run)
+    run.add_argument(
+        "--seeds", type=_positive, default=1, metavar="N", help="train N times, seeds 1 to N (default 1)"
+    )
+    run.add_argument(
+        "--repository",
+        type=Path,
+        metavar="DIR",
+        help="where bundles go (default models/repository; with --out, OUT/repository)",
+    )
+    run.set_defaults(command=_run)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="tune student and control with the same budget",
+        description="Tries the same grid of learning rate, embedding init and epochs for the student and for its "
+        "hard-label control, on validation rows only, and prints what each did best with.",
+    )
+    _add_recipe(sweep)
+    sweep.set_defaults(command=_sweep)
+
+    commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
+
+    generate = commands.add_parser(
+        "generate",
+        help="write a synthetic click log with known true probabilities",
+        description="Writes the synthetic log that `run synthetic` trains on, with its schema beside it, and prints "
+        "what the best possible model would reach on it.",
+    )
+    generate.add_argument(
+        "output",
+        type=Path,
+        nargs="?",
+        default=Path("data/synthetic.parquet"),
+        metavar="FILE",
+        help=".parquet, .csv, .csv.gz (default data/synthetic.parquet)",
+    )
+    generate.add_argument(
+        "--seed", type=int, default=None, help="of the world and its log (default: the recipe's)"
+    )
+    generate.add_argument("--rows", type=_positive, default=None, help="impressions (default: the recipe's)")
+    generate.add_argument(
+        "--days", type=_positive, default=None, help="days it spans (default: the recipe's)"
+    )
+    generate.set_defaults(command=_generate)
+
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        help="override one value of the recipe; may be repeated",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of this run (default runs/<recipe name>)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("RETORT_TRAINING_DATA") or None,
+        metavar="DIR",
+        help="folder of the real logs that a recipe names (default: RETORT_TRAINING_DATA)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=max(1, min(8, os.cpu_count() or 1)),
+        metavar="N",
+        help="steps side by side, one core each (default: one a core)",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from training.run import run
+
+    path = run(
+        arguments.recipe,
+        overrides=arguments.set,
+        seeds=list(range(1, arguments.seeds + 1)),
+        out=arguments.out,
+        repository=arguments.repository,
+        data=arguments.data,
+        workers=arguments.workers,
+    )
+    print(path)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from training.data.synthetic import World
+    from training.recipe import SyntheticSettings
+
+    chosen = {
+        name: value for name in ("seed", "rows", "days") if (value := getattr(arguments, name)) is not None
+    }
+    world = World(**SyntheticSettings(kind="synthetic", **chosen).model_dump(exclude={"kind"}))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    facts = world.write(arguments.output)
+    schema = arguments.output.parent / f"{arguments.output.name.partition('.')[0]}.schema.json"
+    schema.write_text(world.schema().to_json() + "\n", encoding="utf-8")
+    print(json.dumps({"log": str(arguments.output), "schema": str(schema), **facts.to_json()}, indent=1))
+    return 0
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError

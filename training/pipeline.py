@@ -1,0 +1,198 @@
+"""The road from a recipe to exported models: which steps there are and what each needs.
+
+    log -> prepare -> teachers x M, control_train -> gate -> student -> calibrate -> measure -> export -> report
+                          |                            |        |
+                          +-> refit of each -----------+-> refit of the student
+
+Each arrow is a `needs` of `stages.Step`, so whatever has no arrow between it runs side by side, is done once, and is
+redone only when something before it changes. Seeds vary training, not the log; the first seed's models are exported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training import steps
+from training.data.fingerprint import fingerprint
+from training.data.sources import FilesSettings, open_source
+from training.loop import NetworkSpec
+from training.recipe import LoadedRecipe, SyntheticSettings
+from training.stages import Step
+
+# What each step's result depends on beside its inputs; the step's own function is always part of its key.
+_READING = ("training/data", "training/encoded_log.py", "models")
+_LEARNING = (
+    "package:torch",
+    "training/zoo",
+    "training/encoded_log.py",
+    "training/loop.py",
+    "training/metrics.py",
+)
+_GATING = ("training/gate.py", "training/calibrate.py")
+_DISTILLING = (*_LEARNING, "training/distill.py")
+_MEASURING = ("training/metrics.py", *_GATING)
+
+
+@dataclass(frozen=True)
+class SeedSteps:
+    """What is trained and measured with one seed of training."""
+
+    seed: int
+    gate: Step
+    ensemble: Step
+    platt: Step
+    student: Step
+    control: Step
+    teachers: Mapping[str, Step]
+    """The refitted ones, as are `ensemble`, `student` and `control`."""
+    measure: Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of a run."""
+
+    log: Step | None
+    prepare: Step
+    seeds: tuple[SeedSteps, ...]
+
+    @property
+    def measured(self) -> list[Step]:
+        return [seed.measure for seed in self.seeds]
+
+
+def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | None) -> Plan:
+    """Lay out the steps; reads only as much of a log as its fingerprint needs."""
+    recipe = loaded.recipe
+    log, prepare = _reading_steps(loaded, runs=runs, data=data)
+    return Plan(log, prepare, tuple(_seed_steps(recipe, seed, prepare) for seed in seeds))
+
+
+def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:
+    recipe, fingerprints = loaded.recipe, runs / "fingerprints.json"
+    places = {"base": str(loaded.base), "data": str(data or ""), "fingerprints": str(fingerprints)}
+    arguments: dict[str, Any] = {
+        "schema": loaded.schema.model_dump(mode="json"),
+        "split": recipe.split.model_dump(mode="json"),
+    }
+    log: Step | None = None
+    if isinstance(recipe.source, SyntheticSettings):
+        world = recipe.source.model_dump(exclude={"kind"})
+        log = Step(
+            "log",
+            f"synthetic-{recipe.source.seed}",
+            steps.write_synthetic_log,
+            {"world": world},
+            code=("training/data/synthetic.py",),
+        )
+        arguments["source"] = FilesSettings(kind="files", paths=("log.parquet",)).model_dump(mode="json")
+    else:
+        files = open_source(recipe.source, base=loaded.base, data=data).files
+        arguments["source"] = recipe.source.model_dump(mode="json")
+        arguments["fingerprint"] = fingerprint(files, cache=fingerprints)
+    needs = {"log": log} if log else {}
+    return log, Step(
+        "prepare", recipe.name, steps.prepare_log, arguments, needs, code=_READING, places=places
+    )
+
+
+def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
+    def step(
+        stage: str,
+        label: str,
+        run: Any,
+        arguments: Mapping[str, Any],
+        needs: Mapping[str, Step],
+        code: Any,
+        weight: float = 1,
+    ) -> Step:
+        return Step(stage, f"{label}-s{seed}", run, arguments, needs, code, weight=weight)
+
+    def network(spec: NetworkSpec) -> dict[str, Any]:
+        return {"network": spec.network, "options": dict(spec.options)}
+
+    def fit(name: str, setting: Any, stage: str) -> tuple[Step, Step]:
+        options = setting.fit.model_dump(mode="json")
+        first = step(
+            stage,
+            name,
+            steps.fit_network,
+            {"spec": network(setting), "options": options, "seed": seed},
+            {"prepared": prepare},
+            _LEARNING,
+        )
+        again = step(
+            "refit",
+            name,
+            steps.refit_network,
+            {"options": options, "seed": seed},
+            {"prepared": prepare, "first": first},
+            _LEARNING,
+        )
+        return first, again
+
+    fits = {name: fit(name, setting, "teachers") for name, setting in recipe.teachers.items()}
+    firsts = {f"teacher:{name}": pair[0] for name, pair in fits.items()}
+    agains = {f"teacher:{name}": pair[1] for name, pair in fits.items()}
+    control, control_refit = fit("control", recipe.control, "control")
+
+    gate = step("gate", "gate", steps.fit_the_gate, {}, {"prepared": prepare, **firsts}, _GATING)
+    ensemble = step("refit", "ensemble", steps.apply_gate, {}, {"gate": gate, **agains}, _GATING)
+
+    options = recipe.student.fit.model_dump(mode="json")
+    student = step(
+        "student",
+        "student",
+        steps.distil,
+        {"spec": network(recipe.student), "options": options, "seed": seed},
+        {"prepared": prepare, "ensemble": gate},
+        _DISTILLING,
+        weight=4,
+    )
+    student_refit = step(
+        "refit",
+        "student",
+        steps.redistil,
+        {"options": options, "seed": seed},
+        {"prepared": prepare, "ensemble": ensemble, "first": student},
+        _DISTILLING,
+        weight=4,
+    )
+    platt = step(
+        "calibrate",
+        "platt",
+        steps.calibrate,
+        {},
+        {"prepared": prepare, "ensemble": gate, "student": student, "control": control, **firsts},
+        _GATING,
+    )
+    measure = step(
+        "measure",
+        "measure",
+        steps.measure,
+        {"seed": seed},
+        {
+            "prepared": prepare,
+            "gate": gate,
+            "ensemble": ensemble,
+            "platt": platt,
+            "student": student,
+            "student_refit": student_refit,
+            "control": control,
+            "control_refit": control_refit,
+            **firsts,
+            **{f"teacher_refit:{name}": pair[1] for name, pair in fits.items()},
+        },
+        _MEASURING,
+    )
+    return SeedSteps(
+        seed=seed,
+        gate=gate,
+        ensemble=ensemble,
+        platt=platt,
+        student=student_refit,
+        control=control_refit,
+        teachers={name: pair[1] for name, pair in fits.items()},
+        measure=measure,
+    )

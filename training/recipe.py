@@ -1,0 +1,179 @@
+"""A recipe: everything a run depends on, in one YAML file, checked whole before anything runs.
+
+`load_recipe("synthetic")` reads a shipped recipe, `load_recipe("my/log.yaml")` yours. `--set a.b=c` overrides one value
+by its path, written as YAML: `--set student.fit.kd_weight=0.5 --set teachers.dnn=null` (null drops a teacher).
+The recipe travels into the bundle it produces.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.schema import FeatureSchema
+from training.data.sources import FilesSettings, KuaiRandSettings, MovieLensSettings
+from training.data.split import Split
+from training.distill import DistillOptions
+from training.errors import RecipeError
+from training.loop import FitOptions, NetworkSpec
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SyntheticSettings(_Settings):
+    """The built-in log, made by `training/data/synthetic.py`: needs no file, and its true probabilities are known."""
+
+    kind: Literal["synthetic"]
+    seed: int = Field(0, ge=0)
+    """Seed of the world and of its log. Seeds of training are another matter: `--seeds`."""
+    rows: int = Field(185_000, ge=1_000)
+    """Impressions in the whole log."""
+    days: int = Field(9, ge=3)
+    """Days it spans; the last is the test day, the one before it validation."""
+
+
+SourceSettings = Annotated[
+    SyntheticSettings | FilesSettings | KuaiRandSettings | MovieLensSettings, Field(discriminator="kind")
+]
+
+
+class HardLabels(NetworkSpec):
+    """A network and how it is trained on clicks."""
+
+    fit: FitOptions
+    """Learning rate, batch, epochs, patience."""
+
+
+class Distilled(NetworkSpec):
+    """The student: a network and how it is trained on the ensemble's soft labels."""
+
+    fit: DistillOptions
+    """As for a teacher, with the weight of the distillation loss and its temperature."""
+
+
+class Recipe(_Settings):
+    """One run, from the log to the exported models."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """Names the folder under runs/."""
+    description: str = ""
+    """For people: what this log is and what to expect."""
+    source: SourceSettings
+    """Where the rows come from."""
+    schema_file: str | None = None
+    """The log's FeatureSchema, relative to the recipe file. The synthetic log brings its own."""
+    split: Split
+    """Which rows train, validate and test."""
+    teachers: dict[str, HardLabels] = Field(min_length=1)
+    """The ensemble, by name, in this order."""
+    student: Distilled
+    """What serves the traffic in the end."""
+    control: HardLabels
+    """The student's own network on hard labels: what a user runs today, tuned as hard as the student."""
+
+    @model_validator(mode="after")
+    def _control_is_the_student_untaught(self) -> "Recipe":
+        """A control of another size would measure the size, not the teaching."""
+
+        def shape(spec: NetworkSpec) -> tuple[str, dict[str, Any]]:
+            return spec.network, {k: v for k, v in spec.options.items() if k not in ("init_sd", "dropout")}
+
+        if shape(self.control) != shape(self.student):
+            raise ValueError(
+                "control: expected the student's network and sizes (only init_sd, dropout and fit may differ), "
+                f"got {shape(self.control)} against {shape(self.student)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_log_of_files_has_a_schema(self) -> "Recipe":
+        if (self.schema_file is None) != (self.source.kind == "synthetic"):
+            raise ValueError(
+                "schema_file: expected for every log but the synthetic one, which brings its own; "
+                "`python -m training infer-schema FILE` proposes one"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with the schema it names and the folder its relative paths start from."""
+
+    recipe: Recipe
+    base: Path
+    schema: FeatureSchema
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, override and check a recipe; RecipeError says what is wrong and where."""
+    path = _find(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{path}:\n" + "\n".join(_faults(error))) from None
+    if isinstance(recipe.source, SyntheticSettings):
+        from training.data.synthetic import World
+
+        schema = World(**recipe.source.model_dump(exclude={"kind"})).schema()
+    else:
+        schema = FeatureSchema.from_file(path.parent / str(recipe.schema_file))
+    return LoadedRecipe(recipe=recipe, base=path.parent, schema=schema)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with Retort."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml") if not path.name.endswith(".schema.yaml"))
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path in shipped():
+        return SHIPPED / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise RecipeError(f"recipe {name_or_path!r}: expected a file, or one of {', '.join(shipped())}")
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    """Put `a.b=c` into the tree; null drops the key."""
+    path, equals, value = text.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {text}: expected path=value, as in --set student.fit.kd_weight=0.5")
+    place: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise RecipeError(
+                f"--set {text}: {'.'.join(keys[: depth + 1])} is a single value and has no parts"
+            )
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}: the value is not YAML: {error}") from None
+    if parsed is None:
+        place.pop(keys[-1], None)
+    else:
+        place[keys[-1]] = parsed
+
+
+def _faults(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(part) for part in fault["loc"])
+        came = "" if fault["type"] == "missing" else f", got {fault['input']!r:.80}"
+        yield f"  {place or 'recipe'}: {fault['msg']}{came}"
