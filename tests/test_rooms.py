@@ -61,10 +61,7 @@ def test_a_room_imports_only_what_it_may(room: str):
     allowed = ALLOWED[room] | {room} | set(sys.stdlib_module_names)
 
     strangers = {
-        f"{path.relative_to(ROOT)}: {name}"
-        for path in sources
-        for name in imports_of(path)
-        if name not in allowed
+        f"{path.relative_to(ROOT)}: {name}" for path in sources for name in imports_of(path) if name not in allowed
     }
 
     assert not strangers

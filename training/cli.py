@@ -30,9 +30,7 @@ A run is cached step by step under its folder: run it again and only what change
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         if argv[:1] == ["infer-schema"]:  # its options are its own
             from training.data import infer
@@ -65,9 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="From a log to exported models and a report. The last line printed is the path of report.json.",
     )
     _add_recipe(run)
-    run.add_argument(
-        "--seeds", type=_positive, default=1, metavar="N", help="train N times, seeds 1 to N (default 1)"
-    )
+    run.add_argument("--seeds", type=_positive, default=1, metavar="N", help="train N times, seeds 1 to N (default 1)")
     run.add_argument(
         "--repository",
         type=Path,
@@ -101,13 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=".parquet, .csv, .csv.gz (default data/synthetic.parquet)",
     )
-    generate.add_argument(
-        "--seed", type=int, default=None, help="of the world and its log (default: the recipe's)"
-    )
+    generate.add_argument("--seed", type=int, default=None, help="of the world and its log (default: the recipe's)")
     generate.add_argument("--rows", type=_positive, default=None, help="impressions (default: the recipe's)")
-    generate.add_argument(
-        "--days", type=_positive, default=None, help="days it spans (default: the recipe's)"
-    )
+    generate.add_argument("--days", type=_positive, default=None, help="days it spans (default: the recipe's)")
     generate.set_defaults(command=_generate)
 
     return parser
@@ -122,9 +114,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="A.B=C",
         help="override one value of the recipe; may be repeated",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of this run (default runs/<recipe name>)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of this run (default runs/<recipe name>)")
     parser.add_argument(
         "--data",
         type=Path,
@@ -161,9 +151,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from training.data.synthetic import World
     from training.recipe import SyntheticSettings
 
-    chosen = {
-        name: value for name in ("seed", "rows", "days") if (value := getattr(arguments, name)) is not None
-    }
+    chosen = {name: value for name in ("seed", "rows", "days") if (value := getattr(arguments, name)) is not None}
     world = World(**SyntheticSettings(kind="synthetic", **chosen).model_dump(exclude={"kind"}))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     facts = world.write(arguments.output)

@@ -92,9 +92,7 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
         arguments["source"] = recipe.source.model_dump(mode="json")
         arguments["fingerprint"] = fingerprint(files, cache=fingerprints)
     needs = {"log": log} if log else {}
-    return log, Step(
-        "prepare", recipe.name, steps.prepare_log, arguments, needs, code=_READING, places=places
-    )
+    return log, Step("prepare", recipe.name, steps.prepare_log, arguments, needs, code=_READING, places=places)
 
 
 def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:

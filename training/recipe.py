@@ -159,9 +159,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         place = place.setdefault(key, {})
         if not isinstance(place, dict):
-            raise RecipeError(
-                f"--set {text}: {'.'.join(keys[: depth + 1])} is a single value and has no parts"
-            )
+            raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is a single value and has no parts")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:

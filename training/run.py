@@ -40,7 +40,5 @@ def only_one(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise TrainingError(
-                f"{out}: another run is working in this folder; wait for it, or give --out"
-            ) from None
+            raise TrainingError(f"{out}: another run is working in this folder; wait for it, or give --out") from None
         yield

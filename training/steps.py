@@ -59,9 +59,7 @@ def fit_network(folder: Path, report: Report, *, prepared: Path, spec: Any, opti
     report(1, 1, f"AUC {best['valid_auc']:.4f} at epoch {result.epochs}")
 
 
-def refit_network(
-    folder: Path, report: Report, *, prepared: Path, first: Path, options: Any, seed: int
-) -> None:
+def refit_network(folder: Path, report: Report, *, prepared: Path, first: Path, options: Any, seed: int) -> None:
     """The same network on train + valid, at the epochs that `first` found."""
     log = EncodedLog.open(prepared / "log")
     network, epochs, _ = load_fit(first)
@@ -84,9 +82,7 @@ def fit_the_gate(folder: Path, report: Report, *, prepared: Path, **teachers: Pa
     """gate.json: fitted on valid B, decided on valid C; the ensemble's logit of every row beside it."""
     log = EncodedLog.open(prepared / "log")
     teacher_logits = stacked(teachers)
-    found = fit_gate(
-        teacher_logits, log.label, rows_b=log.rows([Part.VALID_B]), rows_c=log.rows([Part.VALID_C])
-    )
+    found = fit_gate(teacher_logits, log.label, rows_b=log.rows([Part.VALID_B]), rows_c=log.rows([Part.VALID_C]))
     write_json(
         folder / "gate.json",
         {"gate": found.gate.to_json(), "average": found.average.to_json(), "evidence": found.evidence},
@@ -107,9 +103,7 @@ def apply_gate(folder: Path, report: Report, *, gate: Path, **teachers: Path) ->
     report(1, 1, "carried over")
 
 
-def distil(
-    folder: Path, report: Report, *, prepared: Path, ensemble: Path, spec: Any, options: Any, seed: int
-) -> None:
+def distil(folder: Path, report: Report, *, prepared: Path, ensemble: Path, spec: Any, options: Any, seed: int) -> None:
     """The student, stopped by distillation KL on valid A."""
     log = EncodedLog.open(prepared / "log")
     network = NetworkSpec(**spec)
@@ -270,9 +264,7 @@ def _score_all(folder: Path, log: EncodedLog) -> None:
     np.save(folder / "logit.npy", score(log, load_network(folder, log.fields)))
 
 
-def _evaluated(
-    log: EncodedLog, logit: NDArray[np.floating], rows: NDArray[np.int64]
-) -> dict[str, float | None]:
+def _evaluated(log: EncodedLog, logit: NDArray[np.floating], rows: NDArray[np.int64]) -> dict[str, float | None]:
     truth = None if log.truth is None else log.truth[rows]
     found = evaluate(log.label[rows], logit, truth=truth, unit=log.unit[rows])
     # JSON has no NaN: a figure that the rows do not define (an AUC of one class) is null.
