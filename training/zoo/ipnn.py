@@ -22,6 +22,7 @@ class IPNN(nn.Module):
     """A perceptron on the embeddings and on all their inner products."""
 
     above_diagonal: Tensor
+    place_of_dot: Tensor
 
     def __init__(
         self, fields: Fields, *, dim: int, hidden: Sequence[int], dropout: float = 0.0, init_sd: float = 0.01
@@ -35,6 +36,9 @@ class IPNN(nn.Module):
         self.last = nn.Linear(hidden[-1], 1)
         i, j = torch.triu_indices(count, count, offset=1)
         self.register_buffer("above_diagonal", i * count + j, persistent=False)
+        place = torch.full((count * count,), len(i))  # of all dots among the products, or behind them
+        place[i * count + j] = torch.arange(len(i))
+        self.register_buffer("place_of_dot", place, persistent=False)
 
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and hint [N, hidden[-1]]."""
@@ -50,6 +54,4 @@ class IPNN(nn.Module):
 
     def _weights_of_all_dots(self) -> Tensor:
         """W_p with zeros for i >= j, [hidden[0], F*F]; a constant of an exported graph."""
-        weight = self.products.weight
-        count = self.embedding.context_fields + self.embedding.candidate_fields
-        return weight.new_zeros(weight.shape[0], count * count).index_copy(1, self.above_diagonal, weight)
+        return functional.pad(self.products.weight, (0, 1)).index_select(1, self.place_of_dot)
