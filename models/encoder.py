@@ -102,9 +102,7 @@ class Encoder:
 
     def to_vocabularies(self) -> dict[str, list[str] | list[float]]:
         """What `Encoder(schema, ...)` takes to be this encoder again."""
-        return {
-            name: table.values for name, table in self._tables.items() if not isinstance(table, HashTable)
-        }
+        return {name: table.values for name, table in self._tables.items() if not isinstance(table, HashTable)}
 
     def serving_ids(self) -> NDArray[np.int32]:
         """The constants [Ft] that stand in for the training_only fields when serving, in schema order."""
@@ -278,15 +276,8 @@ def _encode_sequence(field: FieldSchema, table: Table, values: Sequence[object],
         except WrongTypeError as error:
             row = int(np.searchsorted(offsets, i, side="right")) - 1
             expected = f"a list whose elements are each {EXPECTED[field.type]}"
-            raise EncodeError(
-                field.name, expected, f"{error.got} in it", None if is_context else row
-            ) from None
-    if (
-        len(ids)
-        and ids.all()
-        and np.diff(offsets).all()
-        and len(max(rows, key=len)) <= (field.max_length or 0)
-    ):
+            raise EncodeError(field.name, expected, f"{error.got} in it", None if is_context else row) from None
+    if len(ids) and ids.all() and np.diff(offsets).all() and len(max(rows, key=len)) <= (field.max_length or 0):
         return ids.astype(np.int32), offsets.astype(np.int32)  # nothing to drop, to cut or to fill
     filled = fill_empty(shorten(field, Segments(ids.astype(np.int32), offsets)))
     return filled.items, filled.offsets.astype(np.int32)

@@ -158,9 +158,7 @@ def gather(segments: Segments, rows: NDArray[np.int64] | None) -> Segments:
     starts = np.append(segments.offsets[:-1], 0)[rows]
     counts = np.append(np.diff(segments.offsets), 0)[rows]
     offsets = _offsets(counts)
-    return Segments(
-        segments.items[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)], offsets
-    )
+    return Segments(segments.items[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)], offsets)
 
 
 def fill_empty(segments: Segments) -> Segments:
@@ -170,9 +168,7 @@ def fill_empty(segments: Segments) -> Segments:
         return segments
     offsets = _offsets(np.maximum(counts, 1))
     items = np.zeros(offsets[-1], dtype=segments.items.dtype)
-    items[np.arange(len(segments.items)) + np.repeat(offsets[:-1] - segments.offsets[:-1], counts)] = (
-        segments.items
-    )
+    items[np.arange(len(segments.items)) + np.repeat(offsets[:-1] - segments.offsets[:-1], counts)] = segments.items
     return Segments(items, offsets)
 
 

@@ -196,9 +196,7 @@ class Label(_Part):
     @classmethod
     def _refuse_thresholds(cls, positive: object) -> object:
         if positive is not None:
-            raise ValueError(
-                "a threshold is not supported: make the column one of 0 and 1, then leave this null"
-            )
+            raise ValueError("a threshold is not supported: make the column one of 0 and 1, then leave this null")
         return positive
 
 
