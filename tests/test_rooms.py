@@ -19,6 +19,7 @@ ALLOWED = {
         "msgspec",
         "numpy",
         "onnxruntime",
+        "orjson",
         "prometheus_client",
         "pydantic",
         "pydantic_settings",

@@ -1,0 +1,153 @@
+"""python -m service: reads the options, refuses what cannot work, then supervises the workers.
+
+Exit codes: 0 stopped as asked; 2 an option, variable or file must be changed; 3 no model that can be served;
+1 anything nobody foresaw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.errors import ConfigError
+from service.logs import configure_logging
+from service.settings import PREFIX, Settings
+
+logger = logging.getLogger("service")
+
+TEACHING = """
+examples:
+  python -m service --repository models/repository --experiments experiments.yaml --workers 4
+  RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
+
+Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
+
+routes      POST /predict, /models/{name}/predict, /models/{name}/versions/{version}/predict
+            GET /health/live, /health/ready, /metrics, /experiments, /docs
+files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is
+served: a
+            number, or `latest`. Publish by renaming a finished folder into place, roll back by writing
+            `live`; the experiment file is replaced the same way. All workers follow within a second; what
+            cannot be used is refused and logged, and what was in force stays.
+signals     SIGTERM, SIGINT: readiness falls, what is in flight is answered, exit 0
+exit codes  0 stopped as asked, 2 wrong option, variable or file, 3 no model to serve, 1 unforeseen
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One option for each setting, its help from the setting's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serves calibrated click probabilities from the models in a repository, A/B tested.",
+        epilog=TEACHING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, field in Settings.model_fields.items():
+        option = "--" + name.replace("_", "-")
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        if not field.is_required() and field.default is not None:
+            text += f" [{field.default}]"
+        if field.annotation is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(option, metavar=_metavar(field.annotation), default=None, help=text)
+    return parser
+
+
+def _metavar(annotation: Any) -> str:
+    choices = getattr(annotation, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    return {int: "N", float: "X", str: "TEXT"}.get(annotation, "PATH")
+
+
+def read_settings(arguments: Sequence[str]) -> Settings:
+    """The settings from the command line and the environment; `ConfigError` names the option at fault."""
+    given = {name: value for name, value in vars(make_parser().parse_args(arguments)).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ConfigError(message) from None
+        name = str(first["loc"][0])
+        if name not in Settings.model_fields:  # where pydantic-settings names the variable instead
+            name = name.lower().removeprefix(PREFIX.lower())
+        option = f"--{name.replace('_', '-')} ({PREFIX}{name.upper()})"
+        raise ConfigError(f"{option}: {message}") from None
+
+
+def check_files(settings: Settings) -> None:
+    """Refuses at once what no worker could work with."""
+    if not settings.repository.is_dir():
+        raise ConfigError(f"--repository: no folder {settings.repository}")
+    if settings.experiments is not None:
+        from service.experiments.file import read_experiments
+
+        read_experiments(settings.experiments)
+
+
+def show_example(settings: Settings, host: str, port: int) -> None:
+    """Prints a curl line that works, with raw features from a live bundle's golden rows, and the real
+    answer."""
+    from models.golden import GOLDEN_FILE
+    from models.versions import Repository
+
+    repository = Repository(settings.repository)
+    name = repository.names()[-1]
+    golden = json.loads((repository.path(name, repository.live(name)) / GOLDEN_FILE).read_text(encoding="utf-8"))
+    first = max(golden["requests"], key=lambda request: sum(v is not None for v in request["context"].values()))
+    body = json.dumps(
+        {"unit_id": "user-831", "context": first["context"], "candidates": first["candidates"][:3]},
+        separators=(",", ":"),
+    )
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    connection.request("POST", "/predict", body, {"content-type": "application/json"})
+    answer = connection.getresponse().read().decode()
+    print(f"curl -s http://{host}:{port}/predict -H 'content-type: application/json' -d {shlex.quote(body)}")
+    print(answer, flush=True)
+
+
+def serve(settings: Settings) -> int:
+    """Serves until told to stop; returns the exit code."""
+    from service.supervisor import Supervisor, listen, metric_files
+
+    check_files(settings)
+    started = time.monotonic()
+    with metric_files(settings) as directory, listen(settings.host, settings.port) as listener:
+        port = listener.getsockname()[1]
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        host = f"[{reachable}]" if ":" in reachable else reachable
+
+        def on_ready() -> None:
+            logger.info("Retort listens on http://%s:%d (%.1f s to ready)", host, port, time.monotonic() - started)
+            if settings.show_example:
+                show_example(settings, reachable, port)
+
+        return Supervisor(settings, listener, directory, on_ready).run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    try:
+        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        configure_logging(settings.log_level, settings.log_format)
+        return serve(settings)
+    except ConfigError as error:
+        print(f"retort: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

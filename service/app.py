@@ -1,0 +1,360 @@
+"""create_app(settings): puts the rooms together, nothing else.
+
+One FastAPI application with every route in its OpenAPI. Requests to the predict routes are answered in front
+of it, from the ASGI call itself: FastAPI's routing and middleware would cost more than the model. The routes
+exist all the same, call the same function and answer byte for byte the same, so the shortcut is only ever a
+shortcut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from models.errors import ModelNotFoundError
+from service import descriptions
+from service.asgi import CLOSE, Answer, refuse, send_answer
+from service.errors import Code, ModelLoadError, Refusal
+from service.metrics import CONTENT_TYPE, Metrics
+from service.plan import Plan, RunningExperiment, Served
+from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
+from service.registry import Registry
+from service.scorer import Scorer
+from service.settings import Settings
+from service.watch import Watcher
+
+logger = logging.getLogger(__name__)
+
+MODEL_ROUTE = "/models/{name}/predict"
+VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
+_MODEL_PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict")
+
+
+class Service(FastAPI):
+    """The application of one worker, and what its process needs to know: ready, failed, draining."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(
+            title="Retort",
+            summary="Calibrated click probabilities for raw ad requests, A/B tested.",
+            version="1",
+            lifespan=type(self)._lifespan,
+            default_response_class=Response,
+        )
+        self.settings = settings
+        self.metrics = metrics
+        self.failure: BaseException | None = None
+        """What stopped the models from being loaded, once that is certain."""
+        self.on_failure: Callable[[], object] = lambda: None
+        self.draining = False
+        self._ready = asyncio.Event()
+        self._registry = Registry(settings.repository, metrics, settings.max_loaded_extra)
+        self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
+        self.predictor = Predictor(
+            metrics,
+            max_body_bytes=settings.max_body_bytes,
+            max_candidates=settings.max_candidates,
+            max_in_flight=settings.max_in_flight,
+            max_run_rows=settings.max_run_rows,
+            load_version=self._load_version,
+        )
+        self._watcher = Watcher(settings, self._registry, metrics, self._publish)
+        _add_routes(self)
+        _add_error_handlers(self)
+
+    @property
+    def plan(self) -> Plan | None:
+        """What is served right now; None until the first models are proven."""
+        return self.predictor.plan
+
+    async def until_ready(self) -> None:
+        """Returns when requests can be answered."""
+        await self._ready.wait()
+
+    def drain(self) -> None:
+        """Readiness falls; requests are still answered, each asking its client to connect elsewhere next."""
+        if not self.draining:
+            self.draining = True
+            logger.info("draining: readiness is down, what arrives is still answered")
+
+    def reasons_not_ready(self) -> tuple[str, ...]:
+        """Why a balancer should send requests elsewhere; empty when it should not."""
+        reasons = []
+        if self.draining:
+            reasons.append("shutting down")
+        if self.failure is not None:
+            reasons.append("the models cannot be served; the log says why")
+        elif self.predictor.plan is None:
+            reasons.append("models are being loaded and golden-checked")
+        return tuple(reasons)
+
+    def _publish(self, plan: Plan) -> None:
+        self.predictor.plan = plan
+        self._ready.set()
+
+    async def _load_version(self, name: str, version: int) -> Served:
+        """A version that is not live, for the one request that names it."""
+        try:
+            scorer = await self._registry.load_extra(name, version)
+        except ModelNotFoundError:
+            detail = "the model has no such version"
+            raise Refusal(Code.UNKNOWN_VERSION, detail, field="version") from None
+        except ModelLoadError:
+            detail = "this version was refused at load"
+            raise Refusal(Code.NOT_READY, detail, field="version", headers=(RETRY_AFTER,)) from None
+        served = self._served.get(scorer)
+        if served is None:
+            served = self._served[scorer] = Served(scorer, self.metrics)
+        return served
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[None]:
+        """Loads and watches in the background: the process is alive at once and ready when golden rows
+        passed."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+            self._registry.close()
+
+    async def _watch(self) -> None:
+        try:
+            await self._watcher.start()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self.failure = error
+            self.on_failure()
+            return
+        await self._watcher.follow()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the predict routes at once; leaves everything else to FastAPI and counts it."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        if scope["method"] == "POST":
+            target = find_target(scope["path"])
+            if target is not None:
+                answer = await self.predictor.respond(target, scope, receive)
+                if answer is not None:
+                    await send_answer(send, answer, self.draining)
+                return
+        await self.serve_by_fastapi(scope, receive, send)
+
+    async def serve_by_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Any route, through FastAPI; the predict routes, too, answer the same here, only slower."""
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self.draining:
+                    message["headers"] = [*message.get("headers", []), CLOSE]
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            if route not in (PREDICT.route, MODEL_ROUTE, VERSION_ROUTE) or scope["method"] != "POST":
+                self.metrics.count_request(route, status)  # the predictor has counted its own
+
+
+def find_target(path: str) -> Target | None:
+    """Which predict route a path is, if any."""
+    if path == "/predict":
+        return PREDICT
+    match = _MODEL_PATH.fullmatch(path) if path.startswith("/models/") else None
+    if match is None:
+        return None
+    name, version = match.groups()
+    return Target(MODEL_ROUTE if version is None else VERSION_ROUTE, name, version)
+
+
+def create_app(settings: Settings, metrics: Metrics | None = None) -> Service:
+    """The application for these settings; `metrics` is given by a worker that shares them with others."""
+    return Service(settings, metrics if metrics is not None else Metrics())
+
+
+def _response(answer: Answer | None) -> Response:
+    if answer is None:  # the client is gone; nobody will read this
+        return Response(status_code=499)
+    response = Response(answer.body, answer.status)
+    response.raw_headers = answer.raw_headers()
+    return response
+
+
+def _json(content: Any) -> Response:
+    import orjson
+
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def _add_routes(app: Service) -> None:
+    """Every route, with the schemas and examples of its requests and answers."""
+    respond = app.predictor.respond
+
+    @app.post(
+        PREDICT.route,
+        tags=["predict"],
+        summary="Score candidates in the default or a named experiment",
+        responses=descriptions.PREDICT_RESPONSES,
+        openapi_extra=descriptions.PREDICT_BODY,
+    )
+    async def predict(request: Request) -> Response:
+        return _response(await respond(PREDICT, request.scope, request.receive))
+
+    @app.post(
+        MODEL_ROUTE,
+        tags=["predict"],
+        summary="Score candidates with a model's live version, outside any experiment",
+        responses=descriptions.MODEL_RESPONSES,
+        openapi_extra=descriptions.PREDICT_BODY,
+    )
+    async def predict_by_model(name: str, request: Request) -> Response:
+        return _response(await respond(Target(MODEL_ROUTE, name), request.scope, request.receive))
+
+    @app.post(
+        VERSION_ROUTE,
+        tags=["predict"],
+        summary="Score candidates with one version of a model, outside any experiment",
+        responses=descriptions.MODEL_RESPONSES,
+        openapi_extra=descriptions.PREDICT_BODY,
+    )
+    async def predict_by_version(name: str, version: str, request: Request) -> Response:
+        target = Target(VERSION_ROUTE, name, version)
+        return _response(await respond(target, request.scope, request.receive))
+
+    @app.get(
+        "/health/live",
+        tags=["health"],
+        summary="Does the process answer?",
+        responses=descriptions.LIVE_RESPONSES,
+    )
+    async def live() -> Response:
+        return _json({"status": "alive"})
+
+    @app.get(
+        "/health/ready",
+        tags=["health"],
+        summary="Should requests be sent here?",
+        responses=descriptions.READY_RESPONSES,
+    )
+    async def ready() -> Response:
+        reasons = app.reasons_not_ready()
+        if reasons:
+            raise Refusal(Code.NOT_READY, "not ready to serve", reasons=reasons)
+        return _json({"status": "ready"})
+
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="Metrics for Prometheus",
+        responses=descriptions.METRICS_RESPONSES,
+    )
+    async def metrics() -> Response:
+        # In a thread: adding up many workers' files takes milliseconds that requests need not wait for.
+        text = await asyncio.to_thread(app.metrics.exposition)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    @app.get(
+        "/experiments",
+        tags=["experiments"],
+        summary="Every running experiment",
+        responses=descriptions.EXPERIMENTS_RESPONSES,
+    )
+    async def experiments() -> Response:
+        running = _plan_of(app).experiments.values()
+        return _json({"experiments": [describe_experiment(experiment) for experiment in running]})
+
+    @app.get(
+        "/experiments/{name}",
+        tags=["experiments"],
+        summary="One running experiment",
+        responses=descriptions.EXPERIMENT_RESPONSES,
+    )
+    async def experiment(name: str) -> Response:
+        running = _plan_of(app).experiments.get(name)
+        if running is None:
+            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
+        return _json(describe_experiment(running))
+
+
+def _plan_of(app: Service) -> Plan:
+    if app.plan is None:
+        raise Refusal(Code.NOT_READY, "not ready to serve", reasons=app.reasons_not_ready())
+    return app.plan
+
+
+def describe_experiment(running: RunningExperiment) -> dict[str, object]:
+    """An experiment as it runs: versions resolved, and the buckets that assign a unit to an arm."""
+    spec = running.spec
+    layer = None
+    if spec.layer is not None and running.assigner.layer is not None:
+        owned = running.assigner.layer.owned
+        layer = {
+            "name": spec.layer.name,
+            "salt": running.assigner.layer.salt,
+            "buckets": [owned.start, owned.stop],
+        }
+    arms = [
+        {
+            "name": arm.name,
+            "model": arm.model,
+            "version": running_arm.served.scorer.bundle.version,
+            "follow": arm.follow,
+            "weight": float(arm.weight),
+            "buckets": [owned.start, owned.stop],
+            "halted": running_arm.halted,
+        }
+        for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
+    ]
+    return {
+        "name": spec.name,
+        "salt": spec.salt,
+        "phase": spec.phase,
+        "coverage": float(spec.coverage),
+        "default": spec.default,
+        "layer": layer,
+        "arms": arms,
+    }
+
+
+def _add_error_handlers(app: Service) -> None:
+    """Refusals outside the hot path: the same body, the same table."""
+
+    async def on_refusal(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        app.metrics.count_refusal(error.code)
+        return _response(refuse(error))
+
+    async def on_http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = Code.METHOD_NOT_ALLOWED if error.status_code == 405 else Code.NOT_FOUND
+        detail = "this route takes another method" if code is Code.METHOD_NOT_ALLOWED else "there is no such route"
+        headers = tuple((k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items())
+        app.metrics.count_refusal(code)
+        return _response(refuse(Refusal(code, detail, headers=headers)))
+
+    async def on_failure(_: Request, error: Exception) -> Response:
+        app.metrics.count_refusal(Code.INTERNAL)
+        return _response(refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged")))
+
+    app.add_exception_handler(Refusal, on_refusal)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_failure)

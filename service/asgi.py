@@ -1,0 +1,106 @@
+"""The little of ASGI that the hot path needs: a body within its limit, an answer in two messages.
+
+Knows nothing of models. Headers are judged before a byte of the body is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from service.errors import PROBLEM_JSON, Code, Refusal
+
+JSON = b"application/json"
+CLOSE = (b"connection", b"close")
+
+
+class ClientGoneError(Exception):
+    """The client went away before its request was complete: nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: status, body, and the headers beside content type and length."""
+
+    status: int
+    body: bytes
+    content_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """Every header, lower case, as ASGI wants them."""
+        return [
+            (b"content-type", self.content_type),
+            (b"content-length", str(len(self.body)).encode()),
+            *self.headers,
+        ]
+
+
+def refuse(refusal: Refusal) -> Answer:
+    """A refusal as problem+json."""
+    return Answer(refusal.status, refusal.body(), PROBLEM_JSON, refusal.headers)
+
+
+async def send_answer(send: Send, answer: Answer, closing: bool) -> None:
+    """Sends an answer; `closing` asks the client to open another connection next time."""
+    headers = answer.raw_headers()
+    if closing and CLOSE not in headers:
+        headers.append(CLOSE)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _check_media_type(value: bytes) -> None:
+    kind, _, parameters = value.partition(b";")
+    if kind.strip().lower() != JSON:
+        raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body of type application/json")
+    for parameter in parameters.split(b";"):
+        name, _, charset = parameter.partition(b"=")
+        if name.strip().lower() == b"charset" and charset.strip(b' "').lower() not in (b"utf-8", b"utf8"):
+            raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected JSON in UTF-8")
+
+
+def _too_large(limit: int) -> Refusal:
+    # What follows of the body is not worth reading: the connection is closed behind the answer.
+    detail = f"the body may have at most {limit} bytes"
+    return Refusal(Code.BODY_TOO_LARGE, detail, headers=(CLOSE,))
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The JSON body of a request, at most `limit` bytes of it ever held.
+
+    Refuses by the headers alone a body that says it is too long, of another type or compressed; a chunked
+    body, once it has grown beyond the limit. Raises `Refusal`, or `ClientGoneError`.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            # The HTTP parser lets digits through only; a number too long to convert is too large anyhow.
+            if len(value) > 18 or int(value) > limit:
+                raise _too_large(limit)
+        elif name == b"content-type":
+            if value != JSON:
+                _check_media_type(value)
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON")
+    message: Any = await receive()
+    if message["type"] != "http.request":
+        raise ClientGoneError
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    chunks = [body]
+    size = len(body)
+    while True:
+        if size > limit:
+            raise _too_large(limit)
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if not message.get("more_body", False) and size <= limit:
+            return b"".join(chunks)

@@ -1,0 +1,334 @@
+"""What the OpenAPI page says about the routes: schemas and worked examples, made from the same tables the
+code uses.
+
+The predict routes read their bodies themselves (`predict.py`), so FastAPI cannot derive this; a test holds
+every example here against the running application.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from service.errors import PROBLEMS, Code, Refusal
+
+PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "One context and its candidates. Unknown members and features are ignored and counted.",
+    "properties": {
+        "request_id": {
+            "type": ["string", "null"],
+            "description": "1 to 256 bytes of UTF-8; what feedback refers to. Made here when absent.",
+        },
+        "unit_id": {
+            "type": ["string", "integer", "null"],
+            "description": "What an experiment hashes, say the user: 1 to 256 bytes of UTF-8, or an integer "
+            "(its decimal digits). The request id when absent.",
+        },
+        "context": {
+            "type": ["object", "null"],
+            "description": "Field name -> raw value, one a request. A field that is absent is missing.",
+        },
+        "candidates": {
+            "description": "One object a candidate, or one list a field, all of one length.",
+            "oneOf": [
+                {"type": "array", "minItems": 1, "items": {"type": "object"}},
+                {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array"}},
+            ],
+        },
+        "candidate_ids": {
+            "type": ["array", "null"],
+            "items": {"type": "string"},
+            "description": "Ids from the ad catalogue, instead of candidates. Refused until there is a catalogue.",
+        },
+        "experiment": {"type": ["string", "null"], "description": "Default: the file's default experiment."},
+        "arm": {"type": ["string", "null"], "description": "Forces an arm; left out of the analysis."},
+        "deadline_ms": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": 3_600_000,
+            "description": "Counted from the first byte received. An ensemble that would be late is replaced by "
+            "the student; else 504.",
+        },
+    },
+}
+
+_ANSWER_MEMBERS: dict[str, Any] = {
+    "request_id": {"type": "string"},
+    "experiment": {"type": ["string", "null"]},
+    "arm": {"type": ["string", "null"]},
+    "model": {"type": "string"},
+    "version": {"type": "integer"},
+    "fallback": {
+        "type": "string",
+        "enum": ["deadline"],
+        "description": "Why another model than the arm's answered; `model` names it.",
+    },
+    "pctr": {
+        "type": "array",
+        "items": {"type": "number"},
+        "description": "Click probability of each candidate, in their order, as the shortest decimal that is "
+        "this float32.",
+    },
+}
+PREDICT_ANSWER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["request_id", "experiment", "arm", "model", "version", "pctr"],
+    "properties": _ANSWER_MEMBERS,
+}
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "RFC 9457. `code` is stable and never changes meaning; `error` repeats `detail` for clients "
+    "of the Open Inference Protocol.",
+    "required": ["type", "title", "status", "detail", "code", "error"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "enum": [str(code) for code in Code]},
+        "field": {"type": "string"},
+        "row": {"type": "integer"},
+        "reasons": {"type": "array", "items": {"type": "string"}},
+        "error": {"type": "string"},
+    },
+}
+
+_CONTEXT = {"device": "phone", "hour": 13}
+REQUEST_EXAMPLES: dict[str, Any] = {
+    "rows": {
+        "summary": "One object a candidate",
+        "value": {
+            "request_id": "auction-1",
+            "unit_id": "user-831",
+            "context": _CONTEXT,
+            "candidates": [{"ad_id": "a17", "price": 0.4}, {"ad_id": "a18", "price": 1.2}],
+            "deadline_ms": 200,
+        },
+    },
+    "columns": {
+        "summary": "One list a field",
+        "value": {
+            "unit_id": 831,
+            "context": _CONTEXT,
+            "candidates": {"ad_id": ["a17", "a18"], "price": [0.4, 1.2]},
+        },
+    },
+}
+
+
+def _answer_example(**replaced: Any) -> dict[str, Any]:
+    return {
+        "request_id": "auction-1",
+        "experiment": "student-vs-ensemble",
+        "arm": "student",
+        "model": "student",
+        "version": 3,
+        **replaced,
+        "pctr": [0.0123, 0.0456],
+    }
+
+
+_ARM_ANSWERS: dict[str, Any] = {
+    "an arm": {"summary": "The arm's model", "value": _answer_example()},
+    "a fallback": {
+        "summary": "The ensemble would have been late",
+        "value": _answer_example(arm="ensemble", fallback="deadline"),
+    },
+}
+_MODEL_ANSWERS: dict[str, Any] = {
+    "a model": {"summary": "Outside any experiment", "value": _answer_example(experiment=None, arm=None)}
+}
+
+#: One worked refusal for each code.
+REFUSAL_EXAMPLES: dict[Code, Refusal] = {
+    Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: JSON is malformed: invalid character (byte 6)"),
+    Code.NUMBER_OUT_OF_RANGE: Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold"),
+    Code.TOO_DEEP: Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply"),
+    Code.NOT_FOUND: Refusal(Code.NOT_FOUND, "there is no such route"),
+    Code.UNKNOWN_EXPERIMENT: Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="experiment"),
+    Code.UNKNOWN_ARM: Refusal(Code.UNKNOWN_ARM, "the experiment has no such arm", field="arm"),
+    Code.UNKNOWN_MODEL: Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name"),
+    Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
+    Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
+    Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 1048576 bytes"),
+    Code.UNSUPPORTED_MEDIA_TYPE: Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body of type application/json"),
+    Code.UNSUPPORTED_ENCODING: Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON"),
+    Code.INVALID_REQUEST: Refusal(Code.INVALID_REQUEST, "expected an object, got a list"),
+    Code.WRONG_TYPE: Refusal(
+        Code.WRONG_TYPE, "field 'price': expected a finite number, got a string (row 1)", field="price", row=1
+    ),
+    Code.MISSING_CANDIDATES: Refusal(Code.MISSING_CANDIDATES, "expected `candidates`", field="candidates"),
+    Code.EMPTY_CANDIDATES: Refusal(Code.EMPTY_CANDIDATES, "expected at least one candidate", field="candidates"),
+    Code.TOO_MANY_CANDIDATES: Refusal(
+        Code.TOO_MANY_CANDIDATES, "expected at most 1000 candidates, got 1001", field="candidates"
+    ),
+    Code.UNEQUAL_COLUMNS: Refusal(
+        Code.UNEQUAL_COLUMNS, "expected columns of one length, got 2 and 3", field="candidates"
+    ),
+    Code.NO_CATALOGUE: Refusal(
+        Code.NO_CATALOGUE, "no catalogue is registered: send `candidates`", field="candidate_ids"
+    ),
+    Code.INVALID_ID: Refusal(
+        Code.INVALID_ID, "field 'unit_id': expected 1 to 256 bytes of UTF-8, got 300", field="unit_id"
+    ),
+    Code.INVALID_DEADLINE: Refusal(
+        Code.INVALID_DEADLINE,
+        "field 'deadline_ms': expected more than 0 and at most 3600000",
+        field="deadline_ms",
+    ),
+    Code.OUTSIDE_EXPERIMENT: Refusal(
+        Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field="arm"
+    ),
+    Code.OVERLOADED: Refusal(Code.OVERLOADED, "64 requests are in flight: try again"),
+    Code.INTERNAL: Refusal(Code.INTERNAL, "the service failed; the failure is logged"),
+    Code.NOT_READY: Refusal(
+        Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
+    ),
+    Code.DEADLINE_EXCEEDED: Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline"),
+}
+
+
+def problems(*codes: Code) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for refusals: one entry a status, one example a code."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        response = responses.setdefault(
+            PROBLEMS[code].status,
+            {
+                "description": PROBLEMS[code].title,
+                "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA, "examples": {}}},
+            },
+        )
+        examples = response["content"]["application/problem+json"]["examples"]
+        value = orjson.loads(REFUSAL_EXAMPLES[code].body())
+        examples[str(code)] = {"summary": PROBLEMS[code].title, "value": value}
+        if len(examples) > 1:
+            response["description"] = "; ".join(example["summary"] for example in examples.values())
+    return responses
+
+
+def answers(examples: dict[str, Any], schema: dict[str, Any], description: str) -> dict[int | str, Any]:
+    """The OpenAPI response 200."""
+    return {
+        200: {
+            "description": description,
+            "content": {"application/json": {"schema": schema, "examples": examples}},
+        }
+    }
+
+
+PREDICT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": PREDICT_REQUEST_SCHEMA, "examples": REQUEST_EXAMPLES}},
+    }
+}
+
+_BODY_CODES = (
+    *(Code.MALFORMED_JSON, Code.NUMBER_OUT_OF_RANGE, Code.TOO_DEEP, Code.BODY_TOO_LARGE),
+    *(Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.INVALID_REQUEST, Code.WRONG_TYPE),
+    *(Code.MISSING_CANDIDATES, Code.EMPTY_CANDIDATES, Code.TOO_MANY_CANDIDATES, Code.UNEQUAL_COLUMNS),
+    *(Code.NO_CATALOGUE, Code.INVALID_ID, Code.INVALID_DEADLINE),
+    *(Code.OVERLOADED, Code.INTERNAL, Code.NOT_READY, Code.DEADLINE_EXCEEDED),
+)
+PREDICT_RESPONSES = {
+    **answers(_ARM_ANSWERS, PREDICT_ANSWER_SCHEMA, "Click probabilities, and who gave them"),
+    **problems(Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, *_BODY_CODES),
+}
+MODEL_RESPONSES = {
+    **answers(_MODEL_ANSWERS, PREDICT_ANSWER_SCHEMA, "Click probabilities of one model"),
+    **problems(Code.UNKNOWN_MODEL, Code.UNKNOWN_VERSION, Code.OUTSIDE_EXPERIMENT, *_BODY_CODES),
+}
+
+_STATUS_SCHEMA = {
+    "type": "object",
+    "required": ["status"],
+    "properties": {"status": {"type": "string"}},
+}
+LIVE_RESPONSES = answers(
+    {"alive": {"summary": "The process answers", "value": {"status": "alive"}}}, _STATUS_SCHEMA, "Alive"
+)
+READY_RESPONSES = {
+    **answers({"ready": {"summary": "Golden rows passed", "value": {"status": "ready"}}}, _STATUS_SCHEMA, "Ready"),
+    **problems(Code.NOT_READY),
+}
+METRICS_RESPONSES: dict[int | str, Any] = {
+    200: {
+        "description": "Prometheus text exposition, all workers added up",
+        "content": {
+            "text/plain": {
+                "schema": {"type": "string"},
+                "examples": {
+                    "a counter": {
+                        "summary": "Help, type and a sample",
+                        "value": "# HELP retort_requests_total Requests answered, by route and HTTP status.\n"
+                        "# TYPE retort_requests_total counter\n"
+                        'retort_requests_total{code="200",route="/predict"} 42.0\n',
+                    }
+                },
+            }
+        },
+    }
+}
+
+_EXPERIMENT_EXAMPLE = {
+    "name": "student-vs-ensemble",
+    "salt": "student-vs-ensemble-1",
+    "phase": 1,
+    "coverage": 1.0,
+    "default": True,
+    "layer": None,
+    "arms": [
+        {
+            "name": "ensemble",
+            "model": "ensemble",
+            "version": 3,
+            "follow": True,
+            "weight": 0.5,
+            "buckets": [0, 5000],
+            "halted": False,
+        },
+        {
+            "name": "student",
+            "model": "student",
+            "version": 3,
+            "follow": True,
+            "weight": 0.5,
+            "buckets": [5000, 10000],
+            "halted": False,
+        },
+    ],
+}
+EXPERIMENT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "An experiment as it runs in this worker: versions resolved, buckets computed.",
+    "required": list(_EXPERIMENT_EXAMPLE),
+    "properties": {
+        "name": {"type": "string"},
+        "salt": {"type": "string"},
+        "phase": {"type": "integer"},
+        "coverage": {"type": "number"},
+        "default": {"type": "boolean"},
+        "layer": {"type": ["object", "null"]},
+        "arms": {"type": "array", "items": {"type": "object"}},
+    },
+}
+EXPERIMENT_RESPONSES = {
+    **answers({"one": {"summary": "50/50", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The experiment"),
+    **problems(Code.UNKNOWN_EXPERIMENT, Code.NOT_READY),
+}
+EXPERIMENTS_RESPONSES = {
+    **answers(
+        {"all": {"summary": "One running", "value": {"experiments": [_EXPERIMENT_EXAMPLE]}}},
+        {
+            "type": "object",
+            "required": ["experiments"],
+            "properties": {"experiments": {"type": "array", "items": EXPERIMENT_SCHEMA}},
+        },
+        "Every running experiment",
+    ),
+    **problems(Code.NOT_READY),
+}

@@ -1,0 +1,86 @@
+"""Unit -> bucket -> arm: a pure function of the experiment file and the unit (a contract;
+docs/experiments.md).
+
+    bucket = int(sha256(salt + ":" + unit).hexdigest()[:15], 16) % 10000
+
+Sixty bits of the hash, so that any SQL with signed 64-bit integers replays it. Any number of workers and
+machines that read the same file route a unit alike, and nothing about a unit is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from hashlib import sha256
+
+BUCKETS = 10_000
+
+
+def bucket_of(salt: str, unit: str) -> int:
+    """The bucket, 0 to 9999, of a unit under a salt. An integer unit is hashed as its decimal digits."""
+    return int(sha256(f"{salt}:{unit}".encode()).hexdigest()[:15], 16) % BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Buckets start <= b < stop."""
+
+    start: int
+    stop: int
+
+    def __contains__(self, bucket: object) -> bool:
+        return isinstance(bucket, int) and self.start <= bucket < self.stop
+
+
+def arm_ranges(weights: list[Decimal], coverage: Decimal) -> list[Range]:
+    """The buckets each arm owns: [start_i, start_i + floor(coverage * width_i)), starts at the full widths.
+
+    Since the starts do not depend on the coverage, raising it only adds units to an arm and moves nobody.
+    `weights` are shares of 10,000 buckets and must come out whole; decimals, so that 0.57 of 5000 is 2850 and
+    not one less.
+    """
+    ranges = []
+    start = 0
+    for weight in weights:
+        width = int(weight * BUCKETS)
+        ranges.append(Range(start, start + int(coverage * width)))
+        start += width
+    return ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A traffic layer: experiments in it own disjoint ranges of its buckets, so nobody is in two of them."""
+
+    salt: str
+    owned: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where a unit went. `arm` is the index of the arm assigned; control (0) for units that are not
+    enrolled."""
+
+    arm: int
+    enrolled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Assigner:
+    """The assignment of one phase of one experiment."""
+
+    salt: str
+    ranges: tuple[Range, ...]
+    layer: Layer | None = None
+
+    def assign(self, unit: str) -> Assignment:
+        """The arm of a unit, by its bucket. Outside the layer's share or the coverage: control, not
+        enrolled."""
+        layer = self.layer
+        if layer is not None and bucket_of(layer.salt, unit) not in layer.owned:
+            return Assignment(0, enrolled=False)
+        bucket = bucket_of(self.salt, unit)
+        for index, owned in enumerate(self.ranges):
+            if owned.start <= bucket < owned.stop:
+                return Assignment(index, enrolled=True)
+        return Assignment(0, enrolled=False)

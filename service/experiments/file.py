@@ -1,0 +1,331 @@
+"""The experiment file: what it may say, and what makes it valid (docs/experiments.md documents every key).
+
+YAML or JSON. Refused whole when anything is wrong; nothing in it is ever repaired: weights that sum to 0.9
+are an error, not 0.9 of the traffic. Knows nothing of bundles: whether a model is there is the registry's
+question.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from service.errors import ExperimentError
+from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_ranges
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
+MAX_FILE_BYTES = 1 << 20
+
+
+def _as_written(value: object) -> object:
+    """A share as the decimal the file shows: 0.57 is 57 hundredths, not the nearest binary fraction."""
+    return Decimal(repr(value)) if isinstance(value, float) else value
+
+
+Share = Annotated[Decimal, BeforeValidator(_as_written), Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Arm(_Part):
+    """One way to answer: a model, and the share of the units it gets."""
+
+    name: Name
+    """What answers, metrics and analysis call it."""
+
+    model: Name
+    """The model that answers: a folder of the repository."""
+
+    version: Literal["latest"] | Annotated[int, Field(ge=1, strict=True)] = "latest"
+    """A number, or `latest`: the model's live version at the moment the phase starts."""
+
+    follow: bool = False
+    """With `latest`: go along when the live version changes within the phase (results are then split by
+    version)."""
+
+    weight: Share
+    """Share of the experiment's units, in steps of 0.0001; the arms' weights sum to 1."""
+
+    fallback: Name | None = None
+    """The arm that answers when this one cannot meet a deadline. Absent: an arm whose model is an ensemble
+    falls back to the first arm whose model is a student."""
+
+    @model_validator(mode="after")
+    def _follow_needs_latest(self) -> Self:
+        if self.follow and self.version != "latest":
+            raise ValueError("follow: true needs version: latest (a number never changes)")
+        return self
+
+    @field_validator("weight")
+    @classmethod
+    def _weight_is_whole_buckets(cls, weight: Decimal) -> Decimal:
+        if weight * BUCKETS % 1 != 0:
+            raise ValueError("expected a multiple of 0.0001")
+        return weight
+
+
+_Bucket = Annotated[int, Field(ge=0, le=BUCKETS, strict=True)]
+
+
+class LayerPlace(_Part):
+    """The share of a layer that an experiment owns."""
+
+    name: Name
+    """The layer."""
+
+    buckets: tuple[Annotated[int, Field(ge=0, le=BUCKETS)], Annotated[int, Field(ge=0, le=BUCKETS)]] = (
+        0,
+        BUCKETS,
+    )
+    """[first, one past the last] of the layer's 10,000 buckets. Experiments of one layer may not overlap."""
+
+    @model_validator(mode="after")
+    def _buckets_hold_some(self) -> Self:
+        if self.buckets[0] >= self.buckets[1]:
+            raise ValueError("buckets: the first must be below the second")
+        return self
+
+
+class Shadow(_Part):
+    """An arm that scores a sample beside the served one, without being returned. Read, checked, not yet acted
+    on."""
+
+    arm: Name
+    """The arm whose model scores in the shadow."""
+
+    sample: Share
+    """Share of the scored requests."""
+
+
+class GuardRails(_Part):
+    """Bounds beyond which the analysis halts an arm. Read, checked, not yet acted on."""
+
+    max_error_rate: Share | None = None
+    """Share of an arm's requests that may fail."""
+
+    max_fallback_rate: Share | None = None
+    """Share of an arm's requests that may be answered by another."""
+
+    max_p99_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Latency."""
+
+    max_calibration_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """|ln(predicted/actual)| that may not be exceeded with confidence."""
+
+    max_ctr_loss: Share | None = None
+    """Relative loss of CTR against control that may not be exceeded with confidence."""
+
+
+class Experiment(_Part):
+    """One experiment in one phase."""
+
+    name: Name
+    """What requests, answers and metrics call it."""
+
+    salt: Annotated[str, Field(min_length=1, max_length=200)]
+    """Hashed with the unit. A new phase needs a new one."""
+
+    phase: Annotated[int, Field(ge=1, strict=True)] = 1
+    """Counts up when weights, arms or models change: no analysis mixes two phases."""
+
+    coverage: Share = Decimal(1)
+    """Share of each arm's units that is enrolled; the rest gets control. Raising it moves nobody."""
+
+    default: bool = False
+    """Requests that name no experiment belong to this one. Exactly one experiment is the default."""
+
+    layer: LayerPlace | None = None
+    """The layer the experiment lives in, if any."""
+
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=100)]
+    """In order; the first is control."""
+
+    shadow: Shadow | None = None
+    guard_rails: GuardRails | None = None
+
+    halted: tuple[Name, ...] = ()
+    """Arms that are switched off: their units get control. Control itself cannot be halted."""
+
+    @property
+    def control(self) -> Arm:
+        return self.arms[0]
+
+    def arm_index(self, name: str) -> int | None:
+        """The place of an arm by name, or None."""
+        return next((index for index, arm in enumerate(self.arms) if arm.name == name), None)
+
+    def ranges(self) -> list[Range]:
+        """The buckets of each arm under the coverage."""
+        return arm_ranges([arm.weight for arm in self.arms], self.coverage)
+
+    @model_validator(mode="after")
+    def _arms_agree(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"arm '{name}' stands twice")
+        total = sum((arm.weight for arm in self.arms), Decimal(0))
+        if total != 1:
+            raise ValueError(f"the arms' weights sum to {total.normalize():f}, expected 1")
+        mentioned = [("halted", name) for name in self.halted]
+        mentioned += [("fallback", arm.fallback) for arm in self.arms if arm.fallback is not None]
+        mentioned += [("shadow", self.shadow.arm)] if self.shadow is not None else []
+        for key, name in mentioned:
+            if name not in names:
+                raise ValueError(f"{key}: no arm is called '{name}' (arms: {', '.join(names)})")
+        if self.control.name in self.halted:
+            raise ValueError(f"halted: '{self.control.name}' is control, which cannot be halted")
+        for arm in self.arms:
+            if arm.fallback == arm.name:
+                raise ValueError(f"fallback: arm '{arm.name}' cannot fall back to itself")
+        return self
+
+
+class LayerSpec(_Part):
+    """A layer: its experiments share its buckets; two layers are independent of each other."""
+
+    name: Name
+    """What experiments refer to."""
+
+    salt: Annotated[str, Field(min_length=1, max_length=200)]
+    """Hashed with the unit, as an experiment's salt is."""
+
+
+class ExperimentFile(_Part):
+    """The whole file."""
+
+    format_version: Literal[1]
+    """1."""
+
+    layers: tuple[LayerSpec, ...] = ()
+    """Only where experiments must exclude each other."""
+
+    experiments: Annotated[tuple[Experiment, ...], Field(min_length=1, max_length=1000)]
+    """Every experiment that is running."""
+
+    @property
+    def default(self) -> Experiment:
+        return next(experiment for experiment in self.experiments if experiment.default)
+
+    def assigner(self, experiment: Experiment) -> Assigner:
+        """The assignment of one of this file's experiments."""
+        layer = None
+        if (place := experiment.layer) is not None:
+            salt = next(layer.salt for layer in self.layers if layer.name == place.name)
+            layer = Layer(salt, Range(*place.buckets))
+        return Assigner(experiment.salt, tuple(experiment.ranges()), layer)
+
+    @model_validator(mode="after")
+    def _experiments_agree(self) -> Self:
+        for key, names in (
+            ("experiment", [experiment.name for experiment in self.experiments]),
+            ("layer", [layer.name for layer in self.layers]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{key} '{name}' stands twice")
+        defaults = [experiment.name for experiment in self.experiments if experiment.default]
+        if len(defaults) != 1:
+            raise ValueError(f"expected exactly one experiment with default: true, got {len(defaults)}")
+        salts: dict[str, str] = {}
+        owners = [(f"experiment '{experiment.name}'", experiment.salt) for experiment in self.experiments]
+        owners += [(f"layer '{layer.name}'", layer.salt) for layer in self.layers]
+        for owner, salt in owners:
+            if salt in salts:
+                raise ValueError(f"{owner} has the salt of {salts[salt]}: the two would not be independent")
+            salts[salt] = owner
+        self._check_layers()
+        return self
+
+    def _check_layers(self) -> None:
+        known = {layer.name for layer in self.layers}
+        placed: dict[str, list[tuple[int, int, str]]] = {}
+        for experiment in self.experiments:
+            if experiment.layer is None:
+                continue
+            if experiment.layer.name not in known:
+                raise ValueError(f"experiment '{experiment.name}': no layer is called '{experiment.layer.name}'")
+            placed.setdefault(experiment.layer.name, []).append((*experiment.layer.buckets, experiment.name))
+        for layer, places in placed.items():
+            places.sort()
+            for (_, stop, first), (start, _, second) in itertools.pairwise(places):
+                if start < stop:
+                    raise ValueError(f"layer '{layer}': experiments '{first}' and '{second}' overlap")
+
+
+def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A key that stands twice would silently lose one of its values."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"key '{key}' stands twice in one object")
+    return dict(pairs)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without aliases that explode, and without a key that stands twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("YAML aliases are not used here")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"key '{key}' stands twice in one object")
+        return super().construct_mapping(node, deep)
+
+
+def parse_experiments(text: str, source: str) -> ExperimentFile:
+    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was
+    expected."""
+    try:
+        if text.lstrip().startswith("{"):
+            data = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
+        else:
+            data = yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ExperimentError(f"{source}: expected an object with `format_version` and `experiments`")
+    try:
+        return ExperimentFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ExperimentError(f"{source}: {place}: {message}") from None
+
+
+def read_experiments(path: Path) -> ExperimentFile:
+    """The experiment file at `path`; `ExperimentError` if it cannot be read or is not valid."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ExperimentError(f"{path}: longer than {MAX_FILE_BYTES} bytes")
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise ExperimentError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ExperimentError(f"{path}: not UTF-8 text") from None
+    return parse_experiments(text, str(path))

@@ -1,0 +1,298 @@
+"""Every metric by name, in one place (a contract; docs/api.md), and how several workers share them.
+
+Labels are few and bounded: names from the experiment file, the repository and our own tables, never from a
+request. Label children are looked up once and kept, because a look-up costs more than the increment.
+
+Workers. Each worker process owns a *slot* 0..workers-1 and writes its counts into the slot's memory-mapped
+files, in the format of prometheus_client's multiprocess mode; whichever worker is scraped adds the slots up.
+A worker that is killed loses nothing, and the one started in its place opens the same files and counts on:
+counters never fall back and a thousand deaths leave as many files as there are slots. (The library's own mode
+names files by process id, so that each death leaves two more for every later scrape to read.) Gauges say what
+is true of a living process, so a slot's gauge file is removed when its worker dies.
+
+    single process (tests)    Metrics(CollectorRegistry())                 counts in memory
+    worker                    use_slot_files(directory, slot), then the same
+    scrape                    Metrics.exposition()
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.utils import floatToGoString
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+LATENCY_SECONDS = (
+    *(0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075),
+    *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
+    *(0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0),
+)  # fmt: skip
+STAGE_SECONDS = (0.00001, 0.00002, 0.00005, *LATENCY_SECONDS)
+CANDIDATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+PCTR = (
+    *(0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+)
+
+STAGES = ("decode", "encode", "queue", "score", "reply")
+
+
+class _Cell(Protocol):
+    def inc(self, amount: float) -> None: ...
+
+
+class Bins:
+    """One child of a histogram, for the hot path: a bisection and two increments, and whole arrays at
+    once."""
+
+    __slots__ = ("_bounds", "_buckets", "_sum")
+
+    def __init__(self, child: Histogram) -> None:
+        # The library's own observe() walks the bounds and re-checks itself; its cells are all we need.
+        self._bounds: list[float] = child._upper_bounds
+        self._buckets: list[_Cell] = child._buckets
+        self._sum: _Cell = child._sum
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        self._buckets[bisect_left(self._bounds, value)].inc(1)
+        self._sum.inc(value)
+
+    def observe_many(self, numbers: npt.NDArray[np.float32]) -> None:
+        """Counts a whole array; the same buckets as `observe` of each."""
+        if len(numbers) == 1:
+            self.observe(float(numbers[0]))
+            return
+        # float64, or a float32 just beside a bound would fall into another bucket than observe() puts it in.
+        places = np.searchsorted(self._bounds, numbers.astype(np.float64))
+        for index, count in enumerate(np.bincount(places).tolist()):
+            if count:
+                self._buckets[index].inc(count)
+        self._sum.inc(float(numbers.sum(dtype=np.float64)))
+
+
+class Metrics:
+    """The service's metrics in a registry of their own. Increment from the event loop's thread only."""
+
+    def __init__(self, registry: CollectorRegistry | None = None, directory: Path | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self.directory = directory
+        counter = functools.partial(Counter, registry=self.registry)
+        histogram = functools.partial(Histogram, registry=self.registry)
+        self.request_duration = histogram(
+            "retort_request_duration_seconds",
+            "From the first byte of a scored request to its answer, by what answered.",
+            ["experiment", "arm", "model", "outcome"],
+            buckets=LATENCY_SECONDS,
+        )
+        self.stage_duration = histogram(
+            "retort_stage_duration_seconds",
+            "Time a scored request spent in each stage: decode, encode, queue, score, reply.",
+            ["stage"],
+            buckets=STAGE_SECONDS,
+        )
+        self.requests = counter(
+            "retort_requests_total", "Requests answered, by route and HTTP status.", ["route", "code"]
+        )
+        self.candidates = histogram("retort_candidates", "Candidates in a scored request.", buckets=CANDIDATES)
+        self.pctr = histogram("retort_pctr", "Click probabilities returned, one for each candidate.", buckets=PCTR)
+        self.fallbacks = counter(
+            "retort_fallbacks_total", "Requests answered by another model than their arm's.", ["reason"]
+        )
+        self.refused = counter("retort_refused_total", "Requests refused, by stable problem code.", ["reason"])
+        self.missing_values = counter(
+            "retort_missing_values_total", "Values absent, null or empty, by field.", ["field"]
+        )
+        self.unknown_values = counter(
+            "retort_unknown_values_total", "Values not in the vocabulary, by field.", ["field"]
+        )
+        self.ignored_fields = counter(
+            "retort_ignored_fields_total", "Members of requests that no field of the schema takes."
+        )
+        self.model_info = Gauge(
+            "retort_model_info",
+            "1 for each model version that is loaded and golden-checked.",
+            ["model", "version", "sha256"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.model_load_failures = counter(
+            "retort_model_load_failures_total", "Model versions refused at load.", ["model", "reason"]
+        )
+        self.experiment_reload_failures = counter(
+            "retort_experiment_reload_failures_total", "Experiment files refused; the last good one was kept."
+        )
+        self.exposures = counter(
+            "retort_exposures_total", "Scored requests, by experiment and arm.", ["experiment", "arm"]
+        )
+        self.events = counter("retort_events_total", "Feedback events, by kind and outcome.", ["event", "outcome"])
+        self.log_dropped = counter(
+            "retort_log_dropped_total", "Records that the exposure log could not keep.", ["reason"]
+        )
+        self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
+
+        self._requests: dict[tuple[str, int], Counter] = {}
+        self._refused: dict[str, Counter] = {}
+        self.stages = {stage: Bins(self.stage_duration.labels(stage)) for stage in STAGES}
+        self.candidate_bins = Bins(self.candidates)
+        self.pctr_bins = Bins(self.pctr)
+
+    def count_request(self, route: str, status: int) -> None:
+        """Counts an answer under the route's template."""
+        child = self._requests.get((route, status))
+        if child is None:
+            child = self._requests[route, status] = self.requests.labels(route, str(status))
+        child.inc()
+
+    def count_refusal(self, code: str) -> None:
+        """Counts a refusal under its stable code."""
+        child = self._refused.get(code)
+        if child is None:
+            child = self._refused[code] = self.refused.labels(code)
+        child.inc()
+
+    def exposition(self) -> bytes:
+        """What a scrape reads: this process's metrics, or all slots' where workers share a folder."""
+        if self.directory is None:
+            return prometheus_client.generate_latest(self.registry)
+        return prometheus_client.generate_latest(_SlotCollector(self.directory))
+
+
+# How workers share them: memory-mapped files, one of each kind a slot.
+
+
+class _SlotFile(MmapedDict):
+    """prometheus_client's file of doubles, which also hands out the place of one in memory."""
+
+    def cell(self, key: str) -> tuple[memoryview[float], int]:
+        """(doubles, index) of a key, made with 0.0 if it is new. Stays valid when the file grows."""
+        self.read_value(key)  # type: ignore[no-untyped-call]
+        return memoryview(self._m).cast("d"), self._positions[key] // 8
+
+
+def use_slot_files(directory: Path, slot: int) -> None:
+    """Makes every metric created in this process from now on count in the slot's files under `directory`."""
+    files: dict[str, _SlotFile] = {}
+
+    class SlotValue:
+        """A double in the slot's file: what prometheus_client calls a ValueClass, without lock and without
+        copy."""
+
+        _multiprocess = True
+
+        def __init__(
+            self,
+            kind: str,
+            metric_name: str,
+            name: str,
+            label_names: Iterable[str],
+            label_values: Iterable[str],
+            help_text: str,
+            multiprocess_mode: str = "",
+            **_: Any,
+        ) -> None:
+            prefix = f"{kind}_{multiprocess_mode}" if kind == "gauge" else kind
+            if prefix not in files:
+                path = str(directory / f"{prefix}_{slot}.db")
+                files[prefix] = _SlotFile(path)  # type: ignore[no-untyped-call]
+            key = mmap_key(metric_name, name, list(label_names), list(label_values), help_text)
+            self._doubles, self._at = files[prefix].cell(key)
+
+        def inc(self, amount: float) -> None:
+            self._doubles[self._at] += amount
+
+        def set(self, value: float, timestamp: float | None = None) -> None:
+            self._doubles[self._at] = value
+
+        def get(self) -> float:
+            return float(self._doubles[self._at])
+
+        def set_exemplar(self, exemplar: object) -> None:
+            """Exemplars are not kept in files."""
+
+        def get_exemplar(self) -> None:
+            return None
+
+    values.ValueClass = SlotValue
+
+
+def forget_gauges(directory: Path, slot: int) -> None:
+    """Removes what a dead worker said about itself. Its counts stay: they happened."""
+    for path in directory.glob(f"gauge_*_{slot}.db"):
+        path.unlink(missing_ok=True)
+
+
+_format_bound = cast(Callable[[float], str], floatToGoString)
+_read_file = cast(Callable[[str], Iterable[tuple[str, float, float, int]]], MmapedDict.read_all_values_from_file)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _parse_key(key: str) -> tuple[str, str, dict[str, str], str]:
+    """(metric name, sample name, labels, help) of a key in a slot file."""
+    metric_name, name, labels, help_text = json.loads(key)
+    return metric_name, name, labels, help_text
+
+
+class _SlotCollector:
+    """The slots' files added up: counters and histograms summed, gauges by their maximum, absent where 0."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def _totals(self, kind: str) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for path in sorted(self.directory.glob(f"{kind}_*.db")):
+            try:
+                entries = list(_read_file(str(path)))
+            except FileNotFoundError:  # a dead worker's gauges, removed since the glob
+                continue
+            for key, value, _, _ in entries:
+                before = totals.get(key, 0.0)
+                totals[key] = max(before, value) if kind == "gauge" else before + value
+        return totals
+
+    def collect(self) -> Iterator[Metric]:
+        metrics: dict[str, Metric] = {}
+        for kind in ("counter", "gauge"):
+            for key, value in self._totals(kind).items():
+                metric_name, name, labels, help_text = _parse_key(key)
+                metric = metrics.setdefault(metric_name, Metric(metric_name, help_text, kind))
+                if kind == "counter" or value != 0:
+                    metric.add_sample(name, labels, value)
+        series: dict[str, dict[tuple[tuple[str, str], ...], tuple[dict[float, float], list[float]]]] = {}
+        for key, value in self._totals("histogram").items():
+            metric_name, name, labels, help_text = _parse_key(key)
+            metrics.setdefault(metric_name, Metric(metric_name, help_text, "histogram"))
+            own = tuple(sorted(label for label in labels.items() if label[0] != "le"))
+            buckets, sums = series.setdefault(metric_name, {}).setdefault(own, ({}, [0.0]))
+            if name.endswith("_bucket"):
+                buckets[float(labels["le"])] = value
+            else:
+                sums[0] = value
+        for metric_name, children in series.items():
+            metric = metrics[metric_name]
+            for own, (buckets, sums) in children.items():
+                seen = 0.0
+                for bound in sorted(buckets):
+                    seen += buckets[bound]
+                    metric.add_sample(f"{metric_name}_bucket", {**dict(own), "le": _format_bound(bound)}, seen)
+                if math.inf in buckets:
+                    metric.add_sample(f"{metric_name}_count", dict(own), seen)
+                    metric.add_sample(f"{metric_name}_sum", dict(own), sums[0])
+        yield from metrics.values()

@@ -1,0 +1,216 @@
+"""The plan: everything a worker serves right now, as one immutable value.
+
+Requests read it once, at their start; a new version or a new experiment file makes a new plan, which replaces
+the old one between two requests. So no request ever sees half of a change. What the hot path needs for an
+answer (the bytes around the scores, the metrics to count in) is put together here, once a plan and not once a
+request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+from prometheus_client import Counter
+
+from service.errors import Code, ExperimentError, Refusal
+from service.experiments.assignment import Assigner
+from service.experiments.file import Arm, Experiment, ExperimentFile
+from service.metrics import Bins, Metrics
+from service.registry import Registry, Version
+from service.scorer import Scorer
+
+
+class FieldCounts:
+    """The children of the metrics by field, of one model's schema."""
+
+    def __init__(self, scorer: Scorer, metrics: Metrics) -> None:
+        names = [field.name for field in scorer.bundle.schema.fields if field.role != "training_only"]
+        self.missing = {name: metrics.missing_values.labels(name) for name in names}
+        self.unknown = {name: metrics.unknown_values.labels(name) for name in names}
+
+    def add(self, missing: Mapping[str, int], unknown: Mapping[str, int]) -> None:
+        """Counts what an encoder counted in one request."""
+        for name, count in missing.items():
+            self.missing[name].inc(count)
+        for name, count in unknown.items():
+            self.unknown[name].inc(count)
+
+
+class Served:
+    """One way in which a request can be answered: a model, on behalf of an arm or of nobody."""
+
+    __slots__ = (
+        "arm",
+        "durations",
+        "experiment",
+        "exposures",
+        "fallback",
+        "fields",
+        "refused",
+        "scorer",
+        "tail",
+    )
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        metrics: Metrics,
+        *,
+        experiment: str | None = None,
+        arm: str | None = None,
+        fallback: str | None = None,
+    ) -> None:
+        self.scorer = scorer
+        self.experiment = experiment
+        self.arm = arm
+        self.fallback = fallback
+        bundle = scorer.bundle
+        members: dict[str, object] = {
+            "experiment": experiment,
+            "arm": arm,
+            "model": bundle.name,
+            "version": bundle.version,
+        }
+        if fallback is not None:
+            members["fallback"] = fallback
+        #: What stands between the request id and the scores.
+        self.tail: bytes = b"," + orjson.dumps(members)[1:-1] + b',"pctr":'
+        labels = (experiment or "", arm or "", bundle.name)
+        outcome = "ok" if fallback is None else "fallback"
+        self.durations = Bins(metrics.request_duration.labels(*labels, outcome))
+        self.refused = Bins(metrics.request_duration.labels(*labels, "refused"))
+        self.exposures: Counter | None = None
+        if experiment is not None and arm is not None:
+            self.exposures = metrics.exposures.labels(experiment, arm)
+        self.fields = FieldCounts(scorer, metrics)
+
+
+@dataclass(slots=True, eq=False)
+class RunningArm:
+    """An arm: how it answers, and how another answers for it when a deadline is near."""
+
+    name: str
+    served: Served
+    halted: bool
+    fallback: Served | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Where a request goes. `assigned` is the arm of the unit, `served` what answers it."""
+
+    served: Served
+    fallback: Served | None = None
+    assigned: str | None = None
+    enrolled: bool = False
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunningExperiment:
+    """One experiment of the file, with the loaded models of its arms."""
+
+    spec: Experiment
+    assigner: Assigner
+    arms: tuple[RunningArm, ...]
+
+    def choose(self, unit: str, forced_arm: str | None) -> Chosen:
+        """The arm of a unit, or the one that the request forces. A halted arm's units get control."""
+        if forced_arm is not None:
+            index = self.spec.arm_index(forced_arm)
+            if index is None:
+                raise Refusal(Code.UNKNOWN_ARM, "the experiment has no such arm", field="arm")
+            arm = self.arms[index]
+            return Chosen(arm.served, arm.fallback, arm.name, enrolled=False, forced=True)
+        assignment = self.assigner.assign(unit)
+        arm = self.arms[assignment.arm]
+        answering = self.arms[0] if arm.halted else arm
+        return Chosen(answering.served, answering.fallback, arm.name, assignment.enrolled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is served: experiments by name, and live models by name."""
+
+    experiments: Mapping[str, RunningExperiment]
+    default: RunningExperiment
+    live: Mapping[str, Served]
+
+    def choose(self, experiment: str | None, arm: str | None, unit: str) -> Chosen:
+        """Where a request to /predict goes. Raises `Refusal` for a name that is not in the file."""
+        if experiment is None:
+            return self.default.choose(unit, arm)
+        running = self.experiments.get(experiment)
+        if running is None:
+            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="experiment")
+        return running.choose(unit, arm)
+
+
+def build_plan(
+    file: ExperimentFile, fixed: Mapping[tuple[str, str], int], registry: Registry, metrics: Metrics
+) -> Plan:
+    """The plan for an experiment file over what is loaded.
+
+    `fixed`: (experiment, arm) -> version, for every arm that does not follow the live version; all loaded.
+    Raises `ExperimentError` where an arm's model is not there.
+    """
+    live = {name: Served(registry.loaded[name, version], metrics) for name, version in registry.live.items()}
+    running: dict[str, RunningExperiment] = {}
+    for experiment in file.experiments:
+        scorers = []
+        for arm in experiment.arms:
+            version = fixed.get((experiment.name, arm.name))
+            if version is None:
+                version = registry.live.get(arm.model)
+            scorer = registry.loaded.get((arm.model, version)) if version is not None else None
+            if version is None or scorer is None:
+                raise ExperimentError(
+                    f"experiment '{experiment.name}': arm '{arm.name}' needs model '{arm.model}', "
+                    f"which is not loaded (there are: {', '.join(sorted(registry.live)) or 'none'})"
+                )
+            scorers.append(scorer)
+        arms = tuple(
+            RunningArm(
+                arm.name,
+                Served(scorer, metrics, experiment=experiment.name, arm=arm.name),
+                halted=arm.name in experiment.halted,
+            )
+            for arm, scorer in zip(experiment.arms, scorers, strict=True)
+        )
+        for running_arm, arm in zip(arms, experiment.arms, strict=True):
+            stand_in = _stand_in(arm, running_arm, arms)
+            if stand_in is not None:
+                running_arm.fallback = Served(
+                    stand_in, metrics, experiment=experiment.name, arm=arm.name, fallback="deadline"
+                )
+        running[experiment.name] = RunningExperiment(experiment, file.assigner(experiment), arms)
+    return Plan(running, running[file.default.name], live)
+
+
+def _stand_in(spec: Arm, arm: RunningArm, arms: tuple[RunningArm, ...]) -> Scorer | None:
+    """The model that answers for an arm when a deadline is near: that of the arm it names as its fallback,
+    or, for an ensemble, that of the first arm that is none."""
+    if spec.fallback is not None:
+        return next(other.served.scorer for other in arms if other.name == spec.fallback)
+    if not arm.served.scorer.is_ensemble:
+        return None
+    lighter = (other.served.scorer for other in arms if not other.served.scorer.is_ensemble)
+    return next((scorer for scorer in lighter), None)
+
+
+def find_version(plan: Plan, name: str, version: str | None) -> Served | Version:
+    """What a model route means: the live version, or another that has to be brought.
+
+    Raises `Refusal` for a model that is not there or a version that is no number.
+    """
+    served = plan.live.get(name)
+    if served is None:
+        raise Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name")
+    if version is None:
+        return served
+    if not (version.isascii() and version.isdecimal() and len(version) <= 9 and not version.startswith("0")):
+        raise Refusal(Code.UNKNOWN_VERSION, "a version is a whole number from 1", field="version")
+    number = int(version)
+    return served if served.scorer.bundle.version == number else (name, number)

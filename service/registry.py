@@ -1,0 +1,215 @@
+"""Which model versions are loaded and which are live: looks at the repository, loads beside, swaps.
+
+Everything that touches the disk or builds a session happens in one loader thread, one load at a time, while
+the event loop goes on answering; the bookkeeping happens on the loop, between two requests. A version that
+does not load, or whose golden rows come out differently, is refused, counted and logged, and what was live
+stays live. It is tried again only when its files change.
+
+With `latest`, the live version is the newest that loads. This is also what a worker started later finds, so
+that workers agree although one of them never saw the version before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from models.bundle import read_bundle
+from models.errors import BundleError, ModelNotFoundError, ModelsError
+from models.versions import Repository
+from service.errors import ModelLoadError
+from service.metrics import Metrics
+from service.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+Version = tuple[str, int]
+Signature = tuple[tuple[str, int, int], ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the repository says about one model: versions to try, best first, or why its live file is no
+    use."""
+
+    name: str
+    versions: tuple[int, ...]
+    problem: str | None = None
+
+
+class Registry:
+    """The loaded versions of one worker. Call its methods on the event loop."""
+
+    def __init__(self, root: Path, metrics: Metrics, max_extra: int) -> None:
+        """`max_extra`: how many versions that nothing but single requests asks for stay loaded."""
+        self._repository = Repository(root)
+        self._metrics = metrics
+        self._max_extra = max_extra
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="retort-load")
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="retort-look")
+        self._loading: dict[Version, asyncio.Future[Scorer]] = {}
+        self._refused: dict[Version, tuple[Signature, ModelLoadError]] = {}
+        self._live_problems: dict[str, str] = {}
+        self._extra: OrderedDict[Version, None] = OrderedDict()
+        self.loaded: dict[Version, Scorer] = {}
+        self.live: dict[str, int] = {}
+        self.pinned: set[Version] = set()
+        """Versions that experiments need whatever is live; never released."""
+        self.generation = 0
+        """Counts up whenever something else is live or the repository's models changed."""
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._looker.shutdown(wait=False, cancel_futures=True)
+
+    async def look(self, what: Callable[[], T]) -> T:
+        """Runs a quick look at the disk off the loop; never waits behind a load."""
+        return await asyncio.get_running_loop().run_in_executor(self._looker, what)
+
+    async def refresh(self) -> bool:
+        """Follows the repository: loads what should be live and is not. True if anything else is live now."""
+        wishes = await self.look(self._read_wishes)
+        before = dict(self.live)
+        for wish in wishes:
+            await self._follow(wish)
+        gone = self.live.keys() - {wish.name for wish in wishes} - {name for name, _ in self.pinned}
+        for name in gone:
+            logger.warning("model %s is no longer in the repository", name)
+            del self.live[name]
+        if self.live == before:
+            return False
+        self.generation += 1
+        return True
+
+    def _read_wishes(self) -> list[_Wish]:
+        wishes = []
+        for name in self._repository.names():
+            try:
+                versions = self._repository.versions(name)
+                if not versions:
+                    continue
+                live = self._repository.live(name)
+            except ModelNotFoundError:  # removed between two looks
+                continue
+            except (BundleError, OSError) as error:
+                wishes.append(_Wish(name, (), str(error)))
+                continue
+            wishes.append(_Wish(name, tuple(reversed(versions)) if live == versions[-1] else (live,)))
+        return wishes
+
+    async def _follow(self, wish: _Wish) -> None:
+        """Makes the best version that loads the live one of its model."""
+        if wish.problem != self._live_problems.get(wish.name):
+            if wish.problem is None:
+                del self._live_problems[wish.name]
+            else:
+                self._live_problems[wish.name] = wish.problem
+                self._metrics.model_load_failures.labels(wish.name, "live").inc()
+                logger.error("%s: what is live stays live", wish.problem)
+        for version in wish.versions:
+            try:
+                await self.load(wish.name, version)
+            except (ModelLoadError, ModelNotFoundError):
+                continue
+            before = self.live.get(wish.name)
+            if before != version:
+                self.live[wish.name] = version
+                logger.info("model %s: version %d is live (before: %s)", wish.name, version, before or "none")
+            return
+
+    async def load(self, name: str, version: int) -> Scorer:
+        """A loaded, golden-checked version; loads it if need be.
+
+        Raises `ModelNotFoundError` where there is none, `ModelLoadError` where it must not be served.
+        """
+        key = (name, version)
+        scorer = self.loaded.get(key)
+        if scorer is not None:
+            return scorer
+        future = self._loading.get(key)
+        if future is None:
+            future = asyncio.ensure_future(self._load(key))
+            self._loading[key] = future
+            future.add_done_callback(lambda _: self._loading.pop(key, None))
+        return await asyncio.shield(future)
+
+    async def _load(self, key: Version) -> Scorer:
+        name, version = key
+        path, signature = await self.look(lambda: self._sign(key))
+        before = self._refused.get(key)
+        if before is not None and before[0] == signature:
+            raise before[1]
+        loop = asyncio.get_running_loop()
+        try:
+            scorer = await loop.run_in_executor(self._loader, _build, name, path)
+        except ModelLoadError as error:
+            self._refused[key] = (signature, error)
+            self._metrics.model_load_failures.labels(name, error.reason).inc()
+            logger.error("model %s version %d is refused (%s): %s", name, version, error.reason, error)
+            raise
+        self._refused.pop(key, None)
+        self.loaded[key] = scorer
+        self._metrics.model_info.labels(name, str(version), scorer.bundle.sha256).set(1)
+        logger.info("model %s version %d is loaded and golden-checked", name, version)
+        return scorer
+
+    def _sign(self, key: Version) -> tuple[Path, Signature]:
+        """The version's folder, and what tells whether its files changed."""
+        path = self._repository.path(*key)
+        try:
+            files = [(str(file.relative_to(path)), file.lstat()) for file in sorted(path.rglob("*"))]
+        except OSError:
+            return path, ()
+        return path, tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
+
+    async def load_extra(self, name: str, version: int) -> Scorer:
+        """A version that one request asks for: loaded, and kept until others were asked for more recently."""
+        key = (name, version)
+        scorer = self.loaded.get(key)
+        if scorer is None and self._max_extra == 0:
+            raise ModelNotFoundError(f"model {name} version {version} is neither live nor in an experiment")
+        if scorer is None:
+            scorer = await self.load(name, version)
+        if key not in self.pinned and self.live.get(name) != version:
+            self._extra[key] = None
+            self._extra.move_to_end(key)
+            self.release()
+        return scorer
+
+    def refusals(self) -> list[str]:
+        """Why versions were refused, for people."""
+        return [str(error) for _, error in self._refused.values()] + list(self._live_problems.values())
+
+    def release(self) -> None:
+        """Forgets versions that nothing needs any more; requests that hold one finish with it."""
+        while len(self._extra) > self._max_extra:
+            self._extra.popitem(last=False)
+        needed = {*self.live.items(), *self.pinned, *self._extra}
+        for key in [key for key in self.loaded if key not in needed]:
+            scorer = self.loaded.pop(key)
+            self._metrics.model_info.labels(key[0], str(key[1]), scorer.bundle.sha256).set(0)
+            logger.info("model %s version %d is released", *key)
+
+
+def _build(name: str, path: Path) -> Scorer:
+    """Reads, verifies, loads and proves a bundle; every failure is a `ModelLoadError` with a reason."""
+    try:
+        bundle = read_bundle(path)
+    except ModelsError as error:
+        raise ModelLoadError(name, "bundle", str(error)) from error
+    except Exception as error:
+        raise ModelLoadError(name, "error", f"{path}: {type(error).__name__}: {error}") from error
+    try:
+        return Scorer(bundle)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(name, "error", f"{path}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,227 @@
+"""One ONNX session, and the queue in front of the sessions of a worker.
+
+A session has one intra-op thread, runs sequentially and never spins: with one process a core, more threads
+only take turns (the defaults burn several times the CPU and ruin the neighbours' p99).
+
+The queue. A worker is one event loop. What arrives in one of its turns is decoded and encoded in that turn
+and scored together in the next, one run a turn, so that at few candidates a request the cost of a run is
+shared. Scores do not depend on the company a request keeps, beyond the last bits of float32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from models.bundle import Bundle
+from models.encoder import EncodedRows
+from models.errors import BundleError
+from models.golden import check_golden
+from models.graph import LOGIT, PCTR, TEACHER_LOGITS, graph_inputs, input_names
+from service.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+
+
+class TimeEstimate:
+    """How long a run of n candidates takes: a running mean for each power of two of n, filled in between.
+
+    Weighs a slow run more than a quick one (a deadline missed costs more than one refused), and forgets by a
+    factor each observation, so that a minute of noise passes.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Takes one measured run into account."""
+        size = (rows - 1).bit_length()
+        before = self._seconds.get(size)
+        if before is None:
+            self._seconds[size] = seconds
+        else:
+            self._seconds[size] = before + (seconds - before) * (0.2 if seconds > before else 0.05)
+
+    def seconds(self, rows: int) -> float:
+        """The estimate for a run of `rows` candidates; 0.0 before any was observed.
+
+        A size never seen is taken from the nearest that was: in proportion upward, and unchanged downward.
+        """
+        if not self._seconds:
+            return 0.0
+        size = (rows - 1).bit_length()
+        if size in self._seconds:
+            return self._seconds[size]
+        nearest = min(self._seconds, key=lambda seen: (abs(seen - size), seen))
+        return self._seconds[nearest] * (2.0 ** (size - nearest) if nearest < size else 1.0)
+
+
+class Scorer:
+    """One bundle's graph, loaded and proven: the golden rows come out as the manifest says, or it is not
+    built."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Loads the graph and scores the golden rows: warm-up, parity check and readiness check in one.
+
+        Raises `ModelLoadError` with reason `graph` (onnxruntime refuses it, or its inputs are not the
+        schema's) or `golden` (it scores, but not as it should).
+        """
+        self.bundle = bundle
+        self.estimate = TimeEstimate()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            reason = f"onnxruntime cannot load it: {type(error).__name__}"
+            raise ModelLoadError(bundle.name, "graph", f"{bundle.model_path}: {reason}") from error
+        self._check_signature()
+        self._run = self._session.run
+        try:
+            check_golden(bundle.golden, self._score_golden, bundle.path)
+        except BundleError as error:
+            raise ModelLoadError(bundle.name, "golden", str(error)) from error
+
+    def _check_signature(self) -> None:
+        expected = set(input_names(self.bundle.schema))
+        found = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name for node in self._session.get_outputs()}
+        self.is_ensemble = TEACHER_LOGITS in outputs
+        if expected != found or not {LOGIT, PCTR} <= outputs:
+            raise ModelLoadError(
+                self.bundle.name,
+                "graph",
+                f"{self.bundle.model_path}: expected inputs {sorted(expected)} and outputs logit and pctr, "
+                f"got {sorted(found)} and {sorted(outputs)}",
+            )
+
+    def _score_golden(
+        self, context: Mapping[str, object], candidates: Sequence[Mapping[str, object]]
+    ) -> tuple[Floats, Floats]:
+        encoder = self.bundle.encoder
+        feeds = graph_inputs([encoder.encode_context(context)], [encoder.encode_candidates(candidates)])
+        try:
+            self._run([LOGIT, PCTR], feeds)  # the first run of a shape pays for buffers; time the second
+            started = perf_counter()
+            logit, pctr = self._run([LOGIT, PCTR], feeds)
+        except Exception as error:
+            raise BundleError(self.bundle.model_path, f"onnxruntime cannot run it: {type(error).__name__}") from error
+        self.estimate.observe(len(candidates), perf_counter() - started)
+        return logit, pctr
+
+    def score(self, contexts: Sequence[EncodedRows], candidates: Sequence[EncodedRows]) -> Floats:
+        """R encoded requests with N candidates in all -> pctr float32 [N], in their order."""
+        started = perf_counter()
+        (pctr,) = self._run([PCTR], graph_inputs(contexts, candidates))
+        self.estimate.observe(len(pctr), perf_counter() - started)
+        return pctr  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One encoded request that waits for its scores."""
+
+    scorer: Scorer
+    context: EncodedRows
+    candidates: EncodedRows
+    rows: int
+    due: float | None
+    """`perf_counter` time after which an answer is of no use."""
+    done: asyncio.Future[Floats | None]
+    """pctr [rows], or None: it could not have been ready in time and was not run."""
+    queued: float
+    began: float = 0.0
+    """When its run began and ended, for the stage metrics."""
+    ended: float = 0.0
+
+
+class ScoringQueue:
+    """Scores what waits: one run each turn of the event loop, models in turn, requests in order of
+    arrival."""
+
+    def __init__(self, max_rows: int) -> None:
+        """A run joins waiting requests of one model up to `max_rows` candidates; one request is never
+        split."""
+        self._max_rows = max_rows
+        self._waiting: dict[Scorer, deque[Job]] = {}
+        self._scheduled = False
+
+    def submit(self, job: Job) -> None:
+        """Queues a job; its future is resolved in a later turn of the loop."""
+        jobs = self._waiting.get(job.scorer)
+        if jobs is None:
+            jobs = self._waiting[job.scorer] = deque()
+        jobs.append(job)
+        if not self._scheduled:
+            self._scheduled = True
+            job.done.get_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        scorer, jobs = next(iter(self._waiting.items()))
+        del self._waiting[scorer]
+        batch = self._take(scorer, jobs)
+        if jobs:
+            self._waiting[scorer] = jobs  # behind the other models
+        if batch:
+            self._score(scorer, batch)
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _take(self, scorer: Scorer, jobs: deque[Job]) -> list[Job]:
+        """Jobs for one run. Those that cannot be ready in time are told so instead, and none is made late by
+        the company of others."""
+        batch: list[Job] = []
+        rows = 0
+        due = math.inf
+        now = perf_counter()
+        while jobs and (not batch or rows + jobs[0].rows <= self._max_rows):
+            job = jobs[0]
+            job_due = math.inf if job.due is None else job.due
+            if job.done.done():  # nobody waits for it any more
+                jobs.popleft()
+            elif now + scorer.estimate.seconds(job.rows) > job_due:
+                jobs.popleft()
+                job.done.set_result(None)
+            elif batch and now + scorer.estimate.seconds(rows + job.rows) > min(due, job_due):
+                break
+            else:
+                jobs.popleft()
+                batch.append(job)
+                rows += job.rows
+                due = min(due, job_due)
+        return batch
+
+    def _score(self, scorer: Scorer, batch: list[Job]) -> None:
+        began = perf_counter()
+        try:
+            pctr = scorer.score([job.context for job in batch], [job.candidates for job in batch])
+        except Exception as error:
+            logger.exception("model %s version %d failed", scorer.bundle.name, scorer.bundle.version)
+            for job in batch:
+                if not job.done.done():
+                    job.done.set_exception(error)
+            return
+        ended = perf_counter()
+        start = 0
+        for job in batch:
+            job.began, job.ended = began, ended
+            if not job.done.done():
+                job.done.set_result(pctr[start : start + job.rows])
+            start += job.rows

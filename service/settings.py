@@ -1,0 +1,117 @@
+"""Every option of the service: its bound, its meaning, its variable.
+
+An option `max_body_bytes` is `--max-body-bytes` on the command line and `RETORT_MAX_BODY_BYTES` in the
+environment; the command line wins. Settings are read once and handed to `create_app(settings)`: nothing else
+reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "RETORT_"
+TRAINING_PREFIX = "RETORT_TRAINING_"  # the offline program's and the tests' own; none of ours
+
+
+class Settings(BaseSettings):
+    """The service's options, frozen. A mistyped `RETORT_` variable is refused, not silently ignored."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        env_ignore_empty=True,
+    )
+
+    repository: Path
+    """Folder of model bundles: <repository>/<name>/<version>/ (docs/bundle.md)."""
+
+    experiments: Path | None = None
+    """The experiment file, YAML or JSON (docs/experiments.md). Without it: the only model in the repository
+    takes all traffic, or, where `ensemble` and `student` lie there, the experiment that is shipped."""
+
+    state: Path | None = None
+    """File that remembers which version `latest` meant when a phase started. Every worker of this machine
+    shares it. Default: the experiment file's name with `.state.json` added."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
+
+    workers: int = Field(default=1, ge=1, le=256)
+    """Worker processes on the one listening socket: one a core. A worker that dies is started again."""
+
+    max_body_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 24)
+    """Longest request body accepted; a longer one is refused with 413 before it is read."""
+
+    max_candidates: int = Field(default=1000, ge=1, le=100_000)
+    """Most candidates in one request; more are refused with 422."""
+
+    max_in_flight: int = Field(default=64, ge=1, le=100_000)
+    """Most requests a worker has admitted and not yet answered; beyond it 429 before any work."""
+
+    max_run_rows: int = Field(default=64, ge=1, le=100_000)
+    """Requests that wait together for one model are scored in one run, up to this many candidates (one
+    request is never split)."""
+
+    max_loaded_extra: int = Field(default=2, ge=0, le=100)
+    """Versions that are neither live nor in an experiment, kept loaded because
+    `/models/{name}/versions/{v}/predict` asked for them; the least recently asked goes first. 0: such
+    versions are not served."""
+
+    poll_seconds: float = Field(default=0.25, ge=0.02, le=1.0)
+    """How often the repository and the experiment file are looked at."""
+
+    keep_alive_seconds: int = Field(default=75, ge=1, le=3600)
+    """How long an idle connection is kept open for its client's next request."""
+
+    drain_seconds: float = Field(default=1.0, ge=0.0, le=300.0)
+    """After SIGTERM readiness is 503 for this long while requests are still answered, each with `Connection:
+    close`, so that a balancer looks elsewhere before the socket closes."""
+
+    shutdown_seconds: float = Field(default=30.0, ge=0.1, le=3600.0)
+    """After that, how long requests in flight may take to finish before they are cut off."""
+
+    worker_timeout_seconds: float = Field(default=30.0, ge=1.0, le=3600.0)
+    """A worker whose event loop has not turned for this long is killed and started again."""
+
+    metrics_directory: Path | None = None
+    """Folder for the workers' metric files, emptied at start. Default: a new temporary folder."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least serious kind of event that is logged."""
+
+    log_format: Literal["text", "json"] = "text"
+    """`json` writes one object a line."""
+
+    show_example: bool = False
+    """Once ready, print a curl line that works, with its real answer."""
+
+    @model_validator(mode="after")
+    def _refuse_unknown_variables(self) -> Self:
+        """pydantic-settings ignores a variable it does not know; RETORT_WORKER=8 would then be lost in
+        silence."""
+        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        for name in sorted(os.environ):
+            upper = name.upper()
+            if not upper.startswith(PREFIX) or upper.startswith(TRAINING_PREFIX) or upper in known:
+                continue
+            nearest = difflib.get_close_matches(upper, sorted(known), n=1, cutoff=0.0)
+            raise ValueError(f"unknown variable {name}: did you mean {nearest[0]}?")
+        return self
+
+    @property
+    def state_file(self) -> Path | None:
+        """Where `latest` is remembered, or None where no experiment file is."""
+        if self.state is not None or self.experiments is None:
+            return self.state
+        return self.experiments.with_name(self.experiments.name + ".state.json")

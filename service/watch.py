@@ -1,0 +1,203 @@
+"""Keeps the plan in step with the disk: the repository and the experiment file, looked at a few times a
+second.
+
+Two loops, so that a new experiment file never waits for a model that happens to be loading. Workers do not
+talk to each other: they agree because they look at the same files, which are replaced atomically. What cannot
+be used is refused, counted and logged, and the last good state kept; at startup it stops the program instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from models.errors import ModelNotFoundError
+from service.errors import ConfigError, ExperimentError, ModelLoadError, NoModelError
+from service.experiments.file import Arm, Experiment, ExperimentFile, read_experiments
+from service.experiments.state import settle_latest
+from service.metrics import Metrics
+from service.plan import Plan, build_plan
+from service.registry import Registry, Version
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent / "experiments" / "shipped.yaml"
+
+Fingerprint = tuple[int, int, int]
+
+
+def implied_experiments(models: list[str]) -> ExperimentFile:
+    """What runs where no experiment file is named: the only model there is, or the experiment that is
+    shipped."""
+    if len(models) == 1:
+        arm = Arm(name=models[0], model=models[0], follow=True, weight=1)
+        only = Experiment(name="default", salt="default", default=True, arms=(arm,))
+        return ExperimentFile(format_version=1, experiments=(only,))
+    if {"ensemble", "student"} <= set(models):
+        return read_experiments(SHIPPED)
+    raise ConfigError(
+        f"the repository holds {len(models)} models ({', '.join(models)}): say which of them answers, "
+        "with an experiment file and --experiments (docs/experiments.md)"
+    )
+
+
+class Watcher:
+    """Makes the first plan, then a new one whenever something changes, and hands each to `publish`."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, metrics: Metrics, publish: Callable[[Plan], None]
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._publish = publish
+        self._file: ExperimentFile | None = None
+        self._fixed: dict[tuple[str, str], int] = {}
+        self._seen: Fingerprint | None = None
+        self._waiting_for_models: tuple[int, ExperimentFile] | None = None
+
+    async def start(self) -> None:
+        """Loads what is there and publishes the first plan; raises what should stop the program.
+
+        `ConfigError` for an experiment file that cannot be used, `NoModelError` where a model it needs, or
+        every model, cannot be served.
+        """
+        await self._registry.refresh()
+        live = sorted(self._registry.live)
+        reasons = "; ".join(self._registry.refusals()) or "it holds no version of any model"
+        if not live:
+            raise NoModelError("", "none", f"nothing to serve in {self._settings.repository}: {reasons}")
+        path = self._settings.experiments
+        if path is None:
+            file = implied_experiments(live)
+        else:
+            self._seen = await self._registry.look(self._fingerprint)
+            file = await self._registry.look(lambda: read_experiments(path))
+        try:
+            await self._adopt(file)
+        except ModelLoadError as error:
+            raise NoModelError(error.model, error.reason, str(error)) from error
+
+    async def follow(self) -> None:
+        """Follows the disk for ever."""
+        await asyncio.gather(
+            self._repeat(self._look_at_repository, "the repository"),
+            self._repeat(self._look_at_experiments, "the experiment file"),
+        )
+
+    async def _repeat(self, look: Callable[[], object], what: str) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            try:
+                result = look()
+                assert asyncio.iscoroutine(result)
+                await result
+            except Exception:  # whatever it was, the next look may go well, and serving goes on
+                logger.exception("looking at %s failed", what)
+                await asyncio.sleep(1.0)
+
+    async def _look_at_repository(self) -> None:
+        if await self._registry.refresh():
+            self._rebuild()
+            self._registry.release()
+
+    async def _look_at_experiments(self) -> None:
+        path = self._settings.experiments
+        if path is None:
+            return
+        waiting = self._waiting_for_models
+        if waiting is not None and waiting[0] != self._registry.generation:
+            await self._try_to_adopt(waiting[1])
+        fingerprint = await self._registry.look(self._fingerprint)
+        if fingerprint == self._seen:
+            return
+        self._seen = fingerprint
+        self._waiting_for_models = None
+        try:
+            file = await self._registry.look(lambda: read_experiments(path))
+        except ExperimentError as error:
+            self._refuse(error)
+            return
+        await self._try_to_adopt(file)
+
+    def _fingerprint(self) -> Fingerprint | None:
+        """What tells one state of the experiment file from the next; None while it is not there."""
+        assert self._settings.experiments is not None
+        try:
+            status = self._settings.experiments.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    async def _try_to_adopt(self, file: ExperimentFile) -> None:
+        generation = self._registry.generation
+        try:
+            await self._adopt(file)
+        except (ExperimentError, ModelLoadError) as error:
+            self._waiting_for_models = (generation, file)  # a model that is still to come may make it right
+            self._refuse(error)
+        else:
+            self._waiting_for_models = None
+            logger.info("the experiment file is in force: %s", ", ".join(e.name for e in file.experiments))
+
+    def _refuse(self, error: Exception) -> None:
+        self._metrics.experiment_reload_failures.inc()
+        logger.error("the experiment file is refused, the last good one stays in force: %s", error)
+
+    async def _adopt(self, file: ExperimentFile) -> None:
+        """Brings a valid file into force: settles `latest`, loads what its arms name, publishes the plan."""
+        fixed: dict[tuple[str, str], int] = {}
+        for experiment in file.experiments:
+            settled = await self._settle(experiment)
+            for arm in experiment.arms:
+                if not arm.follow:
+                    version = settled[arm.name] if arm.version == "latest" else arm.version
+                    fixed[experiment.name, arm.name] = version
+        wanted = self._versions(file, fixed)
+        try:
+            self._registry.pinned |= wanted
+            for model, version in sorted(wanted):
+                try:
+                    await self._registry.load(model, version)
+                except ModelNotFoundError as error:
+                    raise ExperimentError(f"an arm needs model '{model}' version {version}: {error}") from None
+            plan = build_plan(file, fixed, self._registry, self._metrics)
+            self._file, self._fixed = file, fixed
+        finally:
+            if self._file is not None:
+                self._registry.pinned = self._versions(self._file, self._fixed)
+                self._registry.release()
+        self._publish(plan)
+
+    async def _settle(self, experiment: Experiment) -> dict[str, int]:
+        path = self._settings.state_file
+        if path is None:
+            return {}
+
+        def live_version(model: str) -> int:
+            version = self._registry.live.get(model)
+            if version is None:
+                raise ExperimentError(f"experiment '{experiment.name}' needs model '{model}', which is not live")
+            return version
+
+        return await self._registry.look(lambda: settle_latest(path, experiment, live_version))
+
+    @staticmethod
+    def _versions(file: ExperimentFile, fixed: dict[tuple[str, str], int]) -> set[Version]:
+        return {
+            (arm.model, fixed[experiment.name, arm.name])
+            for experiment in file.experiments
+            for arm in experiment.arms
+            if (experiment.name, arm.name) in fixed
+        }
+
+    def _rebuild(self) -> None:
+        """A new plan for the same file, after other versions went live."""
+        assert self._file is not None
+        try:
+            self._publish(build_plan(self._file, self._fixed, self._registry, self._metrics))
+        except ExperimentError as error:
+            logger.error("the last good plan stays in force: %s", error)

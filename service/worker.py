@@ -1,0 +1,150 @@
+"""One worker process: an event loop, an application, its slot of the metric files, and a line to its
+supervisor.
+
+Imports nothing heavy at the top: the metric files must be chosen before the first metric is made, and a
+signal that arrives while onnxruntime is still being imported must find someone to listen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from service.errors import ConfigError, NoModelError
+from service.logs import configure_logging
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.app import Service
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1  # something nobody foresaw
+EXIT_CONFIG = 2  # an option, a variable or a file must be changed
+EXIT_NO_MODEL = 3  # nothing to serve with
+
+READY = b"ready"
+ALIVE = b"alive"
+HEARTBEAT_SECONDS = 0.5
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The program's exit code for what stopped it."""
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    return EXIT_NO_MODEL if isinstance(error, NoModelError) else EXIT_FAILED
+
+
+def run_worker(
+    settings: Settings, slot: int, listener: socket.socket, supervisor: Connection, metrics_directory: Path
+) -> None:
+    """Serves until told to stop, then exits the process with an honest code.
+
+    SIGTERM and SIGINT, and the supervisor's death, all mean: readiness falls, requests are answered with
+    `Connection: close` for `drain_seconds`, the socket closes, what is in flight finishes, exit 0.
+    """
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: stopping.append(number))
+    configure_logging(settings.log_level, settings.log_format)
+
+    from service import metrics
+
+    metrics.use_slot_files(metrics_directory, slot)
+
+    from service.app import create_app
+
+    try:
+        app = create_app(settings, metrics.Metrics(directory=metrics_directory))
+        code = _serve(app, settings, listener, supervisor, stopping)
+    except Exception as error:
+        _log_failure(error)
+        code = exit_code_of(error)
+    logging.shutdown()
+    sys.exit(code)
+
+
+def _log_failure(error: BaseException) -> None:
+    if isinstance(error, (ConfigError, NoModelError)):
+        logger.critical("%s", error)
+    else:
+        logger.critical("the worker failed", exc_info=error)
+
+
+def _serve(
+    app: Service, settings: Settings, listener: socket.socket, supervisor: Connection, stopping: list[int]
+) -> int:
+    import uvicorn
+
+    from service.protocol import StampedProtocol
+
+    class Server(uvicorn.Server):
+        """uvicorn's server, which drains before it closes and leaves the exit code to us."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.drain()
+            if self.server_state.connections:
+                await asyncio.sleep(settings.drain_seconds)
+            await super().shutdown(sockets)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            def stop(number: int, _frame: FrameType | None) -> None:
+                self.should_exit = True
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
+            self.should_exit = self.should_exit or bool(stopping)
+            yield
+
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=StampedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # seconds, fractions too
+    )
+    server = Server(config)
+    app.on_failure = lambda: setattr(server, "should_exit", True)
+
+    async def talk() -> None:
+        """Says that we are ready, then that the loop still turns; stops serving when nobody listens."""
+        try:
+            await app.until_ready()
+            gc.collect()
+            gc.freeze()  # vocabularies never die: keep the collector from walking millions of their strings
+            supervisor.send_bytes(READY)
+            while True:
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                supervisor.send_bytes(ALIVE)
+        except OSError:
+            logger.warning("the supervisor is gone: stopping")
+            server.should_exit = True
+
+    async def main() -> None:
+        line = asyncio.create_task(talk())
+        await server.serve(sockets=[listener])
+        line.cancel()
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(main())
+    if app.failure is not None:
+        _log_failure(app.failure)
+        return exit_code_of(app.failure)
+    return 0
