@@ -31,6 +31,15 @@ _LEARNING = (
 )
 _GATING = ("training/gate.py", "training/calibrate.py")
 _DISTILLING = (*_LEARNING, "training/distill.py")
+_EXPORTING = (
+    "models",
+    "package:torch",
+    "package:onnxscript",
+    "training/serving_graph.py",
+    "training/export.py",
+    "training/cost.py",
+)
+_REPORTING = ("training/report",)
 _MEASURING = ("training/metrics.py", *_GATING)
 
 
@@ -40,8 +49,8 @@ class SeedSteps:
 
     seed: int
     gate: Step
-    ensemble: Step
     platt: Step
+    ensemble: Step
     student: Step
     control: Step
     teachers: Mapping[str, Step]
@@ -53,20 +62,40 @@ class SeedSteps:
 class Plan:
     """Every step of a run."""
 
-    log: Step | None
-    prepare: Step
     seeds: tuple[SeedSteps, ...]
-
-    @property
-    def measured(self) -> list[Step]:
-        return [seed.measure for seed in self.seeds]
+    export: Step
+    report: Step
 
 
-def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | None) -> Plan:
+def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, repository: Path, data: Path | None) -> Plan:
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
     log, prepare = _reading_steps(loaded, runs=runs, data=data)
-    return Plan(log, prepare, tuple(_seed_steps(recipe, seed, prepare) for seed in seeds))
+    trained = tuple(_seed_steps(recipe, seed, prepare) for seed in seeds)
+    arguments = {"recipe": recipe.model_dump(mode="json")}
+    first, measures = trained[0], {f"measure:{seed.seed}": seed.measure for seed in trained}
+    export = Step(
+        "export",
+        recipe.name,
+        steps.export,
+        arguments | {"seed": first.seed, "repository": str(repository.absolute())},
+        {
+            "prepared": prepare,
+            "measure": first.measure,
+            "gate": first.gate,
+            "ensemble": first.ensemble,
+            "platt": first.platt,
+            "student": first.student,
+            "control": first.control,
+            **{f"teacher:{name}": step for name, step in first.teachers.items()},
+            # Latency is measured here, so nothing else may still be running.
+            **measures,
+        },
+        _EXPORTING,
+    )
+    needs = {"prepared": prepare, "export": export, **measures} | ({"log": log} if log else {})
+    report = Step("report", recipe.name, steps.report_on, arguments, needs, _REPORTING)
+    return Plan(trained, export, report)
 
 
 def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:

@@ -89,6 +89,5 @@ class Display:
             self._progress.remove_task(task)
         note = self._notes.pop(step.key, "")
         elapsed = time.monotonic() - self._started
-        self.console.print(
-            f"[green]✓[/green] {step.stage:<9} {step.label:<28} {seconds:6.1f} s  [dim]{note}  (at {elapsed:.0f} s)[/dim]"
-        )
+        what = f"[green]✓[/green] {step.stage:<9} {step.label:<20} {seconds:6.1f} s"
+        self.console.print(f"{what}  [dim]{note} (at {elapsed:.0f} s)[/dim]", soft_wrap=True, highlight=False)

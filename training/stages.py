@@ -1,9 +1,9 @@
 """Steps that are done once: a small build graph over folders.
 
 A `Step` is a function that fills a folder. Its key is a hash over all that its result depends on: the function, its
-arguments, the source files and packages it names, and the keys of the steps it needs. A step whose folder stands is done; anything
-else is built in a temporary folder beside it and renamed when complete, so an interrupted run loses only the steps
-that were under way, and a changed recipe redoes only what depends on the change.
+arguments, the source files and packages it names, and the keys of the steps it needs. A step whose folder stands is
+done; anything else is built in a temporary folder beside it and renamed when complete, so an interrupted run loses only
+the steps that were under way, and a changed recipe redoes only what depends on the change.
 
 Steps without an order between them run side by side, one process a core with one thread each (measured: 1.2 times
 the throughput of one process with two threads, and the same numbers whatever runs beside them).

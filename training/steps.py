@@ -1,4 +1,4 @@
-"""What each step of a run does, given the folders of what it needs: `pipeline.py` says which there are and in what order.
+"""What each step of a run does, given the folders of what it needs; `pipeline.py` says which there are, in what order.
 
 Every function here fills a folder and can run in a process of its own (`stages.Step`). The learning itself is in
 `loop.py`, `gate.py`, `distill.py` and `calibrate.py`; here stands who may see which rows:
@@ -193,8 +193,8 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
         }
         if not before:
             found[CONTROL_TRAIN_VALID] = platt[CONTROL_TRAIN].apply(logit_of(fits["control_refit"]))
-        for name, fit in (first if before else refitted).items():
-            found[f"teachers/{name}"] = platt[f"teachers/{name}"].apply(logit_of(fit))
+        for name, place in (first if before else refitted).items():
+            found[f"teachers/{name}"] = platt[f"teachers/{name}"].apply(logit_of(place))
         return found
 
     before, after = calibrated(before=True), calibrated(before=False)
@@ -227,6 +227,111 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     write_json(folder / "measure.json", facts)
     gain = facts["test"]["student"]["auc"] - facts["test"][CONTROL_TRAIN_VALID]["auc"]
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
+
+
+def export(
+    folder: Path,
+    report: Report,
+    *,
+    recipe: Any,
+    seed: int,
+    repository: str,
+    prepared: Path,
+    measure: Path,
+    gate: Path,
+    ensemble: Path,
+    platt: Path,
+    student: Path,
+    control: Path,
+    **others: Path,
+) -> None:
+    """Bundles of student, ensemble and control in the repository; exported.json says which versions and their cost."""
+    from training.export import Export, RunFacts, export_models, git_commit
+
+    log = EncodedLog.open(prepared / "log")
+    scales = {name: Platt(*pair) for name, pair in read_json(platt / "platt.json").items()}
+    measured = read_json(measure / "measure.json")
+    test = measured["test"]
+    teachers = {name: load_network(place, log.fields) for name, place in named(others, "teacher").items()}
+    controls = {name: test[name] for name in (CONTROL_TRAIN, CONTROL_TRAIN_VALID, "average", "ensemble")}
+    models = [
+        Export(
+            kind="student",
+            name="student",
+            networks={"student": load_network(student, log.fields)},
+            platt=scales["student"],
+            test=test["student"],
+            controls=controls,
+            test_logit=np.load(student / "logit.npy"),
+        ),
+        Export(
+            kind="ensemble",
+            name="ensemble",
+            networks=teachers,
+            platt=scales["ensemble"],
+            gate=Gate.from_json(read_json(gate / "gate.json")["gate"]),
+            mean_gate_weights=measured["gate"]["mean_weights"],
+            test=test["ensemble"],
+            controls=controls,
+            test_logit=np.load(ensemble / "logit.npy"),
+        ),
+        Export(
+            kind="control",
+            name="control",
+            networks={"control": load_network(control, log.fields)},
+            platt=scales[CONTROL_TRAIN],
+            test=test[CONTROL_TRAIN_VALID],
+            controls=controls,
+            test_logit=np.load(control / "logit.npy"),
+        ),
+    ]
+    commit, why_not = git_commit()
+    facts = RunFacts(
+        recipe=recipe,
+        seed=seed,
+        temperature=recipe["student"]["fit"]["temperature"],
+        commit=commit,
+        commit_missing=why_not,
+    )
+    exported = export_models(
+        models,
+        repository=Path(repository),
+        prepared=prepared,
+        facts=facts,
+        teachers_alone=teachers,
+        work=folder,
+        progress=report,
+    )
+    versions = {name: int(path.name) for name, path in exported.paths.items()}
+    write_json(folder / "exported.json", {"versions": versions, "cost": exported.cost})
+    report(1, 1, ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def report_on(
+    folder: Path,
+    report: Report,
+    *,
+    recipe: Any,
+    prepared: Path,
+    export: Path,
+    log: Path | None = None,
+    **measures: Path,
+) -> None:
+    """report.json and report.html: what was trained, whether the student wins, and over what."""
+    from training.report import build_report, write_report
+
+    exported = read_json(export / "exported.json")
+    facts = build_report(
+        [read_json(place / "measure.json") for place in named(measures, "measure").values()],
+        recipe=recipe,
+        prepared=read_json(prepared / "report.json"),
+        cost=exported["cost"],
+        exports=exported["versions"],
+        world=read_json(log / "world.json") if log else None,
+        sweep=None,
+    )
+    write_report(folder, facts)
+    report(1, 1, "report.html")
 
 
 def stacked(teachers: Mapping[str, Path]) -> NDArray[np.float32]:

@@ -1,0 +1,60 @@
+"""A recipe is checked whole before anything runs, and says where it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from training.errors import RecipeError
+from training.recipe import load_recipe, shipped
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_valid(name: str):
+    loaded = load_recipe(name)
+
+    assert loaded.recipe.name == name
+    assert loaded.schema.candidate_fields
+
+
+def test_the_default_recipe_trains_the_teachers_it_promises():
+    assert list(load_recipe("synthetic").recipe.teachers) == ["lr", "fm", "dnn", "deepfm", "dcnv2", "ipnn"]
+
+
+def test_an_override_changes_one_value_and_null_drops_one():
+    loaded = load_recipe("synthetic", ["student.fit.kd_weight=0.25", "teachers.ipnn=null", "source.seed=7"])
+
+    assert loaded.recipe.student.fit.kd_weight == 0.25
+    assert "ipnn" not in loaded.recipe.teachers
+    assert loaded.recipe.source.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("student.fit.kd_weight=2", r"student.fit.kd_weight: .*less than or equal to 1, got 2"),
+        ("student.fit.kdweight=0.5", r"student.fit.kdweight: Extra inputs are not permitted"),
+        ("teachers.deepfm.network=deepfn", r"expected one of .*'deepfm'.*got 'deepfn'"),
+        ("teachers.deepfm.options.crosses=2", r"expected options among .*got \['crosses'\]"),
+        ("student.options.hidden=[64]", r"control: expected the student's network and sizes"),
+        ("source.kind=kafka", r"source: .*'kafka'"),
+        ("schema_file=x.yaml", r"schema_file: expected for every log but the synthetic one"),
+        ("name.first=x", r"--set name.first=x: name is a single value"),
+        ("student", r"--set student: expected path=value"),
+        ("student.fit.kd_weight=[", r"the value is not YAML"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place(override: str, said: str):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("synthetic", [override])
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones():
+    with pytest.raises(RecipeError, match=r"recipe 'sinthetic': expected a file, or one of .*synthetic"):
+        load_recipe("sinthetic")
+
+
+def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path):
+    for text in ("- a\n- b\n", "a: [", "\x00"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+            load_recipe(str(tmp_path / "recipe.yaml"))
