@@ -1,0 +1,393 @@
+"""Trained networks -> bundles that the service loads: the `export` step, and putting its result into a repository.
+
+    build      graphs of student, control and ensemble, each held to its networks (`parity.py`), golden answers,
+               what each costs (`cost.py`), and a card with everything a bundle's manifest says
+    publish    bundles of these in the repository; a model whose newest version is this one already is left alone
+
+Building is cached like any step. Publishing is not, so that a repository that was emptied, or another one, is filled
+by running again; and it makes no new version where nothing but measured milliseconds would differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from models.bundle import Bundle, read_bundle, write_bundle
+from models.encoder import Encoder
+from models.errors import BundleError
+from models.golden import Golden, GoldenRequest
+from models.graph import LOGIT, PCTR, graph_inputs
+from models.manifest import (
+    Calibration,
+    Cost,
+    DataFacts,
+    FieldReference,
+    Histogram,
+    Latency,
+    ModelCard,
+    PartFacts,
+    Reference,
+    Teacher,
+)
+from models.versions import versions_in
+from training.calibrate import Platt
+from training.cost import bytes_of, conditions, measure_costs, open_session
+from training.data.prepare import PrepareReport, load_encoder, load_golden_rows
+from training.encoded_log import EncodedLog, Part
+from training.gate import Gate
+from training.loop import load_network
+from training.metrics import sigmoid
+from training.parity import Feed, check_parity, log_feed, random_feeds
+from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, to_onnx, write_graph
+from training.stages import Report
+
+STUDENT, CONTROL, ENSEMBLE = "student", "control", "ensemble"
+
+_ROOT = Path(__file__).parent.parent
+_PARITY_ROWS = 512
+_COST_REQUESTS = 32
+_VOLATILE = {"cost", "git_commit", "git_dirty", "retort_version"}
+"""What a card may differ in and still be of the same model."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """One model to export: its networks by name (teachers in the gate's order), and what makes a pctr of their logits.
+
+    `logit` [rows of the log] is the model's uncalibrated logit, for the reference histogram of pctr.
+    """
+
+    networks: Mapping[str, nn.Module]
+    head: Head
+    logit: NDArray[np.float32]
+    teachers: Mapping[str, float] = field(default_factory=dict)
+    """Mean gate weight by teacher, for a student or an ensemble."""
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model went. `is_new` is false where the newest version was this model already."""
+
+    name: str
+    path: Path
+    is_new: bool
+
+    @property
+    def version(self) -> int:
+        return int(self.path.name)
+
+
+def export(
+    folder: Path,
+    report: Report,
+    *,
+    recipe: Any,
+    prepared: Path,
+    measured: Path,
+    gate: Path,
+    ensemble: Path,
+    platt: Path,
+    student: Path,
+    control: Path,
+    **teachers: Path,
+) -> None:
+    """The `export` step: student, control and ensemble of one seed, from the folders of the refitted networks.
+
+    `teachers` are the folders `teacher:<name>`, in the gate's order.
+    """
+    fields = EncodedLog.open(prepared / "log").fields
+    networks = {name.partition(":")[2]: load_network(place, fields) for name, place in teachers.items()}
+    pairs = {name: Platt(*pair) for name, pair in _read(platt / "platt.json").items()}
+    measures = _read(measured / "measure.json")
+    weights = measures["gate"]["mean_weights"]
+    exports = {
+        STUDENT: Export(
+            networks={STUDENT: load_network(student, fields)},
+            head=Head(pairs["student"]),
+            logit=np.load(student / "logit.npy"),
+            teachers=weights,
+            temperature=recipe["student"]["fit"]["temperature"],
+        ),
+        CONTROL: Export(
+            networks={CONTROL: load_network(control, fields)},
+            head=Head(pairs["control_train"]),
+            logit=np.load(control / "logit.npy"),
+        ),
+        ENSEMBLE: Export(
+            networks=networks,
+            head=Head(pairs["ensemble"], Gate.from_json(_read(gate / "gate.json")["gate"])),
+            logit=np.load(ensemble / "logit.npy"),
+            teachers=weights,
+        ),
+    }
+    build(exports, folder, prepared=prepared, recipe=recipe, test=measures["test"], report=report)
+
+
+def build(
+    exports: Mapping[str, Export],
+    folder: Path,
+    *,
+    prepared: Path,
+    recipe: Mapping[str, Any],
+    test: Mapping[str, Any],
+    report: Report,
+) -> None:
+    """Fill `folder` with <name>/{model.onnx, golden.json, card.json} for each export, and cost.json.
+
+    `prepared` is the folder of the prepare step; `test` holds the metrics on test rows, by model. Raises
+    `ExportError` where a graph does not answer as its networks do.
+    """
+    encoder, log, prepare = load_encoder(prepared), EncodedLog.open(prepared / "log"), PrepareReport.read(prepared)
+    wiring = wiring_of(encoder, log)
+    golden_rows = load_golden_rows(prepared)
+    golden_feeds = [_encode(encoder, request) for request in golden_rows]
+    test_rows = log.rows([Part.TEST])
+    teachers = next((export.networks for export in exports.values() if export.head.gate is not None), {})
+    total, done = len(exports) + len(teachers) + 2.0, 0.0
+
+    parity_error, goldens = {}, {}
+    for name, export in exports.items():
+        report(done, total, f"{name}: graph")
+        (folder / name).mkdir(parents=True)
+        write_graph(to_onnx(ServingGraph(export.networks, wiring, export.head)), folder / name)
+        session = open_session(folder / name / "model.onnx")
+        feeds = [*random_feeds(wiring), *_log_feeds(log, wiring, test_rows), *golden_feeds]
+        parity = check_parity(session, feeds, export.networks, wiring, export.head, name=name)
+        parity_error[name] = parity.logit
+        answers = [session.run([LOGIT, PCTR], feed) for feed in golden_feeds]
+        goldens[name] = _golden(golden_rows, answers)
+        done += 1
+
+    paths = {name: folder / name / "model.onnx" for name in exports}
+    for name, network in teachers.items():  # measured for the report, but no models of their own
+        report(done, total, f"teacher {name}: graph")
+        place = folder / "teachers" / name
+        place.mkdir(parents=True)
+        write_graph(to_onnx(ServingGraph({name: network}, wiring, Head(Platt()))), place)
+        paths[f"teachers/{name}"] = place / "model.onnx"
+        done += 1
+    costs: dict[str, Any] = measure_costs(
+        paths,
+        lambda count: _requests(log, wiring, test_rows, count),
+        progress=lambda part, _, note: report(done + 2 * part, total, note),
+    )
+    everything = {name: export.networks for name, export in exports.items()} | {
+        f"teachers/{name}": {name: network} for name, network in teachers.items()
+    }
+    for name, networks in everything.items():
+        costs[name] |= count_parameters(networks) | {"bytes": bytes_of(paths[name].parent)}
+    shutil.rmtree(folder / "teachers", ignore_errors=True)
+
+    for name, export in exports.items():
+        card = _card(export, encoder, log, prepare, test_rows, recipe, test, parity_error[name], costs[name])
+        (folder / name / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / name / "golden.json").write_text(goldens[name].model_dump_json(indent=1) + "\n", encoding="utf-8")
+    found = {name: cost for name, cost in costs.items() if name in exports}
+    found["teachers"] = {name: costs[f"teachers/{name}"] for name in teachers}
+    _write(folder / "cost.json", {"cost": found, "conditions": conditions(), "parity_error": parity_error})
+    report(total, total, f"logits within {max(parity_error.values()):.1e} of torch")
+
+
+def publish(folder: Path, prepared: Path, repository: Path) -> list[Published]:
+    """Write what `build` left in `folder` into the repository, each model as its next version unless it is there."""
+    encoder = load_encoder(prepared)
+    published = []
+    for place in sorted(path.parent for path in folder.glob("*/card.json")):
+        card = ModelCard.model_validate_json((place / "card.json").read_text(encoding="utf-8"))
+        golden = Golden.model_validate_json((place / "golden.json").read_text(encoding="utf-8"))
+        files = {file.name: file for file in sorted(place.glob("model.onnx*"))}
+        newest = _newest(repository, place.name)
+        if newest is not None and _is_same(newest, encoder, card, golden, files):
+            published.append(Published(place.name, newest.path, is_new=False))
+            continue
+        path = write_bundle(
+            repository,
+            place.name,
+            encoder=encoder,
+            card=card,
+            golden=golden,
+            model=files.pop("model.onnx"),
+            external=files,
+        )
+        published.append(Published(place.name, path, is_new=True))
+    return published
+
+
+def wiring_of(encoder: Encoder, log: EncodedLog) -> Wiring:
+    """How the log's fields meet a graph: training-only ones as the values that stand in for them."""
+    names = [field.name for field in encoder.schema.training_only_fields]
+    return Wiring(log.fields, dict(zip(names, encoder.serving_ids().tolist(), strict=True)))
+
+
+def git_state(root: Path = _ROOT) -> tuple[str | None, bool]:
+    """The commit of the code, and whether files differ from it; (None, False) outside a repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return (None, False) if commit is None else (commit, bool(git("status", "--porcelain", "--untracked-files=no")))
+
+
+def _card(
+    export: Export,
+    encoder: Encoder,
+    log: EncodedLog,
+    prepare: PrepareReport,
+    test_rows: NDArray[np.int64],
+    recipe: Mapping[str, Any],
+    test: Mapping[str, Any],
+    parity_error: float,
+    cost: Mapping[str, Any],
+) -> ModelCard:
+    commit, dirty = git_state()
+    head = export.head
+    corrected = head.platt.apply(export.logit[test_rows]) + np.log(head.negative_keep_rate)
+    served = {field.name for field in encoder.schema.fields if field.role != "training_only"}
+    return ModelCard(
+        retort_version=_version(),
+        git_commit=commit,
+        git_dirty=dirty,
+        data=DataFacts(
+            source=", ".join(Path(file).name for file in prepare.files),
+            fingerprint=prepare.fingerprint,
+            parts=_parts(prepare),
+        ),
+        recipe=dict(recipe),
+        teachers=tuple(Teacher(name=name, mean_gate_weight=weight) for name, weight in export.teachers.items()),
+        temperature=export.temperature,
+        calibration=Calibration(
+            scale=head.platt.scale, bias=head.platt.bias, negative_sampling_rate=head.negative_keep_rate
+        ),
+        reference=Reference(
+            fields={
+                name: FieldReference(ids=found.ids, counts=found.counts, other=found.other)
+                for name, found in prepare.reference.items()
+                if name in served
+            },
+            pctr=Histogram.of_probabilities(sigmoid(corrected)),
+        ),
+        test_metrics=_flat(test),
+        parity_error=parity_error,
+        cost=Cost(
+            parameters_embedding=cost["parameters_embedding"],
+            parameters_dense=cost["parameters_dense"],
+            bytes=cost["bytes"],
+            latency={count: Latency(**value) for count, value in cost.items() if count.isdigit()},
+        ),
+    )
+
+
+def _parts(prepare: PrepareReport) -> dict[str, PartFacts]:
+    """train, valid and test; the three parts of validation together."""
+    parts = {}
+    for name in ("train", "valid", "test"):
+        within = [part for part in prepare.rows if part == name or part.startswith(f"{name}_")]
+        times = {
+            end: pick(datetime.fromisoformat(found[part]) for part in within if part in found)
+            for end, pick, found in (("first", min, prepare.first_time), ("last", max, prepare.last_time))
+            if any(part in found for part in within)
+        }
+        parts[name] = PartFacts(rows=sum(prepare.rows[part] for part in within), **times)
+    return parts
+
+
+def _flat(test: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Metrics by model, a teacher's under teachers/<name>; a figure that the rows do not define is left out."""
+    models = {name: found for name, found in test.items() if name != "teachers"}
+    models |= {f"teachers/{name}": found for name, found in test.get("teachers", {}).items()}
+    return {
+        name: {metric: float(value) for metric, value in found.items() if value is not None}
+        for name, found in models.items()
+    }
+
+
+def _encode(encoder: Encoder, request: Mapping[str, Any]) -> Feed:
+    context = encoder.encode_context(request["context"])
+    return graph_inputs([context], [encoder.encode_candidates(request["candidates"])])
+
+
+def _golden(rows: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[NDArray[np.float32]]]) -> Golden:
+    return Golden(
+        requests=tuple(
+            GoldenRequest(
+                context=request["context"],
+                candidates=tuple(request["candidates"]),
+                logit=tuple(logit.tolist()),
+                pctr=tuple(pctr.tolist()),
+            )
+            for request, (logit, pctr) in zip(rows, answers, strict=True)
+        )
+    )
+
+
+def _log_feeds(log: EncodedLog, wiring: Wiring, rows: NDArray[np.int64]) -> list[Feed]:
+    picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PARITY_ROWS)).round().astype(np.int64)]
+    return [log_feed(log, wiring, picked), log_feed(log, wiring, picked, one_request=True)]
+
+
+def _requests(log: EncodedLog, wiring: Wiring, rows: NDArray[np.int64], count: int) -> list[Feed]:
+    """Requests of `count` candidates: the context of a test row, the candidates of others."""
+    rng = np.random.default_rng(count)
+    return [log_feed(log, wiring, rng.choice(rows, count), one_request=True) for _ in range(_COST_REQUESTS)]
+
+
+def _newest(repository: Path, name: str) -> Bundle | None:
+    versions = versions_in(repository / name)
+    if not versions:
+        return None
+    try:
+        return read_bundle(repository / name / str(versions[-1]))
+    except BundleError:  # damaged, or of another format: a sound one goes beside it
+        return None
+
+
+def _is_same(bundle: Bundle, encoder: Encoder, card: ModelCard, golden: Golden, files: Mapping[str, Path]) -> bool:
+    """Whether the bundle would score the same and says the same of itself, but for `_VOLATILE`."""
+    there = {file.name: file for file in bundle.path.glob("model.onnx*")}
+    written = {name: getattr(bundle.manifest, name) for name in ModelCard.model_fields}
+    return (
+        {name: _sha256(file) for name, file in there.items()} == {name: _sha256(file) for name, file in files.items()}
+        and bundle.schema == encoder.schema
+        and bundle.encoder.to_vocabularies() == encoder.to_vocabularies()
+        and bundle.golden == golden
+        and all(written[name] == getattr(card, name) for name in written if name not in _VOLATILE)
+    )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("retort")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was not installed
+        return "source"
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, facts: Any) -> None:
+    path.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
