@@ -1,0 +1,95 @@
+"""The `source:` block of a recipe: which log, and where it lies."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.data.chunks import Source
+from training.data.kuairand import KuaiRandSource
+from training.data.movielens import MovieLensSource
+from training.data.readers import FileSource
+from training.data.text_files import TextFormat
+from training.errors import DataError
+
+DATA_VARIABLE = "RETORT_TRAINING_DATA"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FilesSettings(_Settings):
+    """CSV, TSV (plain or .gz) and Parquet files, read in the order given."""
+
+    kind: Literal["files"] = "files"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, or patterns with `*` and `?` whose matches are taken in the order of their names."""
+    separator: str | None = Field(default=None, min_length=1, max_length=1)
+    """Of text files; null takes it from the ending: comma for .csv, tab for .tsv and .tab."""
+    quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
+    """Of text files; null where cells are never quoted."""
+    header: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The columns' names, for text files without a header line."""
+    optional_columns: tuple[str, ...] = ()
+    """Columns that some files may lack; the values of those files are then missing."""
+
+
+class KuaiRandSettings(_Settings):
+    """KuaiRand-Pure: exposures, users, videos and histories, joined."""
+
+    kind: Literal["kuairand_pure"]
+    folder: str | None = None
+    """The folder that contains kuairand_pure/; null takes --data or RETORT_TRAINING_DATA."""
+
+
+class MovieLensSettings(_Settings):
+    """MovieLens latest-small: ratings and movies, joined."""
+
+    kind: Literal["ml_latest_small"]
+    folder: str | None = None
+    """The folder that contains ml_latest_small/; null takes --data or RETORT_TRAINING_DATA."""
+
+
+SourceSettings = Annotated[FilesSettings | KuaiRandSettings | MovieLensSettings, Field(discriminator="kind")]
+
+
+def open_source(settings: SourceSettings, *, base: Path = Path(), data: Path | None = None) -> Source:
+    """The source that a recipe describes.
+
+    Paths are relative to `base`. `data` is the folder of real logs; without it RETORT_TRAINING_DATA says
+    where. Raises `DataError` for files that are not there or whose headers cannot be used.
+    """
+    if isinstance(settings, FilesSettings):
+        text = TextFormat(settings.separator, settings.quote, settings.header)
+        return FileSource(_matches(settings.paths, base), text, frozenset(settings.optional_columns))
+    folder = real_log(settings.kind, Path(settings.folder) if settings.folder else data)
+    return KuaiRandSource(folder) if settings.kind == "kuairand_pure" else MovieLensSource(folder)
+
+
+def real_log(name: str, data: Path | None = None) -> Path:
+    """The folder of the real log `name`, in `data` or else in what RETORT_TRAINING_DATA names."""
+    said = data or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
+    if said is None:
+        raise DataError(
+            f"{name}: the log's folder is not known; give --data FOLDER or set {DATA_VARIABLE}, "
+            f"either to the folder that contains {name}/"
+        )
+    if not (said / name).is_dir():
+        raise DataError(f"{said / name}: no such folder; expected {name}/ with its .csv.gz files in {said}")
+    return said / name
+
+
+def _matches(paths: tuple[str, ...], base: Path) -> tuple[Path, ...]:
+    found: list[Path] = []
+    for path in paths:
+        whole = base / path
+        if not any(c in path for c in "*?["):
+            found.append(whole)
+            continue
+        matched = sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
+        if not matched:
+            raise DataError(f"{whole}: no file matches this pattern")
+        found += matched
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,257 @@
+"""Which rows train, validate and test: by time, by a column, or by files; and validation parted into A, B
+and C.
+
+Time is the honest one for clicks: a model is asked about tomorrow. A moment never falls into two parts.
+Validation rows are parted by a hash of their unit, so that no user is on both sides of a decision; without
+a unit, by row.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import PurePath
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from training.data.timestamps import local_days, start_of_day, to_iso
+from training.encoded_log import Part
+from training.errors import SplitError
+
+Parts = npt.NDArray[np.uint8]
+
+UNUSED = 255
+"""The part of a row that the split leaves out; it is counted and never encoded."""
+VALID = int(Part.VALID_A)
+"""What a validation row is called until `part_validation` has parted them."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class _Split(_Settings):
+    validation_shares: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
+    """How much of validation goes to A (stops training), B (fits the gate) and C (decides, calibrates)."""
+    validation_seed: NonNegativeInt = 0
+    """Another seed parts validation another way."""
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> "_Split":
+        if min(self.validation_shares) <= 0 or abs(sum(self.validation_shares) - 1) > 1e-6:
+            raise ValueError(
+                f"validation_shares: expected three positive shares that add to 1, got {self.validation_shares}"
+            )
+        return self
+
+
+class Fractions(_Settings):
+    """The latest `test` of the rows, and the `valid` before them."""
+
+    valid: float = Field(gt=0, lt=1)
+    test: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "Fractions":
+        if self.valid + self.test >= 1:
+            raise ValueError(f"fractions: valid + test must leave rows to train on, got {self.valid} + {self.test}")
+        return self
+
+
+class LastDays(_Settings):
+    """The last `test` calendar days of the log in the schema's timezone, and the `valid` days before them."""
+
+    valid: PositiveInt
+    test: PositiveInt
+
+
+class Boundaries(_Settings):
+    """The moments at which validation and test begin; without an offset they are in the schema's timezone."""
+
+    train: datetime | None = None
+    """Rows before it are left out; None takes all."""
+    valid: datetime
+    test: datetime
+    end: datetime | None = None
+    """Rows from it on are left out; None takes all."""
+
+
+class TimeSplit(_Split):
+    """Past trains, future tests. Exactly one of the three ways to draw the lines."""
+
+    by: Literal["time"] = "time"
+    fractions: Fractions | None = None
+    last_days: LastDays | None = None
+    boundaries: Boundaries | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "TimeSplit":
+        given = [name for name in ("fractions", "last_days", "boundaries") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of fractions, last_days and boundaries, got {given or 'none'}")
+        return self
+
+
+class ColumnSplit(_Split):
+    """A column says it. A value named nowhere refuses the log; values under `ignore` leave their rows out."""
+
+    by: Literal["column"] = "column"
+    column: str = "split"
+    train: tuple[str | int, ...] = ("train",)
+    valid: tuple[str | int, ...] = ("valid",)
+    test: tuple[str | int, ...] = ("test",)
+    ignore: tuple[str | int, ...] = ()
+
+    def values(self) -> dict[str, int]:
+        """Each value, as text, and its part."""
+        sides = ((self.train, Part.TRAIN), (self.valid, VALID), (self.test, Part.TEST), (self.ignore, UNUSED))
+        return {str(value): int(part) for values, part in sides for value in values}
+
+    @model_validator(mode="after")
+    def _each_value_once(self) -> "ColumnSplit":
+        if len(self.values()) < sum(map(len, (self.train, self.valid, self.test, self.ignore))):
+            raise ValueError("a value of the split column stands in two parts")
+        return self
+
+
+class FilesSplit(_Split):
+    """Whole files. Patterns (`*`, `?`) are matched against a file's path and against its name."""
+
+    by: Literal["files"] = "files"
+    train: tuple[str, ...] = Field(min_length=1)
+    valid: tuple[str, ...] = Field(min_length=1)
+    test: tuple[str, ...] = Field(min_length=1)
+
+    def part_of(self, file: str) -> int:
+        """The part of a file; `SplitError` when it is in none or in two."""
+        sides = {
+            "train": (self.train, Part.TRAIN),
+            "valid": (self.valid, VALID),
+            "test": (self.test, Part.TEST),
+        }
+        found = {
+            name: int(part)
+            for name, (patterns, part) in sides.items()
+            if any(fnmatch.fnmatch(file, p) or fnmatch.fnmatch(PurePath(file).name, p) for p in patterns)
+        }
+        if len(found) != 1:
+            came = "none" if not found else " and ".join(found)
+            raise SplitError(f"split: file {file}: expected it in exactly one of train, valid and test, got {came}")
+        return next(iter(found.values()))
+
+
+Split = Annotated[TimeSplit | ColumnSplit | FilesSplit, Field(discriminator="by")]
+"""The `split:` block of a recipe."""
+
+
+def parts_by_time(split: TimeSplit, times: npt.NDArray[np.int64], zone: ZoneInfo) -> Parts:
+    """Train, `VALID` or test for each moment [n] (microseconds since the epoch)."""
+    if not len(times):
+        raise SplitError("split: the log has no rows")
+    start, end = None, None
+    if split.fractions is not None:
+        # The two moments at which the later parts begin; all rows of one moment fall on one side.
+        ordered = np.sort(times)
+        n = len(times)
+        test = int(ordered[min(n - 1, round(n * (1 - split.fractions.test)))])
+        valid = int(ordered[min(n - 1, round(n * (1 - split.fractions.test - split.fractions.valid)))])
+    elif split.last_days is not None:
+        last = int(local_days(times.max(keepdims=True), zone)[0])
+        test = start_of_day(last + 1 - split.last_days.test, zone)
+        valid = start_of_day(last + 1 - split.last_days.test - split.last_days.valid, zone)
+    else:
+        assert split.boundaries is not None
+        b = split.boundaries
+        valid, test = _moment(b.valid, zone), _moment(b.test, zone)
+        start = _moment(b.train, zone) if b.train else None
+        end = _moment(b.end, zone) if b.end else None
+        given = [t for t in (start, valid, test, end) if t is not None]
+        if given != sorted(set(given)):
+            raise SplitError("split: boundaries must follow each other in time: train, valid, test, end")
+    parts = np.full(len(times), int(Part.TRAIN), np.uint8)
+    parts[times >= valid] = VALID
+    parts[times >= test] = int(Part.TEST)
+    if start is not None:
+        parts[times < start] = UNUSED
+    if end is not None:
+        parts[times >= end] = UNUSED
+    return parts
+
+
+def part_validation(parts: Parts, units: npt.NDArray[np.uint64], split: _Split) -> Parts:
+    """The same parts with validation rows parted into A, B and C by their unit's hash [n]."""
+    parted = parts.copy()
+    rows = np.flatnonzero(parts == VALID)
+    ends = np.cumsum(split.validation_shares)[:2]
+    parted[rows] = VALID + np.searchsorted(ends, uniform(units[rows], split.validation_seed), side="right")
+    return parted
+
+
+def uniform(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
+    """Each hash as a number in [0, 1), independent of it for another seed [n]."""
+    top = scramble(hashes ^ scramble(np.array([seed], np.uint64))) >> np.uint64(11)
+    return top.astype(np.float64) * 2.0**-53
+
+
+def scramble(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """splitmix64 (Steele, Lea, Flood, OOPSLA 2014): numbers, even consecutive ones, to hashes, one to one."""
+    z = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+PART_NAMES: Mapping[int, str] = {
+    int(Part.TRAIN): "train",
+    int(Part.VALID_A): "valid_a",
+    int(Part.VALID_B): "valid_b",
+    int(Part.VALID_C): "valid_c",
+    int(Part.TEST): "test",
+}
+
+
+def refuse_useless_parts(parts: Parts, clicks: npt.NDArray[np.bool_], times: npt.NDArray[np.int64] | None) -> None:
+    """`SplitError` naming the first part that is empty or holds one label only."""
+    for part, name in PART_NAMES.items():
+        rows = parts == part
+        count, clicked = int(rows.sum()), int(clicks[rows].sum())
+        if count and 0 < clicked < count:
+            continue
+        what = "is empty" if not count else f"has {count} rows and all of them have label {int(clicked > 0)}"
+        others = ", ".join(f"{other} {int((parts == p).sum())}" for p, other in PART_NAMES.items())
+        span = (
+            f" The log runs from {to_iso(int(times.min()))} to {to_iso(int(times.max()))}."
+            if times is not None and len(times)
+            else ""
+        )
+        raise SplitError(
+            f"split: part {name!r} {what}; every part needs rows of both labels. "
+            f"Rows by part: {others}.{span} " + _advice(name)
+        )
+
+
+def _advice(name: str) -> str:
+    if name.startswith("valid_"):
+        return (
+            "Give validation more rows, or other validation_shares, or part it by row (leave `unit` out of the schema)."
+        )
+    return "Draw the lines of the split elsewhere."
+
+
+def _moment(when: datetime, zone: ZoneInfo) -> int:
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=zone)
+    return round(when.timestamp() * 1_000_000)
+
+
+def named_files(split: FilesSplit, files: Sequence[str]) -> dict[str, int]:
+    """The part of each file; `SplitError` when a file is in none or two, or a pattern matches nothing."""
+    found = {file: split.part_of(file) for file in files}
+    for name in ("train", "valid", "test"):
+        for pattern in getattr(split, name):
+            if not any(fnmatch.fnmatch(f, pattern) or fnmatch.fnmatch(PurePath(f).name, pattern) for f in files):
+                raise SplitError(f"split: {name}: no file matches {pattern!r}; files: {', '.join(files)}")
+    return found
