@@ -13,7 +13,7 @@ fields together one numpy array; only unknown values and odd types cost a Python
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -112,9 +112,9 @@ class Encoder:
     def encode_context(self, values: Mapping[str, object]) -> EncodedRows:
         """One request's context, ids [1, Fc]. Raises `EncodeError` with the field."""
         side = self._context
-        given = [(values.get(name),) for name in side.names]
+        given = list(map(values.get, side.names))
         ignored = len(values) - len(side.name_set & values.keys())
-        return side.encode(given, 1, ignored, is_context=True)
+        return side.encode_row(given, ignored, None)
 
     def encode_candidates(self, rows: Sequence[Mapping[str, object]]) -> EncodedRows:
         """N candidates, an object each, ids [N, Fa]. Raises `EncodeError` with field and row."""
@@ -178,35 +178,58 @@ class _Side:
         self._lists = [(field, tables[field.name]) for field in lists]
         self.pick = _picker(self.names)
 
-    def encode(
-        self, given: Sequence[Sequence[object]], n: int, ignored: int, *, is_context: bool = False
-    ) -> EncodedRows:
+    def encode_row(self, given: Sequence[Any], ignored: int, row: int | None) -> EncodedRows:
+        """One row from one raw value a field, in the order of `names`. `row` is for errors."""
+        ids = []
+        missing: dict[str, int] = {}
+        unknown: dict[str, int] = {}
+        for (name, table), value in zip(self._flat, given, strict=False):
+            id_ = table.get(value, UNKNOWN) if type(value) in table.types else UNKNOWN
+            if id_ <= UNKNOWN:
+                if id_ == UNKNOWN:
+                    id_ = MISSING if value is None else _encode_one(name, table, value, row)
+                if id_ == MISSING:
+                    missing[name] = 1
+                elif id_ == UNKNOWN:
+                    unknown[name] = 1
+            ids.append(id_)
+        sequences = {}
+        for (field, table), value in zip(self._lists, given[len(ids) :], strict=True):
+            ragged = _encode_sequence(field, table, (value,), row is None)
+            sequences[field.name] = ragged
+            _count(field.name, ragged[0], missing, unknown)
+        return EncodedRows(np.array([ids], dtype=np.int32), sequences, missing, unknown, ignored)
+
+    def encode(self, given: Sequence[Sequence[object]], n: int, ignored: int) -> EncodedRows:
         """n rows from one column of raw values a field, in the order of `names`."""
+        if n == 1:
+            return self.encode_row([values[0] for values in given], ignored, 0)
         F = len(self._flat)
         flat = list(zip(self._flat, given, strict=False))
-        passes: list[Iterable[int]] = []
-        for (name, table), values in flat:
-            fast = table.fast(values)
-            passes.append(_encode_each(name, table, values, is_context) if fast is None else fast)
+        found: list[int] = []
         try:
-            ids = np.fromiter(chain.from_iterable(passes), np.int32, F * n).reshape(F, n)
+            for (name, table), values in flat:
+                fast = table.fast(values)
+                found += _encode_each(name, table, values) if fast is None else fast
         except TypeError:  # an unhashable value: a list or an object where a plain value belongs
-            each = [_encode_each(name, table, values, is_context) for (name, table), values in flat]
-            ids = np.fromiter(chain.from_iterable(each), np.int32, F * n).reshape(F, n)
+            found = [id_ for (name, table), values in flat for id_ in _encode_each(name, table, values)]
+        # From a list, not straight from the iterators: numpy reading each int as it is looked up waits for
+        # memory a third longer.
+        ids = np.fromiter(found, np.int32, F * n).reshape(F, n)
 
         missing: dict[str, int] = {}
         unknown: dict[str, int] = {}
         low = (ids <= UNKNOWN).any(axis=1)
         if low.any():
             for j in np.flatnonzero(low).tolist():
-                name, table = self._flat[j]
+                (name, table), values = flat[j]
                 for i in np.flatnonzero(ids[j] == UNKNOWN).tolist():
-                    ids[j, i] = _encode_one(name, table, given[j][i], None if is_context else i)
+                    ids[j, i] = MISSING if values[i] is None else _encode_one(name, table, values[i], i)
                 _count(name, ids[j], missing, unknown)
 
         sequences: dict[str, Ragged] = {}
         for (field, table), column in zip(self._lists, given[F:], strict=True):
-            ragged = _encode_sequence(field, table, column, is_context)
+            ragged = _encode_sequence(field, table, column, is_context=False)
             sequences[field.name] = ragged
             _count(field.name, ragged[0], missing, unknown)
         return EncodedRows(np.ascontiguousarray(ids.T), sequences, missing, unknown, ignored)
@@ -239,9 +262,9 @@ def _encode_one(name: str, table: Table, value: object, row: int | None) -> int:
         raise EncodeError(name, EXPECTED[table.field.type], error.got, row) from None
 
 
-def _encode_each(name: str, table: Table, values: Sequence[object], is_context: bool) -> list[int]:
+def _encode_each(name: str, table: Table, values: Sequence[object]) -> list[int]:
     """Ids one by one: the specification itself, for what the fast way leaves."""
-    return [_encode_one(name, table, value, None if is_context else row) for row, value in enumerate(values)]
+    return [_encode_one(name, table, value, row) for row, value in enumerate(values)]
 
 
 def _count(name: str, ids: NDArray[np.int32], missing: dict[str, int], unknown: dict[str, int]) -> None:

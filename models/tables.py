@@ -4,9 +4,10 @@ Ids are local to the field: 0 missing, 1 unknown, known values from 2. Every tab
 
     encode(value)   checks the type, then looks up: the specification, one value at a time
     fast(values)    an iterator at C speed over a list of raw JSON values, right for every value it gives an
-                    id other than 1; the caller sends those that came out as 1 through `encode`
+                    id other than 1; the caller sends those that came out as 1 through `encode`, None or not
+    get(value, 1)   the same for one raw value, which must be of one of `types`
 
-So an unknown value costs a check and a known one does not: `fast` only ever finds what `encode` accepts.
+So an unknown value costs a check and a known one does not: only what `encode` accepts is ever found.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import count, pairwise, repeat
 from typing import Any
@@ -44,10 +45,9 @@ LONGEST_CACHED = 256
 """Longer strings are hashed anew each time, so that a client cannot fill memory with them."""
 
 _NONE = type(None)
-# True == 1 == 1.0 in a Python dict. Where keys are no strings, a value of a type that is not listed here
-# never reaches the dict. Strings equal nothing else and need no guard.
-_GUARDS: dict[str, frozenset[type] | None] = {
-    "string": None,
+# True == 1 == 1.0 in a Python dict, so a value of a type that is not listed here never reaches the dict.
+_TYPES: dict[str, frozenset[type]] = {
+    "string": frozenset({str}),
     "integer": frozenset({int, float, _NONE}),
     "float": frozenset({int, float, _NONE}),
     "boolean": frozenset({bool, _NONE}),
@@ -65,21 +65,23 @@ class VocabularyTable:
         self.field = field
         self.values = list(values)
         self.size = FIRST_VALUE + len(self.values)
-        self._guard = _GUARDS[field.type]
+        self.types = _TYPES[field.type]
         self._ids: dict[Any, int] = dict(zip(_parsed(field, self.values), count(FIRST_VALUE), strict=False))
-        self._ids[None] = MISSING
+        # None is no key of strings: CPython looks up faster in a dict of nothing but str. The caller knows a None.
         if field.type == "string":
             self._ids[""] = MISSING
+        else:
+            self._ids[None] = MISSING
+        self.get = self._ids.get
 
     def encode(self, value: object) -> int:
         """The id of a raw value; raises `WrongTypeError`."""
-        return self._ids.get(check_value(self.field.type, value), UNKNOWN)
+        checked = check_value(self.field.type, value)
+        return MISSING if checked is None else self.get(checked, UNKNOWN)
 
     def fast(self, values: Sequence[Any]) -> Iterator[int] | None:
         """Ids of raw values, or None where one of them is of a type the dict could mistake."""
-        if self._guard is not None and not self._guard.issuperset(map(type, values)):
-            return None
-        return map(self._ids.get, values, repeat(UNKNOWN))
+        return _fast(self, values)
 
 
 class _CachedTable(ABC):
@@ -90,9 +92,10 @@ class _CachedTable(ABC):
 
     def __init__(self, field: FieldSchema) -> None:
         self.field = field
-        self._guard = _GUARDS[field.type]
-        self._young: dict[Any, int] = {None: MISSING}
+        self.types = _TYPES[field.type]
+        self._young: dict[Any, int] = {}
         self._old: dict[Any, int] = {}
+        self.get = self._young.get
 
     @abstractmethod
     def compute(self, value: str | int | float | bool) -> int:
@@ -113,15 +116,14 @@ class _CachedTable(ABC):
             return found
         if len(self._young) >= CACHE_SIZE // 2:
             self._old = self._young
-            self._young = {None: MISSING}
+            self._young = {}
+            self.get = self._young.get
         self._young[checked] = found
         return found
 
     def fast(self, values: Sequence[Any]) -> Iterator[int] | None:
         """Ids of raw values, 1 for those not remembered; None where a type could be mistaken."""
-        if self._guard is not None and not self._guard.issuperset(map(type, values)):
-            return None
-        return map(self._young.get, values, repeat(UNKNOWN))
+        return _fast(self, values)
 
 
 class HashTable(_CachedTable):
@@ -161,6 +163,9 @@ class CriteoX4Table(_CachedTable):
 
 class EdgesTable:
     """2 + bisect_right(edges, x): range i holds edges[i-1] <= x < edges[i]. Never answers 1."""
+
+    types: frozenset[type] = frozenset()
+    get: Callable[[Any, int], int] = {}.get  # it finds nothing by look-up
 
     def __init__(self, field: FieldSchema, edges: Sequence[float]) -> None:
         """`edges` are finite and grow strictly. Raises `VocabularyError` where not, or too many."""
@@ -209,6 +214,13 @@ class EdgesTable:
         ids = np.searchsorted(self._array, numbers, side="right").astype(np.int32) + np.int32(FIRST_VALUE)
         ids[np.isnan(numbers)] = MISSING
         return ids
+
+
+def _fast(table: VocabularyTable | _CachedTable, values: Sequence[Any]) -> Iterator[int] | None:
+    # Strings equal nothing but strings: their dict refuses other types by itself.
+    if table.field.type != "string" and not table.types.issuperset(map(type, values)):
+        return None
+    return map(table.get, values, repeat(UNKNOWN))
 
 
 Table = VocabularyTable | HashTable | CriteoX4Table | EdgesTable
