@@ -16,6 +16,7 @@ from typing import Any
 from training import steps
 from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
+from training.export import export as export_models
 from training.loop import NetworkSpec
 from training.recipe import LoadedRecipe, SyntheticSettings
 from training.stages import Step
@@ -32,14 +33,16 @@ _LEARNING = (
 _GATING = ("training/gate.py", "training/calibrate.py")
 _DISTILLING = (*_LEARNING, "training/distill.py")
 _EXPORTING = (
+    *_LEARNING,
+    *_GATING,
     "models",
-    "package:torch",
     "package:onnxscript",
-    "training/serving_graph.py",
+    "package:onnxruntime",
     "training/export.py",
+    "training/serving_graph.py",
+    "training/parity.py",
     "training/cost.py",
 )
-_REPORTING = ("training/report",)
 _MEASURING = ("training/metrics.py", *_GATING)
 
 
@@ -62,40 +65,36 @@ class SeedSteps:
 class Plan:
     """Every step of a run."""
 
+    log: Step | None
+    prepare: Step
     seeds: tuple[SeedSteps, ...]
     export: Step
-    report: Step
 
 
-def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, repository: Path, data: Path | None) -> Plan:
+def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | None) -> Plan:
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
     log, prepare = _reading_steps(loaded, runs=runs, data=data)
     trained = tuple(_seed_steps(recipe, seed, prepare) for seed in seeds)
-    arguments = {"recipe": recipe.model_dump(mode="json")}
-    first, measures = trained[0], {f"measure:{seed.seed}": seed.measure for seed in trained}
+    first = trained[0]
     export = Step(
         "export",
         recipe.name,
-        steps.export,
-        arguments | {"seed": first.seed, "repository": str(repository.absolute())},
+        export_models,
+        {"recipe": recipe.model_dump(mode="json")},
         {
             "prepared": prepare,
-            "measure": first.measure,
+            "measured": first.measure,
             "gate": first.gate,
             "ensemble": first.ensemble,
             "platt": first.platt,
             "student": first.student,
             "control": first.control,
             **{f"teacher:{name}": step for name, step in first.teachers.items()},
-            # Latency is measured here, so nothing else may still be running.
-            **measures,
         },
         _EXPORTING,
     )
-    needs = {"prepared": prepare, "export": export, **measures} | ({"log": log} if log else {})
-    report = Step("report", recipe.name, steps.report_on, arguments, needs, _REPORTING)
-    return Plan(trained, export, report)
+    return Plan(log, prepare, trained, export)
 
 
 def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:

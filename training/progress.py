@@ -60,6 +60,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._notes: dict[str, str] = {}
         self._cached = 0
+        self._done: set[str] = set()
         self._started = time.monotonic()
 
     def __enter__(self) -> "Display":
@@ -74,7 +75,8 @@ class Display:
             self.console.print(f"[dim]{self._cached} steps were already done[/dim]")
 
     def cached(self, step: Step) -> None:
-        self._cached += 1
+        self._cached += step.key not in self._done
+        self._done.add(step.key)
 
     def started(self, step: Step) -> None:
         self._tasks[step.key] = self._progress.add_task(f"{step.stage:<9} {step.label}", total=None, note="")
@@ -87,6 +89,7 @@ class Display:
     def finished(self, step: Step, seconds: float) -> None:
         if (task := self._tasks.pop(step.key, None)) is not None:
             self._progress.remove_task(task)
+        self._done.add(step.key)
         note = self._notes.pop(step.key, "")
         elapsed = time.monotonic() - self._started
         what = f"[green]✓[/green] {step.stage:<9} {step.label:<20} {seconds:6.1f} s"

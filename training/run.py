@@ -1,17 +1,19 @@
 """`python -m training run`: one recipe from end to end, with a person watching."""
 
 import fcntl
-import shutil
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.versions import Repository
 from training.errors import TrainingError
+from training.export import publish
 from training.pipeline import plan
 from training.progress import Display
 from training.recipe import load_recipe
-from training.stages import Step, run_steps
+from training.report import build_report, write_report
+from training.stages import run_steps
 from training.steps import read_json
 
 
@@ -30,28 +32,31 @@ def run(
     Bundles go to `repository` (models/repository, or OUT/repository where `out` is given), everything else to `out`
     (runs/<recipe name>).
     """
+    started = time.monotonic()
     loaded = load_recipe(recipe, overrides)
     repository = repository or (out / "repository" if out else Path("models/repository"))
     out = out or Path("runs") / loaded.recipe.name
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out), Display() as display:
-        steps = plan(loaded, seeds, runs=out, repository=repository, data=data)
-        forget_export_unless_it_stands(steps.export, out, repository)
-        run_steps([steps.report], out, workers=workers, watcher=display)
-        for name in ("report.html", "report.json"):
-            shutil.copyfile(steps.report.folder(out) / name, out / name)
-    return out / "report.json"
-
-
-def forget_export_unless_it_stands(export: Step, out: Path, repository: Path) -> None:
-    """An export's result lies outside its folder: do it again when its bundles are gone, or newer ones stand there."""
-    if not export.is_done(out):
-        return
-    shelf = Repository(repository)
-    for name, version in read_json(export.folder(out) / "exported.json")["versions"].items():
-        if name not in shelf.names() or shelf.versions(name)[-1] != version:
-            shutil.rmtree(export.folder(out))
-            return
+        steps = plan(loaded, seeds, runs=out, data=data)
+        run_steps([seed.measure for seed in steps.seeds], out, workers=workers, watcher=display)
+        # Latencies are measured in this one, so nothing runs beside it.
+        run_steps([steps.export], out, workers=1, watcher=display)
+        prepared = steps.prepare.folder(out)
+        published = publish(steps.export.folder(out), prepared, repository)
+        report = build_report(
+            [read_json(seed.measure.folder(out) / "measure.json") for seed in steps.seeds],
+            recipe=loaded.recipe.model_dump(mode="json"),
+            prepared=read_json(prepared / "report.json"),
+            costs=read_json(steps.export.folder(out) / "cost.json"),
+            published=[{"name": model.name, "version": model.version} for model in published],
+            world=read_json(steps.log.folder(out) / "world.json") if steps.log else None,
+            seconds=time.monotonic() - started,
+        )
+        path = write_report(out, report)
+    for model in published:
+        print(f"{'wrote' if model.is_new else 'stands'} {model.path}", file=sys.stderr)
+    return path
 
 
 @contextmanager
