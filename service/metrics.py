@@ -33,6 +33,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.utils import floatToGoString
 
+from service.errors import Code
+
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,11 +63,12 @@ class Bins:
     """One child of a histogram, for the hot path: a bisection and two increments, and whole arrays at
     once."""
 
-    __slots__ = ("_bounds", "_buckets", "_sum")
+    __slots__ = ("_bounds", "_buckets", "_edges", "_sum")
 
     def __init__(self, child: Histogram) -> None:
         # The library's own observe() walks the bounds and re-checks itself; its cells are all we need.
         self._bounds: list[float] = child._upper_bounds
+        self._edges = np.array(self._bounds)
         self._buckets: list[_Cell] = child._buckets
         self._sum: _Cell = child._sum
 
@@ -80,11 +83,12 @@ class Bins:
             self.observe(float(numbers[0]))
             return
         # float64, or a float32 just beside a bound would fall into another bucket than observe() puts it in.
-        places = np.searchsorted(self._bounds, numbers.astype(np.float64))
+        doubles = numbers.astype(np.float64)
+        places = self._edges.searchsorted(doubles)
         for index, count in enumerate(np.bincount(places).tolist()):
             if count:
                 self._buckets[index].inc(count)
-        self._sum.inc(float(numbers.sum(dtype=np.float64)))
+        self._sum.inc(float(doubles.sum()))
 
 
 class Metrics:
@@ -147,8 +151,11 @@ class Metrics:
         )
         self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
 
+        self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Counter] = {}
-        self._refused: dict[str, Counter] = {}
+        # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.
+        self._refused: dict[str, Counter] = {code: self.refused.labels(code) for code in Code}
+        self.deadline_fallbacks = self.fallbacks.labels("deadline")
         self.stages = {stage: Bins(self.stage_duration.labels(stage)) for stage in STAGES}
         self.candidate_bins = Bins(self.candidates)
         self.pctr_bins = Bins(self.pctr)
@@ -160,18 +167,15 @@ class Metrics:
             child = self._requests[route, status] = self.requests.labels(route, str(status))
         child.inc()
 
-    def count_refusal(self, code: str) -> None:
+    def count_refusal(self, code: Code) -> None:
         """Counts a refusal under its stable code."""
-        child = self._refused.get(code)
-        if child is None:
-            child = self._refused[code] = self.refused.labels(code)
-        child.inc()
+        self._refused[code].inc()
 
     def exposition(self) -> bytes:
         """What a scrape reads: this process's metrics, or all slots' where workers share a folder."""
         if self.directory is None:
             return prometheus_client.generate_latest(self.registry)
-        return prometheus_client.generate_latest(_SlotCollector(self.directory))
+        return prometheus_client.generate_latest(_SlotCollector(self.directory, self._families))
 
 
 # How workers share them: memory-mapped files, one of each kind a slot.
@@ -252,8 +256,10 @@ def _parse_key(key: str) -> tuple[str, str, dict[str, str], str]:
 class _SlotCollector:
     """The slots' files added up: counters and histograms summed, gauges by their maximum, absent where 0."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, families: Iterable[Metric]) -> None:
+        """`families`: every metric there is, by name, help and type, whether or not a slot has counted in it."""
         self.directory = directory
+        self.families = families
 
     def _totals(self, kind: str) -> dict[str, float]:
         totals: dict[str, float] = {}
@@ -268,7 +274,7 @@ class _SlotCollector:
         return totals
 
     def collect(self) -> Iterator[Metric]:
-        metrics: dict[str, Metric] = {}
+        metrics = {family.name: Metric(family.name, family.documentation, family.type) for family in self.families}
         for kind in ("counter", "gauge"):
             for key, value in self._totals(kind).items():
                 metric_name, name, labels, help_text = _parse_key(key)

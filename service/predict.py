@@ -298,7 +298,7 @@ class Predictor:
         if served.exposures is not None:
             served.exposures.inc()
         if served.fallback is not None:
-            self._metrics.fallbacks.labels(served.fallback).inc()
+            self._metrics.deadline_fallbacks.inc()
         ended = perf_counter()
         stages["reply"].observe(ended - replying)
         served.durations.observe(ended - started)

@@ -65,7 +65,9 @@ def run_worker(
     from service.app import create_app
 
     try:
-        app = create_app(settings, metrics.Metrics(directory=metrics_directory))
+        shared = metrics.Metrics(directory=metrics_directory)
+        shared.worker_starts.inc()
+        app = create_app(settings, shared)
         code = _serve(app, settings, listener, supervisor, stopping)
     except Exception as error:
         _log_failure(error)
@@ -127,8 +129,11 @@ def _serve(
         """Says that we are ready, then that the loop still turns; stops serving when nobody listens."""
         try:
             await app.until_ready()
+            # Vocabularies never die: keep the collector from walking millions of their strings. And let a decoded
+            # body of 100,000 lists be less than one collection; by default it is hundreds.
             gc.collect()
-            gc.freeze()  # vocabularies never die: keep the collector from walking millions of their strings
+            gc.freeze()
+            gc.set_threshold(100_000, 50, 100)
             supervisor.send_bytes(READY)
             while True:
                 await asyncio.sleep(HEARTBEAT_SECONDS)

@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     field_validator,
     model_validator,
@@ -37,6 +38,14 @@ def _as_written(value: object) -> object:
     return Decimal(repr(value)) if isinstance(value, float) else value
 
 
+def _number_or_latest(value: object) -> int | Literal["latest"]:
+    if value == "latest":
+        return "latest"
+    if type(value) is int and value >= 1:
+        return value
+    raise ValueError("expected a whole number from 1, or latest")
+
+
 Share = Annotated[Decimal, BeforeValidator(_as_written), Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -53,7 +62,7 @@ class Arm(_Part):
     model: Name
     """The model that answers: a folder of the repository."""
 
-    version: Literal["latest"] | Annotated[int, Field(ge=1, strict=True)] = "latest"
+    version: Annotated[int | Literal["latest"], PlainValidator(_number_or_latest)] = "latest"
     """A number, or `latest`: the model's live version at the moment the phase starts."""
 
     follow: bool = False
@@ -311,9 +320,9 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
         return ExperimentFile.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        place = "".join(f"{part}." for part in first["loc"])[:-1]
         message = first["msg"].removeprefix("Value error, ")
-        raise ExperimentError(f"{source}: {place}: {message}") from None
+        raise ExperimentError(": ".join(part for part in (source, place, message) if part)) from None
 
 
 def read_experiments(path: Path) -> ExperimentFile:

@@ -1,0 +1,1 @@
+"""The service, from one function to a real process that is killed."""

@@ -1,0 +1,159 @@
+"""The experiment file: what is valid, and that nothing in it is ever repaired."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import ExperimentError
+from service.experiments.file import Experiment, parse_experiments, read_experiments
+from service.watch import SHIPPED
+
+
+def arm(name: str, weight: float = 0.5, **more: Any) -> dict[str, Any]:
+    return {"name": name, "model": name, "weight": weight, **more}
+
+
+def experiment(**more: Any) -> dict[str, Any]:
+    return {"name": "e", "salt": "s", "default": True, "arms": [arm("a"), arm("b")], **more}
+
+
+def parse(*experiments: dict[str, Any], **more: Any) -> Any:
+    return parse_experiments(json.dumps({"format_version": 1, "experiments": experiments, **more}), "the file")
+
+
+def test_the_shipped_experiment_is_ensemble_against_student():
+    """The first one: ensemble is control, the student gets half, both follow their live version."""
+    (shipped,) = read_experiments(SHIPPED).experiments
+
+    assert [arm.name for arm in shipped.arms] == ["ensemble", "student"]
+    assert shipped.control.name == "ensemble"
+    assert [(owned.start, owned.stop) for owned in shipped.ranges()] == [(0, 5000), (5000, 10_000)]
+    assert all(arm.follow for arm in shipped.arms)
+
+
+def test_yaml_and_json_say_the_same():
+    """The same content in either language is the same file."""
+    yaml_text = """
+    format_version: 1
+    experiments:
+      - name: e
+        salt: s
+        default: true
+        coverage: 0.57
+        arms:
+          - {name: a, model: a, weight: 0.5}
+          - {name: b, model: b, weight: 0.5}
+    """
+
+    assert parse_experiments(yaml_text, "y") == parse(experiment(coverage=0.57))
+
+
+def test_a_share_is_the_decimal_that_is_written():
+    """0.57 is 57 hundredths."""
+    assert parse(experiment(coverage=0.57)).default.coverage == Decimal("0.57")
+
+
+INVALID: list[tuple[str, dict[str, Any], str]] = [
+    ("weights below 1", experiment(arms=[arm("a", 0.5), arm("b", 0.4)]), "sum to 0.9, expected 1"),
+    ("weights above 1", experiment(arms=[arm("a", 0.7), arm("b", 0.4)]), "sum to 1.1, expected 1"),
+    ("a negative weight", experiment(arms=[arm("a", -0.5), arm("b", 1.5)]), "greater than or equal to 0"),
+    ("a weight that is no whole bucket", experiment(arms=[arm("a", 0.33333), arm("b", 0.66667)]), "multiple of 0.0001"),
+    ("a weight that is text", experiment(arms=[arm("a", weight="half"), arm("b")]), "decimal"),  # type: ignore[arg-type]
+    ("coverage above 1", experiment(coverage=1.01), "less than or equal to 1"),
+    ("no arms", experiment(arms=[]), "at least 1"),
+    ("an arm twice", experiment(arms=[arm("a"), arm("a")]), "arm 'a' stands twice"),
+    ("a halted arm that is not there", experiment(halted=["c"]), "no arm is called 'c'"),
+    ("control halted", experiment(halted=["a"]), "control, which cannot be halted"),
+    ("a fallback that is not there", experiment(arms=[arm("a", fallback="x"), arm("b")]), "no arm is called 'x'"),
+    ("a fallback to itself", experiment(arms=[arm("a", fallback="a"), arm("b")]), "cannot fall back to itself"),
+    ("a shadow that is not there", experiment(shadow={"arm": "x", "sample": 0.1}), "no arm is called 'x'"),
+    ("a version of 0", experiment(arms=[arm("a", version=0), arm("b")]), "whole number from 1, or latest"),
+    ("a version that is a path", experiment(arms=[arm("a", version="../1"), arm("b")]), "number from 1, or latest"),
+    ("follow with a number", experiment(arms=[arm("a", version=3, follow=True), arm("b")]), "needs version: latest"),
+    ("a model name that is a path", experiment(arms=[arm("a", model="../a"), arm("b")]), "pattern"),
+    ("an upper case name", experiment(name="E"), "pattern"),
+    ("an unknown key", experiment(wieght=1), "Extra inputs are not permitted"),
+    ("an empty salt", experiment(salt=""), "at least 1 character"),
+    ("phase 0", experiment(phase=0), "greater than or equal to 1"),
+    ("a layer that is not declared", experiment(layer={"name": "x"}), "no layer is called 'x'"),
+    ("no default", experiment(default=False), "exactly one experiment with default: true, got 0"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), [case[1:] for case in INVALID], ids=[case[0] for case in INVALID])
+def test_what_is_wrong_is_refused_and_named(content: dict[str, Any], message: str):
+    """The error names the file and says what was expected."""
+    with pytest.raises(ExperimentError, match="the file: ") as caught:
+        parse(content)
+
+    assert message in str(caught.value)
+
+
+def test_two_experiments_may_not_share_a_name_a_salt_or_the_default():
+    """Two of a name could not be told apart; two of a salt would assign the same units together."""
+    other = experiment(name="f", salt="t", default=False)
+
+    assert len(parse(experiment(), other).experiments) == 2
+    for change, message in (
+        ({"name": "e"}, "experiment 'e' stands twice"),
+        ({"salt": "s"}, "has the salt of experiment 'e'"),
+        ({"default": True}, "got 2"),
+    ):
+        with pytest.raises(ExperimentError, match=message):
+            parse(experiment(), {**other, **change})
+
+
+def test_experiments_of_one_layer_may_not_overlap():
+    """Disjoint ranges are fine, in any order; a shared bucket is refused."""
+    layers = [{"name": "l", "salt": "layer"}]
+    low = experiment(layer={"name": "l", "buckets": [0, 5000]})
+    high = experiment(name="f", salt="t", default=False, layer={"name": "l", "buckets": [5000, 10_000]})
+
+    assert parse(high, low, layers=layers).assigner(parse(high, low, layers=layers).default).layer.owned.stop == 5000
+    high["layer"]["buckets"] = [4999, 10_000]
+    with pytest.raises(ExperimentError, match="'e' and 'f' overlap"):
+        parse(high, low, layers=layers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        "format_version: 2\nexperiments: []",
+        "experiments: []",
+        '{"format_version": 1, "format_version": 1, "experiments": []}',
+        "format_version: 1\nformat_version: 1\nexperiments: []",
+        "a: &a [1]\nb: *a",
+        "!!python/object/apply:os.system ['true']",
+        "[" * 10_000,
+        "{" + '"a":{' * 10_000,
+    ],
+)
+def test_a_file_that_is_no_experiment_file_is_refused(text: str):
+    """Broken, empty, duplicated, aliased, hostile or too deep: an error, never a crash."""
+    with pytest.raises(ExperimentError, match=r"^the file: "):
+        parse_experiments(text, "the file")
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path):
+    """Absent, a folder, not UTF-8, or larger than any experiment file: the error names the path."""
+    (tmp_path / "latin1").write_bytes(b"format_version: \xff")
+    (tmp_path / "large").write_bytes(b"#" * (2 << 20))
+
+    for name, message in (("none", "No such file"), ("", "directory"), ("latin1", "UTF-8"), ("large", "longer")):
+        with pytest.raises(ExperimentError, match=message) as caught:
+            read_experiments(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_every_key_has_a_sentence():
+    """`use_attribute_docstrings` carries them into the schema; a key without one is undocumented."""
+    missing = [name for name, field in Experiment.model_fields.items() if not field.description]
+
+    assert missing == ["shadow", "guard_rails"]  # documented by their own classes
