@@ -36,6 +36,7 @@ COPY --from=build /opt/retort /opt/retort
 ENV PATH=/opt/retort/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     RETORT_HOST=0.0.0.0 \
     RETORT_PORT=8000 \
     RETORT_REPOSITORY=/repository \

@@ -36,7 +36,8 @@ COPY --from=build /opt/retort /opt/retort
 COPY docker/train_when_empty.py /opt/retort/train_when_empty.py
 ENV PATH=/opt/retort/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
 WORKDIR /retort
 USER 10001:10001
 STOPSIGNAL SIGTERM

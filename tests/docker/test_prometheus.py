@@ -1,0 +1,184 @@
+"""A real Prometheus scrapes a running service; every query of dashboard and alerts is asked and answered.
+
+Runs where a `prometheus` binary is installed (Debian and Ubuntu: the package of that name).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.docker.promql import ALERTS, Expression, alert_expressions, alert_rules, dashboard_expressions, filled_in
+from tests.docker.serving import ask, free_port, running
+from tests.models.tiny_bundle import REQUESTS, write_tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+SCRAPE_SECONDS = 0.5
+RATE_INTERVAL = "10s"
+
+#: Nothing in this test need make these count: deadlines, feedback and the log are other tests' business.
+WITHOUT_TRAFFIC = {"retort_fallbacks_total", "retort_events_total", "retort_log_dropped_total", "ALERTS"}
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a Prometheus, configured by our own file, that has seen some seconds of every kind of traffic."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed (Debian and Ubuntu: the package `prometheus`)")
+    folder = tmp_path_factory.mktemp("prometheus")
+    repository = folder / "repository"
+    write_tiny_bundle(repository, "student")
+    write_tiny_bundle(repository, "ensemble", teachers=2)
+    experiments = folder / "experiments.yaml"
+    shipped = (ROOT / "service/experiments/shipped.yaml").read_text(encoding="utf-8")
+    experiments.write_text(shipped, encoding="utf-8")
+    service_port, prometheus_port = free_port(), free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RETORT_")}
+
+    service = [sys.executable, "-m", "service", "--repository", str(repository), "--experiments", str(experiments)]
+    service += ["--port", str(service_port), "--workers", "2", "--drain-seconds", "0"]
+    storage = [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{prometheus_port}"]
+    with (
+        running(
+            service,
+            port=service_port,
+            ready="/health/ready",
+            log=folder / "service.log",
+            cwd=ROOT,
+            environment=environment,
+        ),
+        running(
+            [program, f"--config.file={_config(folder, service_port)}", *storage],
+            port=prometheus_port,
+            ready="/-/ready",
+            log=folder / "prometheus.log",
+            cwd=folder,
+            environment=environment,
+        ),
+    ):
+        # Counters with labels exist from their first count on: two halves, so that rate() sees them grow.
+        for _ in range(2):
+            _traffic(service_port)
+            time.sleep(2.5)
+        _damage(repository, experiments, shipped)
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not _values(prometheus_port, "retort_model_load_failures_total"):
+            time.sleep(0.5)
+        _traffic(service_port)
+        time.sleep(3 * SCRAPE_SECONDS)
+        yield prometheus_port
+
+
+def _config(folder: Path, service_port: int) -> Path:
+    """docker/prometheus/prometheus.yml, with the address of this test's service and a shorter patience."""
+    config = yaml.safe_load(ALERTS.with_name("prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {
+        "scrape_interval": f"{int(SCRAPE_SECONDS * 1000)}ms",
+        "scrape_timeout": f"{int(SCRAPE_SECONDS * 1000)}ms",
+        "evaluation_interval": "1s",
+    }
+    config["rule_files"] = [str(ALERTS.parent / name) for name in config["rule_files"]]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{service_port}"]
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def _traffic(port: int) -> None:
+    """Scored requests to both arms, with missing and unknown values and a member no field takes; refused ones too."""
+    for number in range(60):
+        context, candidates = REQUESTS[number % len(REQUESTS)]
+        body = {"unit_id": f"user-{number}", "context": context, "candidates": candidates, "colour": "blue"}
+        assert ask(port, "/predict", body)[0] == 200
+    for bad in (b"{", b'{"candidates": []}', b'{"context": {"device": 7}, "candidates": [{}]}'):
+        assert 400 <= ask(port, "/predict", bad)[0] < 500
+
+
+def _damage(repository: Path, experiments: Path, shipped: str) -> None:
+    """A second version with a flipped bit, and an experiment file that is not valid: both are refused and counted."""
+    staged = repository.parent / "staged"
+    shutil.copytree(repository / "student" / "1", staged)
+    graph = bytearray((staged / "model.onnx").read_bytes())
+    graph[len(graph) // 2] ^= 1
+    (staged / "model.onnx").write_bytes(bytes(graph))
+    staged.rename(repository / "student" / "2")
+    replacement = experiments.with_name("new.yaml")
+    replacement.write_text(shipped.replace("0.5", "0.4"), encoding="utf-8")
+    replacement.replace(experiments)
+
+
+def _api(port: int, path: str) -> dict[str, Any]:
+    status, body = ask(port, path)
+    answer: dict[str, Any] = json.loads(body)
+    assert status == 200, answer
+    assert answer["status"] == "success"
+    assert not answer.get("warnings"), answer
+    return answer["data"]  # type: ignore[no-any-return]
+
+
+def _values(port: int, expression: str) -> list[float]:
+    """The samples of an instant query, NaN left out."""
+    result = _api(port, "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))["result"]
+    samples = [float(sample["value"][1]) for sample in result]
+    return [sample for sample in samples if sample == sample]
+
+
+@pytest.mark.parametrize("expression", [*dashboard_expressions()], ids=lambda expression: expression.place)
+def test_every_panel_gets_data_once_there_is_traffic(prometheus: int, expression: Expression):
+    """Not only that it parses: that labels match, and that divisions have something to divide."""
+    values = _values(prometheus, filled_in(expression.text, RATE_INTERVAL))
+
+    assert values or set(expression.metrics) <= WITHOUT_TRAFFIC, expression.text
+    assert all(value >= 0 for value in values)
+
+
+@pytest.mark.parametrize("expression", [*alert_expressions()], ids=lambda expression: expression.place)
+def test_every_alerts_expression_parses(prometheus: int, expression: Expression):
+    """By Prometheus itself; when they fire is promtool's business."""
+    _values(prometheus, expression.text)
+
+
+def test_prometheus_evaluates_our_rules(prometheus: int):
+    """All of them, without an error."""
+    rules = [rule for group in _api(prometheus, "/api/v1/rules")["groups"] for rule in group["rules"]]
+
+    assert len(rules) == len(alert_rules())
+    assert {rule["name"]: rule.get("lastError", "") for rule in rules if rule["health"] != "ok"} == {}
+
+
+def test_a_refused_version_and_a_refused_file_alert_within_seconds(prometheus: int):
+    """From a flipped bit on disk to an alert, through the real scrape: the very first failure counts."""
+    until = time.monotonic() + 10
+    firing: set[str] = set()
+    while time.monotonic() < until and len(firing) < 2:
+        alerts = _api(prometheus, "/api/v1/alerts")["alerts"]
+        firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+        time.sleep(0.5)
+
+    counted = _values(prometheus, "retort_experiment_reload_failures_total")
+    assert firing == {"RetortModelRefused", "RetortExperimentFileRefused"}, f"files refused: {counted}"
+
+
+def test_the_panels_agree_with_what_was_sent(prometheus: int):
+    """180 requests were scored, split over two arms; three bad ones were refused each time."""
+    scored = _values(prometheus, 'sum(retort_requests_total{route="/predict", code="200"})')
+    refused = _values(prometheus, 'sum(retort_refused_total{reason!="not_ready"})')
+    arms = _values(prometheus, "sum by (arm) (retort_exposures_total)")
+    candidates = _values(prometheus, "retort_candidates_sum")
+
+    assert scored == [180]
+    assert refused == [9]
+    assert len(arms) == 2
+    assert sum(arms) == 180
+    assert candidates == [3 * sum(len(REQUESTS[number % 3][1]) for number in range(60))]
