@@ -2,3 +2,8 @@
 
 `python -m training --help` lists what it does; `training/pipeline.py` is the road from end to end.
 """
+
+import os
+
+# Before anything imports onnxruntime, whose Linux wheels report to its maker otherwise; see service/__init__.py.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
