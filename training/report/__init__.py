@@ -1,0 +1,15 @@
+"""What a run found, for machines (report.json) and for people (report.html).
+
+    figures.py    measures of every seed -> one tree of numbers: means, spreads, paired differences, the answer
+    targets.py    what a run sets out to reach, whether it did, and if not, why
+    page.py       the tree as one self-contained page: every number on it is a value of the tree
+    charts.py     the page's drawings, as inline SVG
+
+Nothing here trains, scores or measures.
+"""
+
+from training.report.figures import build_report
+from training.report.page import render
+from training.report.write import write_report
+
+__all__ = ["build_report", "render", "write_report"]

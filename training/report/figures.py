@@ -1,0 +1,311 @@
+"""Measures of every seed -> the tree that is report.json.
+
+    test, train, before_refit   {model: [{seed, auc, logloss, ...}], teachers: {name: [...]}}, one entry a seed
+    summary                     the same with mean, sd, least and most over seeds
+    differences                 one model against another, seed by seed
+    answer, targets             what a reader wants first
+    cost, conditions            milliseconds of session.run, sizes; on what machine
+    data, parts, fields         what was trained on what
+    calibration, gate, curves   why it came out so
+
+Units: AUCs and losses as they are, shares from 0 to 1, times in milliseconds or seconds. What is not defined is null.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any
+
+from training.report.targets import find_difference, judge
+
+Tree = dict[str, Any]
+
+FORMAT_VERSION = 1
+MODELS = ("student", "control_train_valid", "control_train", "average", "ensemble")
+SECTIONS = ("test", "train", "before_refit")
+LOWER_IS_BETTER = frozenset({"logloss", "xlogloss", "normalised_entropy", "ece", "xece"})
+COMPARED = ("auc", "xauc", "logloss", "xlogloss", "normalised_entropy", "gauc", "ece")
+PAIRS = (
+    ("student", "control_train_valid"),
+    ("student", "control_train"),
+    ("student", "best_teacher"),
+    ("student", "average"),
+    ("student", "ensemble"),
+    ("ensemble", "control_train_valid"),
+    ("ensemble", "best_teacher"),
+    ("ensemble", "average"),
+    ("control_train_valid", "control_train"),
+)
+COUNTS = ("1", "50", "200")
+
+
+def build_report(
+    measures: Sequence[Mapping[str, Any]],
+    *,
+    recipe: Mapping[str, Any],
+    prepared: Mapping[str, Any],
+    costs: Mapping[str, Any],
+    published: Sequence[Mapping[str, Any]],
+    world: Mapping[str, Any] | None = None,
+    sweep: Any = None,
+    seconds: float | None = None,
+) -> Tree:
+    """The report of one run: `measures` are measure.json of each seed, `prepared` the prepare step's report.json,
+    `costs` the export step's cost.json, `world` what the best possible model would reach where that is known.
+
+    `sweep` is shown as it comes: a list of rows, each a mapping. `seconds` is how long this run took, cached steps
+    left out.
+    """
+    sections = {section: _by_model(measures, section) for section in SECTIONS}
+    summary = {section: _summary(models) for section, models in sections.items()}
+    headline = "xauc" if summary["test"]["student"].get("xauc") else "auc"
+    loss = "xlogloss" if headline == "xauc" else "logloss"
+    best_teacher = _best_teacher(summary["test"], headline)
+    differences = _differences(sections["test"], best_teacher)
+    report: Tree = {
+        "format_version": FORMAT_VERSION,
+        "name": recipe.get("name", ""),
+        "description": recipe.get("description", ""),
+        "created": datetime.now(UTC).replace(microsecond=0).isoformat(),
+        "seeds": [measure["seed"] for measure in measures],
+        "seconds": None if seconds is None else round(seconds, 1),
+        "headline": {"auc": headline, "logloss": loss},
+        "best_teacher": best_teacher,
+        **sections,
+        "summary": summary,
+        "bayes": {"test": measures[0].get("truth"), "log": dict(world) if world else None},
+        "differences": differences,
+        "candidates": [int(count) for count in COUNTS],
+        "cost": costs["cost"],
+        "conditions": costs["conditions"],
+        "parity_error": costs.get("parity_error", {}),
+        "published": [dict(model) for model in published],
+        "parts": _parts(prepared),
+        "data": _data(prepared),
+        "fields": _fields(prepared),
+        "calibration": _calibration(measures, summary),
+        "gate": _gate(measures),
+        "curves": _curves(measures),
+        "kl_ensemble_student": [measure["kl_ensemble_student"] for measure in measures],
+        "sweep": sweep,
+        "recipe": dict(recipe),
+    }
+    report["answer"] = _answer(report)
+    report["targets"] = judge(report)
+    report["answer"] |= {
+        "targets": len(report["targets"]),
+        "targets_reached": sum(target["reached"] for target in report["targets"]),
+    }
+    return report
+
+
+def _by_model(measures: Sequence[Mapping[str, Any]], section: str) -> Tree:
+    """{model: [{seed, ...}], teachers: {name: [...]}} from one section of every seed."""
+    found: Tree = {}
+    teachers: Tree = {}
+    for measure in measures:
+        for model, figures in measure[section].items():
+            if model == "teachers":
+                for name, of_teacher in figures.items():
+                    teachers.setdefault(name, []).append({"seed": measure["seed"], **of_teacher})
+            else:
+                found.setdefault(model, []).append({"seed": measure["seed"], **figures})
+    ordered = {model: found[model] for model in MODELS if model in found}
+    return ordered | {"teachers": teachers}
+
+
+def _summary(models: Mapping[str, Any]) -> Tree:
+    flat = {model: _spreads(seeds) for model, seeds in models.items() if model != "teachers"}
+    return flat | {"teachers": {name: _spreads(seeds) for name, seeds in models["teachers"].items()}}
+
+
+def _spreads(seeds: Sequence[Mapping[str, Any]]) -> Tree:
+    return {metric: _spread(entry[metric] for entry in seeds) for metric in seeds[0] if metric != "seed"}
+
+
+def _spread(values: Iterable[float | None]) -> Tree | None:
+    """mean, sd (null for one seed), least, most; null where a seed left the figure undefined."""
+    found = list(values)
+    if not found or any(value is None for value in found):
+        return None
+    numbers = [float(value) for value in found if value is not None]
+    sd = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return {"mean": statistics.fmean(numbers), "sd": sd, "least": min(numbers), "most": max(numbers)}
+
+
+def _best_teacher(test: Mapping[str, Any], metric: str) -> str | None:
+    """Chosen by its test figure: the teacher's best case, so the student's hardest comparison."""
+    known = {name: found[metric]["mean"] for name, found in test["teachers"].items() if found.get(metric)}
+    return max(known, key=lambda name: known[name]) if known else None
+
+
+def _differences(test: Mapping[str, Any], best_teacher: str | None) -> list[Tree]:
+    """model minus against, seed by seed, for every metric both have."""
+    found = []
+    for model, against in PAIRS:
+        other = test["teachers"].get(best_teacher) if against == "best_teacher" else test.get(against)
+        if model not in test or not other:
+            continue
+        metrics = {
+            metric: _difference(metric, test[model], other)
+            for metric in COMPARED
+            if all(entry.get(metric) is not None for entry in (*test[model], *other))
+        }
+        found.append({"model": model, "against": against, "metrics": metrics})
+    return found
+
+
+def _difference(metric: str, ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Tree:
+    by_seed = [mine[metric] - other[metric] for mine, other in zip(ours, theirs, strict=True)]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return {
+        **(_spread(by_seed) or {}),
+        "by_seed": by_seed,
+        "better_in": sum(sign * value > 0 for value in by_seed),
+        "of": len(by_seed),
+    }
+
+
+def _answer(report: Mapping[str, Any]) -> Tree:
+    """Does the student win, by how much, against which control, at what cost."""
+    headline, loss = report["headline"]["auc"], report["headline"]["logloss"]
+    against = "control_train_valid" if "control_train_valid" in report["test"] else "control_train"
+    gain = find_difference(report, "student", against, headline)
+    ensemble = find_difference(report, "ensemble", against, headline)
+    wins = None if gain is None else gain[0]["better_in"] == gain[0]["of"]
+    loses = None if gain is None else gain[0]["better_in"] == 0
+    kept = None
+    if gain and ensemble and ensemble[0]["mean"] > 0:
+        kept = gain[0]["mean"] / ensemble[0]["mean"]
+    cost = report["cost"]
+    return {
+        "seeds": len(report["seeds"]),
+        "against": against,
+        "verdict": "unknown" if gain is None else "wins" if wins else "loses" if loses else "mixed",
+        "gain": None if gain is None else gain[0],
+        "logloss": _first(find_difference(report, "student", against, loss)),
+        "ensemble_gain": _first(ensemble),
+        "kept_of_ensemble_gain": kept,
+        "times_cheaper_than_ensemble": {
+            count: cost["ensemble"][count]["p50_ms"] / cost["student"][count]["p50_ms"] for count in COUNTS
+        },
+    }
+
+
+def _first(found: tuple[Tree, str] | None) -> Tree | None:
+    return None if found is None else found[0]
+
+
+def _parts(prepared: Mapping[str, Any]) -> list[Tree]:
+    names = ("train", "valid_a", "valid_b", "valid_c", "test")
+    return [
+        {
+            "part": name,
+            "rows": prepared["rows"].get(name, 0),
+            "click_rate": prepared["label_rate"].get(name),
+            "first": prepared["first_time"].get(name) or None,
+            "last": prepared["last_time"].get(name) or None,
+        }
+        for name in names
+    ]
+
+
+def _data(prepared: Mapping[str, Any]) -> Tree:
+    """Files by name alone: a report is sent around, and a path says things about a machine."""
+    return {
+        "files": [PurePath(file).name for file in prepared["files"]],
+        "fingerprint": prepared["fingerprint"],
+        "rows": sum(count for part, count in prepared["rows"].items() if part != "unused"),
+        "unused_rows": prepared["rows"].get("unused", 0),
+        "bad_rows": prepared["bad_rows"],
+        "bad_cells": {field: fault["count"] for field, fault in prepared["bad_cells"].items()},
+    }
+
+
+def _fields(prepared: Mapping[str, Any]) -> list[Tree]:
+    return [
+        {
+            "field": name,
+            "ids": size,
+            "missing_in_train": prepared["missing"].get(name, {}).get("train"),
+            "missing_in_test": prepared["missing"].get(name, {}).get("test"),
+            "unknown_in_test": prepared["unknown"].get(name, {}).get("test"),
+        }
+        for name, size in prepared["vocabulary"].items()
+    ]
+
+
+def _calibration(measures: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Tree:
+    """Platt by model and seed, reliability bins of the first seed, and figures before and after the refit."""
+    before_after = {}
+    for model in ("student", "ensemble", "average"):
+        before, after = summary["before_refit"].get(model), summary["test"].get(model)
+        if before and after:
+            before_after[model] = {
+                metric: {"before": before[metric], "after": after[metric]}
+                for metric in ("ece", "ece_floor", "xece", "predicted_over_actual", "logloss")
+                if before.get(metric) and after.get(metric)
+            }
+    first = measures[0]
+    return {
+        "platt": {
+            model: [
+                {"seed": measure["seed"], "scale": scale, "bias": bias}
+                for measure in measures
+                for scale, bias in [measure["platt"][model]]
+            ]
+            for model in first["platt"]
+            if model != "teachers"
+        },
+        "reliability": {model: bins for model, bins in first["reliability"].items() if model != "teachers"},
+        "before_after_refit": before_after,
+    }
+
+
+def _gate(measures: Sequence[Mapping[str, Any]]) -> Tree:
+    """Mean weights over seeds; the choice and its evidence of each; segments of the first seed, which is exported."""
+    first = measures[0]["gate"]
+    return {
+        "teachers": first["teachers"],
+        "mean_weights": {
+            name: _spread(measure["gate"]["mean_weights"][name] for measure in measures) for name in first["teachers"]
+        },
+        "by_seed": [
+            {
+                "seed": measure["seed"],
+                "chosen": measure["gate"]["gate"]["chosen"],
+                "scale": measure["gate"]["gate"]["scale"],
+                "bias": measure["gate"]["gate"]["bias"],
+                **measure["gate"]["evidence"],
+            }
+            for measure in measures
+        ],
+        "by_segment": first["by_segment"],
+    }
+
+
+def _curves(measures: Sequence[Mapping[str, Any]]) -> list[Tree]:
+    """Every fit's epochs, seed by seed: student, control, then teachers."""
+    first = measures[0]["fits"]
+    places = [("student", None), ("control", None), *(("teachers", name) for name in first.get("teachers", {}))]
+    curves = []
+    for model, teacher in places:
+        fits = [
+            measure["fits"]["teachers"][teacher] if teacher is not None else measure["fits"][model]
+            for measure in measures
+        ]
+        curves.append(
+            {
+                "model": model if teacher is None else teacher,
+                "is_teacher": teacher is not None,
+                "network": fits[0]["network"],
+                "seeds": [
+                    {"seed": measure["seed"], "epochs": fit["epochs"], "history": fit["history"]}
+                    for measure, fit in zip(measures, fits, strict=True)
+                ],
+            }
+        )
+    return curves

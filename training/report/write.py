@@ -1,0 +1,20 @@
+"""report.json and report.html, side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.report.page import render
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> Path:
+    """Write both files into `folder`, each whole or not at all; returns the path of report.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "report.html", render(report))
+    return _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> Path:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    return unfinished.replace(path)
