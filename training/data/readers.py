@@ -54,6 +54,11 @@ class FileSource:
             raise DataError(f"{min(doubles)}: named twice; each file's rows would be counted twice")
         object.__setattr__(self, "_opened", {path: open_file(path, self.text) for path in self.files})
 
+    @property
+    def opened(self) -> tuple[TextFile | ParquetFile, ...]:
+        """A reader a file, in order."""
+        return tuple(self._opened.values())
+
     def columns(self) -> dict[str, pa.DataType]:
         found: dict[str, pa.DataType] = {}
         for file in self._opened.values():

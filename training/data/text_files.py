@@ -56,6 +56,7 @@ class TextFile:
         self.name = str(path)
         self.separator = form.separator or self._separator_by_ending()
         self.quote = form.quote
+        self.is_gzip = False
         if len(self.separator) != 1 or self.separator in '\r\n\0"':
             raise DataError(f"{self.name}: the separator must be one character, got {shown(self.separator)}")
         self._has_header = form.header is None
@@ -84,6 +85,7 @@ class TextFile:
 
     def _first_line(self) -> bytes:
         with _Lines(self.path) as lines:
+            self.is_gzip = lines.is_gzip
             block = lines.more()
         if not block:
             raise DataError(
@@ -138,6 +140,21 @@ class TextFile:
                     yield Chunk(self.name, dict(zip(columns, got, strict=False)), numbers, "line", lines.read_share)
         faults.close(self.name)
 
+    def piece(self, columns: Sequence[str], start: int, length: int) -> list[pa.Array]:
+        """The readable rows among the whole lines in bytes `start` to `start + length` of a plain (not gzip) file.
+
+        For looking at a large file here and there: a piece may begin inside a quoted cell, so what cannot be read is
+        not counted, and lines have no numbers.
+        """
+        with self.path.open("rb") as file:
+            file.seek(start)
+            block = file.read(length)
+        block = block[block.find(b"\n") + 1 : block.rfind(b"\n") + 1]
+        if self._is_plain(block) and (got := self._fast(block, columns)) is not None:
+            return got
+        rows, _, _ = self._exact(block, _NoLines(), 1, Faults(None))
+        return [pa.array([row[self.header.index(c)] for row in rows], pa.string()) for c in columns]
+
     def _is_plain(self, block: bytes) -> bool:
         """Whether a line of this block is a row and every separator in it separates, whatever the cells
         say.
@@ -182,7 +199,7 @@ class TextFile:
         return [table.column(c).combine_chunks() for c in asked]
 
     def _exact(
-        self, block: bytes, lines: "_Lines", line: int, faults: Faults
+        self, block: bytes, lines: "_Lines | _NoLines", line: int, faults: Faults
     ) -> tuple[list[list[str]], list[int], int]:
         """Rows of a block record by record -> (rows, the line each begins on, the line after the block)."""
         width = len(self.header)
@@ -272,6 +289,15 @@ def _broken(error: csv.Error, line: str) -> tuple[str, str]:
     return "broken quote", f"a quote that does not close where its cell ends, in {shown(line)}"
 
 
+class _NoLines:
+    """What follows a piece of a file: nothing."""
+
+    def more(self) -> bytes:
+        return b""
+
+    def give_back(self, block: bytes) -> None: ...
+
+
 class _Lines:
     """A file as blocks of whole lines; unpacks gzip, drops a byte order mark, adds a missing last line
     break.
@@ -286,7 +312,7 @@ class _Lines:
         self._bytes = max(1, path.stat().st_size)
         head = self._raw.read(4)
         self._raw.seek(0)
-        zipped = head[:2] == b"\x1f\x8b"
+        zipped = self.is_gzip = head[:2] == b"\x1f\x8b"
         if path.suffix.lower() == ".gz" and head and not zipped:
             self._raw.close()
             raise DataError(f"{path}: ends in .gz but is not gzip (it begins with {shown(head)})")
