@@ -156,7 +156,7 @@ def _read(path: Path, name: str, version: int) -> Bundle:
     _check_files(path, schema, sums)
     encoder = _read_encoder(path, schema)
     if encoder.sizes != manifest.table_sizes:
-        differing = next(field for field, size in encoder.sizes.items() if manifest.table_sizes.get(field) != size)
+        differing = min(field for field, _ in encoder.sizes.items() ^ manifest.table_sizes.items())
         raise BundleError(path / MANIFEST_FILE, f"table_sizes: field '{differing}' has another size in its encoder")
     golden = _validated(Golden, path / GOLDEN_FILE, checksums.read_regular(path / GOLDEN_FILE))
     _check_golden_rows(path, golden, encoder)
