@@ -6,7 +6,7 @@ everything that can be known from the headers is refused before the first row is
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -211,50 +211,46 @@ def _report_bad_times(chunk: Chunk, name: str, good: npt.NDArray[np.bool_], expe
 
 
 def _labels(chunk: Chunk, name: str) -> npt.NDArray[np.float32]:
-    return _numbers(chunk, name, _label_of, f"label column {name!r}: expected 0 or 1")
+    return _probabilities(chunk, name, f"label column {name!r}: expected 0 or 1", only_certain=True)
 
 
 def _truths(chunk: Chunk, name: str) -> npt.NDArray[np.float32]:
-    return _numbers(chunk, name, _truth_of, f"truth column {name!r}: expected a probability from 0 to 1")
+    return _probabilities(chunk, name, f"truth column {name!r}: expected a probability from 0 to 1")
 
 
-def _numbers(
-    chunk: Chunk, name: str, number_of: Callable[[object], float | None], expected: str
-) -> npt.NDArray[np.float32]:
-    """The column by distinct value; `DataError` at the first row whose value `number_of` does not take."""
-    coded = chunk.columns[name]
-    if not pa.types.is_dictionary(coded.type):
-        coded = coded.dictionary_encode()
-    values = [*coded.dictionary.to_pylist(), None]
-    numbers = [number_of(v) for v in values]
-    codes = coded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    fits = np.array([n is not None for n in numbers])
-    if not fits[codes].all():
-        row = int(np.flatnonzero(~fits[codes])[0])
-        came = values[codes[row]]
+def _probabilities(chunk: Chunk, name: str, expected: str, *, only_certain: bool = False) -> npt.NDArray[np.float32]:
+    """A column of numbers from 0 to 1 (of 0 and 1 only); `DataError` at the first row that holds anything else."""
+    column = chunk.columns[name]
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        numbers = column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    else:
+        coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        values = np.array([*map(_number_of, coded.dictionary.to_pylist()), np.nan])
+        numbers = values[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    fits = (numbers >= 0) & (numbers <= 1)
+    if only_certain:
+        fits &= (numbers == 0) | (numbers == 1)
+    if not fits.all():
+        row = int(np.flatnonzero(~fits)[0])
+        came = column[row].as_py()
         raise DataError(
             f"{chunk.place(row)}: {expected}, got {'nothing' if came in (None, '') else shown(came)}. "
             "No row is guessed: mend the file, or leave such rows out of it"
         )
-    spread: npt.NDArray[np.float32] = np.array([n or 0.0 for n in numbers], np.float32)[codes]
-    return spread
+    found: npt.NDArray[np.float32] = numbers.astype(np.float32)
+    return found
 
 
-def _label_of(value: object) -> float | None:
-    number = _truth_of(value)
-    return number if number in (0.0, 1.0) else None
-
-
-def _truth_of(value: object) -> float | None:
+def _number_of(value: object) -> float:
+    """A label or probability in text (or in a dictionary of any type); NaN where it is none."""
     if isinstance(value, str):
         try:
-            read = read_text("boolean" if value.lower() in ("true", "false") else "float", value)
+            value = read_text("boolean" if value.lower() in ("true", "false") else "float", value)
         except WrongTypeError:
-            return None
-        value = read
-    if isinstance(value, bool | int | float) and 0 <= value <= 1:
-        return float(value)
-    return None
+            return np.nan
+    return float(value) if isinstance(value, bool | int | float) else np.nan
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from models.schema import FeatureSchema, FieldSchema
 from models.values import ValueType, WrongTypeError, check_value, read_text
 from training.data.clicks import ClickLog, Clicks
+from training.data.timestamps import derive
 
 Row = dict[str, Any]
 """Field -> JSON value, context and candidate fields together."""
@@ -45,9 +46,7 @@ def spread_out(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]
 
 def raw_rows(log: ClickLog, clicks: Clicks, rows: Iterable[int]) -> list[Row]:
     """Rows of a chunk as a request would bring them; missing values and bad cells are left out."""
-    derived = {
-        f.name: column.values for f, column in ((f, log.fields(clicks)[f.name]) for f in log.schema.fields if f.derive)
-    }
+    derived = {f.name: derive(f.derive, clicks.time, log.zone) for f in log.schema.fields if f.derive}
     found = []
     for row in rows:
         values: Row = {}

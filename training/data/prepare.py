@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from models.encoder import EncodedColumns, Encoder
 from models.errors import EncodeError
 from models.fitting import EncoderFitter
+from models.manifest import FieldReference
 from models.schema import FeatureSchema
 from models.values import EXPECTED
 from training.data.chunks import Chunk, Source
@@ -51,8 +52,8 @@ from training.zoo.embedding import Fields, FieldSpec
 
 GOLDEN_SAMPLE = 32
 """Rows of the test part that become golden rows."""
-HISTOGRAM_IDS = 64
-"""Ids a reference histogram counts one by one; the rest are counted together."""
+REFERENCE_IDS = 64
+"""Ids of a field counted one by one for the drift gauge; the rest are counted together."""
 
 
 class FaultCount(BaseModel):
@@ -62,15 +63,6 @@ class FaultCount(BaseModel):
     count: int
     first: str
     example: str = ""
-
-
-class Histogram(BaseModel):
-    """How often each id was met in training rows: the most frequent by id, the rest together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    ids: tuple[int, ...]
-    counts: tuple[int, ...]
-    other: int
 
 
 class PrepareReport(BaseModel):
@@ -101,7 +93,7 @@ class PrepareReport(BaseModel):
     """Share of ids that mean unknown, not (often enough) in training rows, by field and part."""
     vocabulary: dict[str, int]
     """Ids of each field, missing and unknown included."""
-    reference: dict[str, Histogram]
+    reference: dict[str, FieldReference]
     """Ids of each field in training rows, for the drift gauge."""
     seconds: float
 
@@ -367,7 +359,7 @@ class _Tally:
             "bad_cells": {name: _fault(count) for name, count in self._bad.items()},
             "missing": self._rates(self._missing),
             "unknown": self._rates(self._unknown),
-            "reference": {name: _histogram(counts) for name, counts in self._counts.items()},
+            "reference": {name: _reference(counts) for name, counts in self._counts.items()},
         }
 
     def _rates(self, counts: Mapping[str, Mapping[int, int]]) -> dict[str, dict[str, float]]:
@@ -395,10 +387,12 @@ class _Named:
             ) from None
 
 
-def _histogram(counts: npt.NDArray[np.int64]) -> Histogram:
-    top = np.sort(np.argsort(-counts, kind="stable")[:HISTOGRAM_IDS])
-    kept = counts[top]
-    return Histogram(ids=tuple(top.tolist()), counts=tuple(kept.tolist()), other=int(counts.sum() - kept.sum()))
+def _reference(counts: npt.NDArray[np.int64]) -> FieldReference:
+    """The counts [ids] as the manifest keeps them: missing and unknown always, and the most frequent ids."""
+    frequent = np.argsort(-counts, kind="stable")[:REFERENCE_IDS]
+    kept = sorted({0, 1, *frequent[counts[frequent] > 0].tolist()})
+    listed = [int(counts[id_]) if id_ < len(counts) else 0 for id_ in kept]
+    return FieldReference(ids=tuple(kept), counts=tuple(listed), other=int(counts.sum()) - sum(listed))
 
 
 def _fault(count: Count) -> FaultCount:

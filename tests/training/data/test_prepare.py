@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.manifest import FieldReference
 from models.schema import FeatureSchema
 from tests.training.data.logs import NUMERIC, schema, write, write_parquet
 from training.data import prepare as prepare_module
@@ -455,3 +456,31 @@ def test_a_value_has_one_id_whether_csv_parquet_or_json_brought_it(
     )
     assert np.array_equal(online.ids, one.ids[: 2 * len(values) : 2])
     assert lists(online.sequences["l"]) == lists(one.sequences["l"])[: 2 * len(values) : 2]
+
+
+def test_the_reference_for_drift_counts_the_ids_of_training_rows(tmp_path: Path):
+    """The same as counting the encoded training rows, missing and unknown always among them."""
+    rows = [row | {"ad": f"ad{i * i % 97}"} for i, row in enumerate(rows_of(SAME, each=300))]
+    path = write(tmp_path / "log.csv", csv_of(rows))
+
+    report = prepare(FileSource((path,)), simple_schema(), BY_PART, tmp_path / "out")
+
+    encoded = EncodedLog.open(tmp_path / "out" / "log")
+    train = encoded.rows([Part.TRAIN])
+    for column, name in enumerate(["user", "ad", "n"]):
+        assert report.reference[name] == FieldReference.from_ids(encoded.ids[train, column])
+
+
+def test_a_column_that_one_file_may_lack_is_missing_there(tmp_path: Path):
+    rows = "".join(f"{i % 2},{ad},{i}\n" for i in range(30) for ad in "ab")
+    with_n = [write(tmp_path / f"{part}.csv", "click,ad,n\n" + rows) for part in ("train", "valid")]
+    without = write(tmp_path / "test.csv", "click,ad\n" + "0,a\n1,b\n" * 9)
+    split = FilesSplit(train=("train.csv",), valid=("valid.csv",), test=("test.csv",))
+    fields = schema({"name": "ad"}, {"name": "n", "type": "integer"} | NUMERIC)
+
+    with pytest.raises(DataError, match=r"test\.csv:1: expected a column 'n' \(field 'n' reads it\), got click, ad\."):
+        prepare(FileSource((*with_n, without)), fields, split, tmp_path / "out")
+    source = FileSource((*with_n, without), optional_columns=frozenset({"n"}))
+    report = prepare(source, fields, split, tmp_path / "out")
+
+    assert (report.missing["n"]["train"], report.missing["n"]["test"]) == (0, 1)
