@@ -98,6 +98,16 @@ class Service(FastAPI):
             reasons.append("models are being loaded and golden-checked")
         return tuple(reasons)
 
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's description of the routes, with what their requests and answers really are."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for (method, path), described in descriptions.OPERATIONS.items():
+                schema["paths"][path][method] |= described
+            schema.pop("components", None)  # FastAPI's own validation errors, which no route here answers with
+            self.openapi_schema = schema
+        return self.openapi_schema
+
     def _publish(self, plan: Plan) -> None:
         self.predictor.plan = plan
         self._ready.set()
@@ -206,15 +216,13 @@ def _json(content: Any) -> Response:
 
 
 def _add_routes(app: Service) -> None:
-    """Every route, with the schemas and examples of its requests and answers."""
+    """Every route; the schemas and examples of their requests and answers are in `descriptions.py`."""
     respond = app.predictor.respond
 
     @app.post(
         PREDICT.route,
         tags=["predict"],
         summary="Score candidates in the default or a named experiment",
-        responses=descriptions.PREDICT_RESPONSES,
-        openapi_extra=descriptions.PREDICT_BODY,
     )
     async def predict(request: Request) -> Response:
         return _response(await respond(PREDICT, request.scope, request.receive))
@@ -223,8 +231,6 @@ def _add_routes(app: Service) -> None:
         MODEL_ROUTE,
         tags=["predict"],
         summary="Score candidates with a model's live version, outside any experiment",
-        responses=descriptions.MODEL_RESPONSES,
-        openapi_extra=descriptions.PREDICT_BODY,
     )
     async def predict_by_model(name: str, request: Request) -> Response:
         return _response(await respond(Target(MODEL_ROUTE, name), request.scope, request.receive))
@@ -233,8 +239,6 @@ def _add_routes(app: Service) -> None:
         VERSION_ROUTE,
         tags=["predict"],
         summary="Score candidates with one version of a model, outside any experiment",
-        responses=descriptions.MODEL_RESPONSES,
-        openapi_extra=descriptions.PREDICT_BODY,
     )
     async def predict_by_version(name: str, version: str, request: Request) -> Response:
         target = Target(VERSION_ROUTE, name, version)
@@ -244,7 +248,6 @@ def _add_routes(app: Service) -> None:
         "/health/live",
         tags=["health"],
         summary="Does the process answer?",
-        responses=descriptions.LIVE_RESPONSES,
     )
     async def live() -> Response:
         return _json({"status": "alive"})
@@ -253,7 +256,6 @@ def _add_routes(app: Service) -> None:
         "/health/ready",
         tags=["health"],
         summary="Should requests be sent here?",
-        responses=descriptions.READY_RESPONSES,
     )
     async def ready() -> Response:
         reasons = app.reasons_not_ready()
@@ -265,7 +267,6 @@ def _add_routes(app: Service) -> None:
         "/metrics",
         tags=["operations"],
         summary="Metrics for Prometheus",
-        responses=descriptions.METRICS_RESPONSES,
     )
     async def metrics() -> Response:
         # In a thread: adding up many workers' files takes milliseconds that requests need not wait for.
@@ -276,7 +277,6 @@ def _add_routes(app: Service) -> None:
         "/experiments",
         tags=["experiments"],
         summary="Every running experiment",
-        responses=descriptions.EXPERIMENTS_RESPONSES,
     )
     async def experiments() -> Response:
         running = _plan_of(app).experiments.values()
@@ -286,7 +286,6 @@ def _add_routes(app: Service) -> None:
         "/experiments/{name}",
         tags=["experiments"],
         summary="One running experiment",
-        responses=descriptions.EXPERIMENT_RESPONSES,
     )
     async def experiment(name: str) -> Response:
         running = _plan_of(app).experiments.get(name)

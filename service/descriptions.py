@@ -191,12 +191,12 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
 }
 
 
-def problems(*codes: Code) -> dict[int | str, dict[str, Any]]:
+def problems(*codes: Code) -> dict[str, dict[str, Any]]:
     """OpenAPI responses for refusals: one entry a status, one example a code."""
-    responses: dict[int | str, dict[str, Any]] = {}
+    responses: dict[str, dict[str, Any]] = {}
     for code in codes:
         response = responses.setdefault(
-            PROBLEMS[code].status,
+            str(PROBLEMS[code].status),
             {
                 "description": PROBLEMS[code].title,
                 "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA, "examples": {}}},
@@ -210,10 +210,10 @@ def problems(*codes: Code) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def answers(examples: dict[str, Any], schema: dict[str, Any], description: str) -> dict[int | str, Any]:
+def answers(examples: dict[str, Any], schema: dict[str, Any], description: str) -> dict[str, Any]:
     """The OpenAPI response 200."""
     return {
-        200: {
+        "200": {
             "description": description,
             "content": {"application/json": {"schema": schema, "examples": examples}},
         }
@@ -255,8 +255,8 @@ READY_RESPONSES = {
     **answers({"ready": {"summary": "Golden rows passed", "value": {"status": "ready"}}}, _STATUS_SCHEMA, "Ready"),
     **problems(Code.NOT_READY),
 }
-METRICS_RESPONSES: dict[int | str, Any] = {
-    200: {
+METRICS_RESPONSES: dict[str, Any] = {
+    "200": {
         "description": "Prometheus text exposition, all workers added up",
         "content": {
             "text/plain": {
@@ -331,4 +331,16 @@ EXPERIMENTS_RESPONSES = {
         "Every running experiment",
     ),
     **problems(Code.NOT_READY),
+}
+
+#: What `Service.openapi` says of each operation.
+OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("post", "/predict"): {**PREDICT_BODY, "responses": PREDICT_RESPONSES},
+    ("post", "/models/{name}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},
+    ("post", "/models/{name}/versions/{version}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},
+    ("get", "/health/live"): {"responses": LIVE_RESPONSES},
+    ("get", "/health/ready"): {"responses": READY_RESPONSES},
+    ("get", "/metrics"): {"responses": METRICS_RESPONSES},
+    ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
+    ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
 }

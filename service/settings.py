@@ -100,13 +100,14 @@ class Settings(BaseSettings):
     def _refuse_unknown_variables(self) -> Self:
         """pydantic-settings ignores a variable it does not know; RETORT_WORKER=8 would then be lost in
         silence."""
-        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        known = sorted(name.upper() for name in type(self).model_fields)
         for name in sorted(os.environ):
             upper = name.upper()
-            if not upper.startswith(PREFIX) or upper.startswith(TRAINING_PREFIX) or upper in known:
+            own = upper.removeprefix(PREFIX)
+            if not upper.startswith(PREFIX) or upper.startswith(TRAINING_PREFIX) or own in known:
                 continue
-            nearest = difflib.get_close_matches(upper, sorted(known), n=1, cutoff=0.0)
-            raise ValueError(f"unknown variable {name}: did you mean {nearest[0]}?")
+            (nearest,) = difflib.get_close_matches(own, known, n=1, cutoff=0.0)
+            raise ValueError(f"unknown variable {name}: did you mean {PREFIX}{nearest}?")
         return self
 
     @property
