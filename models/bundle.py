@@ -80,7 +80,10 @@ def read_bundle(path: Path) -> Bundle:
             raise BundleError(folder, "is a symbolic link, which a repository never holds")
     if not path.is_dir():
         raise BundleError(path, "is no folder" if path.exists() else "is missing")
-    return _read(path, path.parent.name, int(path.name))
+    try:
+        return _read(path, path.parent.name, int(path.name))
+    except OSError as error:
+        raise BundleError(error.filename or path, f"cannot be read: {error.strerror}") from None
 
 
 def write_bundle(
@@ -312,7 +315,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make names in a folder durable, where the system lets a folder be flushed."""
+    """Make the names in a folder durable. Only POSIX lets a folder be flushed."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -71,7 +71,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a file that is one; `BundleError` where it is absent, a link, a folder or unreadable."""
+    """The bytes of a file that is one; `BundleError` where it is absent, a link or a folder."""
     try:
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
@@ -81,8 +81,6 @@ def read_regular(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise BundleError(path, "is missing") from None
-    except OSError as error:
-        raise BundleError(path, f"cannot be read: {error.strerror}") from None
 
 
 def check(folder: Path, sums: Mapping[str, str]) -> None:
@@ -94,9 +92,5 @@ def check(folder: Path, sums: Mapping[str, str]) -> None:
         is_folder = (folder / path).is_dir()
         raise BundleError(folder / path, "is a folder" if is_folder else f"is missing, but {SUMS_FILE} lists it")
     for path, expected in sums.items():
-        try:
-            got = hash_file(folder / path)
-        except OSError as error:
-            raise BundleError(folder / path, f"cannot be read: {error.strerror}") from None
-        if got != expected:
+        if hash_file(folder / path) != expected:
             raise BundleError(folder / path, f"is damaged: its sha256 is not the one in {SUMS_FILE}")

@@ -56,7 +56,10 @@ class Repository:
         path = self.root / name / LIVE_FILE
         if not path.exists() and not path.is_symlink():
             return versions[-1]
-        text = read_regular(path).decode("utf-8", errors="replace").removesuffix("\n")
+        try:
+            text = read_regular(path).decode("utf-8", errors="replace").removesuffix("\n")
+        except OSError as error:
+            raise BundleError(path, f"cannot be read: {error.strerror}") from None
         if text == LATEST:
             return versions[-1]
         if not _VERSION.fullmatch(text):

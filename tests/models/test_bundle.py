@@ -26,6 +26,7 @@ from models.checksums import SUMS_FILE
 from models.errors import BundleError
 from models.golden import check_golden
 from models.graph import LOGIT, PCTR, graph_inputs
+from models.manifest import Manifest
 from models.versions import Repository
 from tests.models.tiny_bundle import tiny_card, tiny_golden, tiny_graph, tiny_model, write_tiny_bundle
 
@@ -655,3 +656,24 @@ def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path: Path):
     write_tiny_bundle(tmp_path)
 
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_file_that_cannot_be_read_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """A failing disk is a refused bundle, not another kind of error."""
+    real = checksums.hash_file
+
+    def failing(path: Path) -> str:
+        if path.name == "model.onnx":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(checksums, "hash_file", failing)
+
+    assert str(refused(tiny)) == f"{tiny / 'model.onnx'}: cannot be read: Input/output error"
+
+
+def test_the_documented_format_names_every_key():
+    """docs/bundle.md is written for readers in any language: no key is a secret."""
+    text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+
+    assert [key for key in Manifest.model_fields if f"`{key}`" not in text] == []
