@@ -27,16 +27,16 @@ class Axis:
         low, high, value = (math.log(v) if self.logarithmic else v for v in (self.least, self.most, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, count: int = 4) -> list[float]:
-        """Round values within the range."""
+    def ticks(self, count: int = 5) -> list[float]:
+        """Round values within the range, about `count` of them or up to twice as many."""
         if self.logarithmic:
             powers = range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)
             found = [step * 10.0**power for power in powers for step in (1, 2, 5)]
             found = [value for value in found if self.least <= value <= self.most]
             return found if len(found) <= 6 else [v for v in found if f"{v:e}"[0] == "1"] or found[:: len(found) // 4]
-        rough = (self.most - self.least) / count
-        size = 10.0 ** math.floor(math.log10(rough))
-        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
+        power = 10.0 ** math.floor(math.log10(self.most - self.least))
+        steps = [power * factor for factor in (1, 0.5, 0.2, 0.1)]
+        step = next((size for size in steps if (self.most - self.least) / size >= count - 1), steps[-1])
         first = math.ceil(self.least / step - 1e-9)
         return [round(i * step, 12) for i in range(first, math.floor(self.most / step + 1e-9) + 1)]
 
@@ -117,7 +117,7 @@ def lines(
     x = Axis(min(every_x), max(max(every_x), min(every_x) + 1), left, width - 10)
     y = Axis(*(y_range or padded(every_y)), height - bottom, 10)
     parts = [
-        _frame(x, y, x_title, "", x_ticks=[v for v in x.ticks(5) if v == int(v)], y_ticks=y.ticks(3), y_form=y_form)
+        _frame(x, y, x_title, "", x_ticks=[v for v in x.ticks(4) if v == int(v)], y_ticks=y.ticks(4), y_form=y_form)
     ]
     for line in drawn:
         path = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in line.points)

@@ -114,29 +114,31 @@ def _missed(v: Values) -> str:
 
 
 def targets(v: Values) -> str:
-    rows = []
+    rows, reasons = [], []
     for index, target in enumerate(v.get("/targets")):
         at = pointer("targets", index)
         form = target["format"]
         mark = '<span class="yes">✓ reached</span>' if target["reached"] else '<span class="no">✗ not reached</span>'
-        reason = "; ".join(v.prose(sentence) for sentence in target["reason"])
         rows.append(
             [
                 html.escape(target["name"]),
                 f"{target['relation']} {v.show(f'{at}/wanted', form)}",
                 v.show(f"{at}/found", form),
                 mark,
-                reason[:1].upper() + reason[1:] + "." if reason else "",
             ]
         )
+        if target["reason"]:
+            reason = "; ".join(v.prose(sentence) for sentence in target["reason"])
+            reasons.append(f"<li><b>{html.escape(target['name'])}</b>: {reason}.</li>")
     if not rows:
         return ""
     note = (
         "<p>Gains are asked for where true click probabilities are known. All comparisons are with the control on the "
         "same rows, on test rows.</p>"
     )
+    why = f"<h3>What was not reached, and why</h3><ul>{''.join(reasons)}</ul>" if reasons else ""
     return _section(
-        "What was to be reached", note + _table(["target", "wanted", "found", "", "why not"], rows, left=5), "targets"
+        "What was to be reached", note + _table(["target", "wanted", "found", ""], rows, left=4) + why, "targets"
     )
 
 
@@ -282,18 +284,20 @@ def calibration(v: Values) -> str:
                 ]
             )
     bins = _details("The bins", _table(["", "rows", "predicted", "clicked"], rows))
-    refit = []
-    for model, metrics in v.get("/calibration/before_after_refit").items():
-        for metric in metrics:
-            at = f"/calibration/before_after_refit/{model}/{metric}"
-            form = METRICS[metric][1]
-            refit.append(
-                [TITLES[model], METRICS[metric][0], v.spread(f"{at}/before", form), v.spread(f"{at}/after", form)]
-            )
+    changed = v.get("/calibration/before_after_refit")
+    shown = [name for name in METRICS if any(name in metrics for metrics in changed.values())]
+    refit = [
+        [
+            f"{TITLES[model]}, {key}",
+            *(v.spread(f"/calibration/before_after_refit/{model}/{name}/{key}", METRICS[name][1]) for name in shown),
+        ]
+        for model in changed
+        for key in ("before", "after")
+    ]
     after = (
         "<h3>Before and after the refit</h3><p>Scale and bias are fitted on validation part C, with networks that have "
         "not seen it, and carried over to the networks retrained on training and validation rows.</p>"
-        + _table(["", "", "before the refit", "after"], refit, left=2)
+        + _table(["test rows", *(METRICS[name][0] for name in shown)], refit)
     )
     legend = _legend([(name, style) for name, _, style in curves])
     note = (

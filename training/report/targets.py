@@ -186,4 +186,4 @@ def _student_reason(report: Mapping[str, Any], path: str, metric: str) -> list[s
 def _control_reason(report: Mapping[str, Any]) -> list[str]:
     """A strong control is the commonest reason, and no fault."""
     fresh = find_difference(report, CONTROL, "control_train", "xauc")
-    return [f"training on validation rows too gave the control {{{fresh[1]}/mean|gain}}"] if fresh else []
+    return [f"training on validation rows too gave the control {{{fresh[1]}/mean|gain}} of xAUC"] if fresh else []
