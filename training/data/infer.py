@@ -377,7 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command: YAML on stdout or in a file, warnings on stderr. Errors are raised, as `DataError`."""
     parser = argparse.ArgumentParser(
         prog="python -m training infer-schema",
-        description="Propose a schema for a click log, for a person to edit.",
+        description="Propose a schema for a click log, as commented YAML for a person to edit: types, kinds, roles, "
+        "label, time, user, separators of lists. Warns of row ids and of columns that give the label away.",
+        epilog="Then: edit it, name it as `schema_file` in a recipe (docs/logs.md), and run the recipe.",
     )
     add_arguments(parser)
     return run(parser.parse_args(argv))
