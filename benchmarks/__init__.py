@@ -1,0 +1,9 @@
+"""Commands that measure us beside peers and floors in one run; results with their conditions are in docs/benchmarks.md.
+
+python -m benchmarks.predict --help     /predict beside session.run alone and beside the service written first
+"""
+
+import os
+
+# The peers' ONNX Runtime reports to its maker no more than ours does (see service/__init__.py).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
