@@ -76,9 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         "sweep",
         help="tune student and control with the same budget",
         description="Tries the same grid of learning rate, embedding init and epochs for the student and for its "
-        "hard-label control, on validation rows only, and prints what each did best with.",
+        "hard-label control, judged on validation rows only. The last line printed is the path of sweep.json; a report "
+        "of the same folder shows it.",
     )
     _add_recipe(sweep)
+    sweep.add_argument("--seeds", type=_positive, default=2, metavar="N", help="seeds a trial (default 2)")
     sweep.set_defaults(command=_sweep)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
@@ -172,4 +174,23 @@ def _positive(text: str) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.progress import Display
+    from training.recipe import load_recipe
+    from training.run import only_one
+    from training.sweep import sweep
+
+    out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out), Display() as display:
+        found = sweep(
+            arguments.recipe,
+            overrides=arguments.set,
+            seeds=list(range(1, arguments.seeds + 1)),
+            out=out,
+            data=arguments.data,
+            workers=arguments.workers,
+            watcher=display,
+        )
+    print(json.dumps(found["best"], indent=1), file=sys.stderr)
+    print(out / "sweep.json")
+    return 0

@@ -51,6 +51,7 @@ def run(
             costs=read_json(steps.export.folder(out) / "cost.json"),
             published=[{"name": model.name, "version": model.version} for model in published],
             world=read_json(steps.log.folder(out) / "world.json") if steps.log else None,
+            sweep=read_json(out / "sweep.json") if (out / "sweep.json").exists() else None,
             seconds=time.monotonic() - started,
         )
         path = write_report(out, report)
