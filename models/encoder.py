@@ -285,25 +285,41 @@ def _encode_sequence(field: FieldSchema, table: Table, values: Sequence[object],
         else:
             raise EncodeError(field.name, "a list", describe(value), None if is_context else row)
     elements = list(chain.from_iterable(rows))
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
-
     try:
         fast = table.fast(elements)
-        ids = np.full(len(elements), UNKNOWN) if fast is None else np.fromiter(fast, np.int32, len(elements))
+        ids = [UNKNOWN] * len(elements) if fast is None else list(fast)
     except TypeError:  # an unhashable element: a list in a list
-        ids = np.full(len(elements), UNKNOWN)
-    for i in np.flatnonzero(ids == UNKNOWN).tolist():
-        try:
-            ids[i] = table.encode(elements[i])
-        except WrongTypeError as error:
-            row = int(np.searchsorted(offsets, i, side="right")) - 1
-            expected = f"a list whose elements are each {EXPECTED[field.type]}"
-            raise EncodeError(field.name, expected, f"{error.got} in it", None if is_context else row) from None
-    if len(ids) and ids.all() and np.diff(offsets).all() and len(max(rows, key=len)) <= (field.max_length or 0):
-        return ids.astype(np.int32), offsets.astype(np.int32)  # nothing to drop, to cut or to fill
-    filled = fill_empty(shorten(field, Segments(ids.astype(np.int32), offsets)))
-    return filled.items, filled.offsets.astype(np.int32)
+        ids = [UNKNOWN] * len(elements)
+    if UNKNOWN in ids:
+        lengths = [len(row) for row in rows]
+        for i, id_ in enumerate(ids):
+            if id_ == UNKNOWN:
+                ids[i] = _encode_element(field, table, elements[i], i, lengths, is_context)
+
+    kept: list[int] = []
+    offsets = [0]
+    start = 0
+    for length in map(len, rows):
+        part = ids[start : start + length]
+        start += length
+        if MISSING in part:
+            part = [id_ for id_ in part if id_ != MISSING]
+        if field.max_length is not None and len(part) > field.max_length:
+            part = part[-field.max_length :] if field.keep == "last" else part[: field.max_length]
+        kept += part or (MISSING,)
+        offsets.append(len(kept))
+    return np.array(kept, dtype=np.int32), np.array(offsets, dtype=np.int32)
+
+
+def _encode_element(
+    field: FieldSchema, table: Table, value: object, index: int, lengths: list[int], is_context: bool
+) -> int:
+    try:
+        return table.encode(value)
+    except WrongTypeError as error:
+        row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
+        expected = f"a list whose elements are each {EXPECTED[field.type]}"
+        raise EncodeError(field.name, expected, f"{error.got} in it", None if is_context else row) from None
 
 
 def _encode_cells(field: FieldSchema, column: Column, table: Table, encoded: EncodedColumns) -> None:

@@ -152,18 +152,18 @@ class _QuantileFit(_Fit):
 
     def __init__(self, buckets: int) -> None:
         self._buckets = buckets
-        self._sample = np.empty(0, dtype=np.float64)
+        self._sample = np.empty(SAMPLE_SIZE, dtype=np.float64)
         self._seen = 0
         self._random = np.random.default_rng(0)
 
     def update(self, field: FieldSchema, column: Column) -> None:
         numbers, _ = read_numbers(field, column)
         numbers = numbers[~np.isnan(numbers)]
-        room = SAMPLE_SIZE - len(self._sample)
-        if room:
-            self._sample = np.concatenate((self._sample, numbers[:room]))
-            self._seen += len(numbers[:room])
-            numbers = numbers[room:]
+        if self._seen < SAMPLE_SIZE:
+            first = numbers[: SAMPLE_SIZE - self._seen]
+            self._sample[self._seen : self._seen + len(first)] = first
+            self._seen += len(first)
+            numbers = numbers[len(first) :]
         # Number t (from 0) replaces a random one of the sample with probability SAMPLE_SIZE / (t + 1). One
         # draw a number, so how the log is cut into chunks changes nothing.
         ranks = np.arange(self._seen, self._seen + len(numbers))
@@ -173,7 +173,7 @@ class _QuantileFit(_Fit):
         self._seen += len(numbers)
 
     def finish(self) -> list[str] | list[float]:
-        return quantile_edges(self._sample, self._buckets)
+        return quantile_edges(self._sample[: self._seen], self._buckets)
 
 
 class _LogBucketFit(_Fit):
