@@ -161,7 +161,7 @@ class Service(FastAPI):
             if target is not None:
                 answer = await self.predictor.respond(target, scope, receive)
                 if answer is not None:
-                    await send_answer(send, answer, self.draining)
+                    await send_answer(send, receive, answer, self.draining)
                 return
         await self.serve_by_fastapi(scope, receive, send)
 
@@ -201,12 +201,21 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> Service:
     return Service(settings, metrics if metrics is not None else Metrics())
 
 
+class _AnswerResponse(Response):
+    """An answer as FastAPI hands it on; sent as the fast path sends it."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        super().__init__(answer.body, answer.status)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_answer(send, receive, self.answer, closing=False)
+
+
 def _response(answer: Answer | None) -> Response:
     if answer is None:  # the client is gone; nobody will read this
         return Response(status_code=499)
-    response = Response(answer.body, answer.status)
-    response.raw_headers = answer.raw_headers()
-    return response
+    return _AnswerResponse(answer)
 
 
 def _json(content: Any) -> Response:

@@ -5,12 +5,17 @@ Knows nothing of models. Headers are judged before a byte of the body is read.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from service.errors import PROBLEM_JSON, Code, Refusal
+
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1 << 27
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
@@ -43,13 +48,33 @@ def refuse(refusal: Refusal) -> Answer:
     return Answer(refusal.status, refusal.body(), PROBLEM_JSON, refusal.headers)
 
 
-async def send_answer(send: Send, answer: Answer, closing: bool) -> None:
-    """Sends an answer; `closing` asks the client to open another connection next time."""
+async def send_answer(send: Send, receive: Receive, answer: Answer, closing: bool) -> None:
+    """Sends an answer; `closing` asks the client to open another connection next time.
+
+    An answer to a body that was refused unread goes out at once, and the rest of the body is taken in and thrown
+    away for a moment before the connection is closed: closed with bytes unread it would be reset, and a client that
+    is still sending would see a broken pipe where it should see the refusal.
+    """
     headers = answer.raw_headers()
     if closing and CLOSE not in headers:
         headers.append(CLOSE)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if answer.status == 413:
+        await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_throw_away(receive), LINGER_SECONDS)
+        await send({"type": "http.response.body", "body": b""})
+        return
     await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _throw_away(receive: Receive) -> None:
+    size = 0
+    while size <= LINGER_BYTES:
+        message: Any = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 def _check_media_type(value: bytes) -> None:

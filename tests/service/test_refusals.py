@@ -200,57 +200,54 @@ def test_another_method_is_refused_with_those_allowed(client: TestClient):
         assert reply.headers["allow"] == allowed
 
 
+class Sender:
+    """A client that sends a body of a million chunks, and notes how many had been taken when it was answered."""
+
+    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
+        self.scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "state": {}}
+        self.taken = 0
+        self.answered: list[tuple[int, dict[str, Any]]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        self.taken += 1
+        return {"type": "http.request", "body": b" " * 1000, "more_body": self.taken < 1000}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.answered.append((self.taken, message))
+
+
 def test_a_chunked_body_is_refused_once_it_is_too_long(repository: Path):
-    """Without a Content-Length to judge by, reading stops soon after the limit."""
-    taken = 0
+    """Without a Content-Length to judge by, it is answered soon after the limit; the rest is thrown away, so that a
+    client that only listens when it has sent everything reads the refusal and no broken pipe."""
+    sender = Sender()
 
-    async def endless() -> dict[str, Any]:
-        nonlocal taken
-        taken += 1000
-        return {"type": "http.request", "body": b" " * 1000, "more_body": True}
-
-    async def send_endlessly() -> list[dict[str, Any]]:
-        sent: list[dict[str, Any]] = []
-
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
+    async def send_it() -> None:
         async with started(make_app(repository, max_body_bytes=10_000)) as app:
-            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "state": {}}
-            await app(scope, endless, send)
-        return sent
+            await app(sender.scope, sender.receive, sender.send)
 
-    sent = asyncio.run(send_endlessly())
+    asyncio.run(send_it())
 
-    assert sent[0]["status"] == 413
-    assert (b"connection", b"close") in sent[0]["headers"]
-    assert taken <= 12_000
+    (taken, start), (taken_at_body, body), (_, end) = sender.answered
+    assert start["status"] == 413
+    assert (b"connection", b"close") in start["headers"]
+    assert json.loads(body["body"])["code"] == "body_too_large"
+    assert taken == taken_at_body <= 12
+    assert (sender.taken, end["body"]) == (1000, b"")
 
 
-def test_a_body_that_says_it_is_too_long_is_not_read(repository: Path):
+@pytest.mark.parametrize("length", [str((1 << 20) + 1), "9" * 10_000])
+def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_read(repository: Path, length: str):
     """Its Content-Length is enough, however absurd."""
+    sender = Sender((b"content-length", length.encode()))
 
-    async def read() -> dict[str, Any]:
-        raise AssertionError("the body was read")
+    async def send_it() -> None:
+        async with started(make_app(repository)) as app:
+            await app(sender.scope, sender.receive, sender.send)
 
-    async def announce(length: str) -> int:
-        sent: list[dict[str, Any]] = []
+    asyncio.run(send_it())
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        headers = [(b"content-length", length.encode())]
-        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "state": {}}
-        await app(scope, read, send)
-        return int(sent[0]["status"])
-
-    async def announce_both() -> list[int]:
-        async with started(app):
-            return [await announce(str((1 << 20) + 1)), await announce("9" * 10_000)]
-
-    app = make_app(repository)
-
-    assert asyncio.run(announce_both()) == [413, 413]
+    assert sender.answered[0][1]["status"] == 413
+    assert [taken for taken, _ in sender.answered[:2]] == [0, 0]
 
 
 def test_beyond_the_cap_requests_are_refused_before_any_work(repository: Path):

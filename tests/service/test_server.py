@@ -1,0 +1,380 @@
+"""The real program: `python -m service` in processes of its own, with workers that are killed."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.tiny_bundle import write_tiny_bundle
+from tests.service.running import (
+    ROOT,
+    Running,
+    clean_environment,
+    expected_pctr,
+    metric,
+    request_of,
+    running_service,
+    wait_for,
+)
+from tests.service.test_watch import arm, experiments_file
+
+
+def run_program(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The program to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", "--port", "0", *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=clean_environment(**variables),
+        timeout=60,
+    )
+
+
+class Load(threading.Thread):
+    """A client that asks on over one connection at a time, each request with other content, and checks the scores."""
+
+    def __init__(self, running: Running, number: int, biases: dict[str, float]) -> None:
+        super().__init__()
+        self.running, self.number, self.biases = running, number, biases
+        self.stopping = False
+        self.answered = 0
+        self.wrong: list[str] = []
+        self.broken = 0
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=10)
+        while not self.stopping:
+            name = f"r-{self.number}-{self.answered}"
+            request = request_of(self.number, self.answered, request_id=name, unit_id=self.answered)
+            try:
+                reply = self.running.request("POST", "/predict", request, connection)
+            except (http.client.HTTPException, OSError):
+                self.broken += 1
+                connection.close()
+                connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=10)
+                continue
+            answer = reply.json()
+            expected = expected_pctr(request, self.biases.get(answer.get("model"), 0.0))
+            if reply.status != 200 or answer["request_id"] != name or answer["pctr"] != pytest.approx(expected, 1e-4):
+                self.wrong.append(reply.body.decode())
+            self.answered += 1
+        connection.close()
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.join(20)
+
+
+BIASES = {"student": 0.0, "ensemble": 1.0}
+
+
+def test_two_workers_answer_die_and_come_back(own_repository: Path, tmp_path: Path):
+    """The life of a service, in order: it becomes ready; it answers, every worker alike; a killed worker is replaced
+    while the other serves; counters never fall back; a new version goes live; SIGTERM ends it with 0."""
+    log = tmp_path / "log"
+    with running_service(log, "--repository", str(own_repository), "--workers", "2") as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        request = request_of(1, 2, request_id="r", unit_id="user-831")
+
+        # given: both workers have answered, over many connections, the same bytes
+        bodies = {running.request("POST", "/predict", request).body for _ in range(30)}
+        assert len(bodies) == 1
+        before = metric(running.metrics(), "retort_exposures_total")
+        assert before == 30
+
+        # when: a worker is killed under load
+        load = Load(running, 1, BIASES)
+        load.start()
+        victim = running.worker_pids()[1]
+        os.kill(victim, signal.SIGKILL)
+        died = time.monotonic()
+        wait_for(lambda: running.ready_count() == 3, "the killed worker is replaced")
+        back = time.monotonic() - died
+        load.stop()
+
+        # then: it came back, at most the requests it held were lost, and its counts are still there
+        assert back < 10
+        assert load.answered > 0
+        assert load.wrong == []
+        assert load.broken <= 2
+        after = metric(running.metrics(), "retort_exposures_total")
+        assert before + load.answered <= after <= before + load.answered + load.broken
+        assert metric(running.metrics(), "retort_worker_starts_total") == 3
+        assert metric(running.metrics(), "retort_model_info", model="student", version="1") == 1
+
+        # and: a version published now goes live in every worker
+        write_tiny_bundle(own_repository, "student", bias=2.0)
+
+        def all_new() -> bool:
+            replies = [running.request("POST", "/models/student/predict", request) for _ in range(10)]
+            return {reply.json()["version"] for reply in replies} == {2}
+
+        wait_for(all_new, "version 2 is live in both workers")
+        assert running.stop() == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_an_experiment_file_reaches_every_worker_within_a_second(repository: Path, tmp_path: Path):
+    """An atomic replace, then at most a second until no worker answers by the old file; a broken file changes nothing
+    and shows in the metrics of both."""
+    path = experiments_file(tmp_path / "e.json", arm("student", 1.0))
+    options = ("--repository", str(repository), "--experiments", str(path), "--workers", "2", "--poll-seconds", "0.25")
+    with running_service(tmp_path / "log", *options) as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+
+        experiments_file(path, arm("control", 1.0), salt="t", phase=2)
+        time.sleep(1.0)
+        arms = {running.request("POST", "/predict", request_of(1)).json()["arm"] for _ in range(30)}
+        path.with_suffix(".tmp").write_text("{")
+        path.with_suffix(".tmp").replace(path)
+
+        def refused_by_both() -> bool:
+            return metric(running.metrics(), "retort_experiment_reload_failures_total") == 2
+
+        wait_for(refused_by_both, "both workers refuse the broken file")
+        still = {running.request("POST", "/predict", request_of(1)).json()["arm"] for _ in range(30)}
+
+    assert arms == still == {"control"}
+
+
+def test_sigterm_under_load_loses_no_request(repository: Path, tmp_path: Path):
+    """Readiness falls first; answers then say `Connection: close`; every request that was sent is answered; the last
+    connections end in order; exit 0."""
+    with running_service(
+        tmp_path / "log", "--repository", str(repository), "--workers", "2", "--drain-seconds", "1"
+    ) as running:
+        loads = [Load(running, number, BIASES) for number in range(3)]
+        probe = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        running.request("GET", "/health/ready", connection=probe)
+        for load in loads:
+            load.start()
+        wait_for(lambda: all(load.answered > 5 for load in loads), "requests flow")
+
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+        ready = running.request("GET", "/health/ready", connection=probe)
+        for load in loads:
+            load.stop()
+        code = running.process.wait(20)
+
+    assert code == 0
+    assert (ready.status, ready.headers["connection"]) == (503, "close")
+    assert [load.wrong for load in loads] == [[], [], []]
+    assert sum(load.broken for load in loads) == 0
+
+
+def test_a_request_in_flight_at_the_end_is_answered(repository: Path, tmp_path: Path):
+    """A client that is still sending its body when SIGTERM comes gets its answer, and the connection's end is
+    told."""
+    body = json.dumps(request_of(1, request_id="slow")).encode()
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with running_service(tmp_path / "log", "--repository", str(repository)) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+            connection.sendall(head + body[:10])
+            time.sleep(0.2)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            connection.sendall(body[10:])
+            reply = b""
+            while part := connection.recv(65536):
+                reply += part
+        code = running.process.wait(20)
+
+    assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in reply.lower()
+    assert b'"request_id":"slow"' in reply
+    assert code == 0
+
+
+def test_a_burst_beyond_the_cap_is_refused_at_once(repository: Path, tmp_path: Path):
+    """With room for one, two halves of bodies in two connections: the second is told to come back later; then the
+    first is answered."""
+    body = json.dumps(request_of(1)).encode()
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    options = ("--repository", str(repository), "--max-in-flight", "1")
+    with running_service(tmp_path / "log", *options) as running:
+        address = ("127.0.0.1", running.port)
+        with socket.create_connection(address, timeout=10) as first, socket.create_connection(address, 10) as second:
+            first.sendall(head + body[:10])
+            time.sleep(0.2)
+            second.sendall(head + body)
+            refused = second.recv(65536)
+            first.sendall(body[10:])
+            answered = first.recv(65536)
+
+    assert refused.startswith(b"HTTP/1.1 429 ")
+    assert b"retry-after: 1\r\n" in refused.lower()
+    assert answered.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("size", [2 << 20, 100 << 20], ids=["2 MB", "100 MB"])
+def test_an_oversized_body_gets_its_answer_and_not_a_broken_pipe(repository: Path, tmp_path: Path, size: int):
+    """http.client sends all of the body before it listens. The worker takes it in without keeping it."""
+    with running_service(tmp_path / "log", "--repository", str(repository)) as running:
+        status = Path(f"/proc/{running.worker_pids()[0]}/status")
+        before = peak_memory(status)
+        reply = running.request("POST", "/predict", b" " * size)
+        after = peak_memory(status)
+
+    assert (reply.status, reply.json()["code"]) == (413, "body_too_large")
+    assert after - before < 10 << 20
+
+
+def peak_memory(status: Path) -> int:
+    """The most memory a process ever had, in bytes."""
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def test_a_worker_that_cannot_start_again_does_not_take_the_others_with_it(own_repository: Path, tmp_path: Path):
+    """Its models were damaged on disk after the start: the other worker serves on; when they are whole again, so is
+    the service."""
+    model = own_repository / "student" / "1" / "model.onnx"
+    whole = model.read_bytes()
+    arms = experiments_file(tmp_path / "e.json", arm("student", 1.0))
+    options = ("--repository", str(own_repository), "--experiments", str(arms), "--workers", "2")
+    with running_service(tmp_path / "log", *options) as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        model.chmod(0o644)
+        model.write_bytes(whole + b" ")
+        os.kill(running.worker_pids()[0], signal.SIGKILL)
+
+        wait_for(lambda: "ended with code 3" in running.log_text(), "the new worker gives up")
+        statuses = {running.request("POST", "/predict", request_of(1)).status for _ in range(10)}
+        model.write_bytes(whole)
+        wait_for(lambda: running.ready_count() == 3, "a worker starts with the whole model")
+        code = running.stop()
+
+    assert statuses == {200}
+    assert code == 0
+
+
+def test_it_starts_from_a_folder_with_nothing_but_itself(repository: Path, tmp_path: Path):
+    """service/ and models/ alone, where importing torch, onnx or pyarrow fails: it becomes ready and answers."""
+    for room in ("service", "models"):
+        shutil.copytree(
+            ROOT / room, tmp_path / "alone" / room, ignore=shutil.ignore_patterns("repository", "__pycache__")
+        )
+    blocked = tmp_path / "blocked"
+    for name in ("torch", "onnx", "onnxscript", "pyarrow", "rich", "training"):
+        (blocked / name).mkdir(parents=True)
+        (blocked / name / "__init__.py").write_text("raise ImportError('not installed here')\n")
+
+    with running_service(
+        tmp_path / "log", "--repository", str(repository), cwd=tmp_path / "alone", PYTHONPATH=str(blocked)
+    ) as running:
+        reply = running.request("POST", "/predict", request_of(1))
+
+    assert reply.status == 200
+
+
+def test_show_example_prints_a_curl_that_works(repository: Path, tmp_path: Path):
+    """The line is run as it stands, in a shell, and gives the scores printed below it."""
+    with running_service(tmp_path / "log", "--repository", str(repository), "--show-example") as running:
+        assert running.process.stdout is not None
+        line, answer = running.process.stdout.readline(), running.process.stdout.readline()
+        again = None
+        if shutil.which("curl"):
+            again = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
+
+    assert line.startswith(f"curl -s http://127.0.0.1:{running.port}/predict")
+    assert len(json.loads(answer)["pctr"]) >= 1
+    if again is not None:
+        assert json.loads(again.stdout)["pctr"] == json.loads(answer)["pctr"]
+
+
+WRONG: list[tuple[str, list[str], dict[str, str], int, str]] = [
+    ("no repository", [], {}, 2, "--repository (RETORT_REPOSITORY): Field required"),
+    ("a repository that is not there", ["--repository", "/nowhere"], {}, 2, "no folder /nowhere"),
+    ("a wrong number", ["--repository", ".", "--workers", "none"], {}, 2, "--workers (RETORT_WORKERS)"),
+    ("an unknown option", ["--repository", ".", "--wurkers", "2"], {}, 2, "--wurkers"),
+    ("a mistyped variable", ["--repository", "."], {"RETORT_WROKERS": "2"}, 2, "did you mean RETORT_WORKERS"),
+    ("no experiment file", ["--repository", ".", "--experiments", "/none.yaml"], {}, 2, "/none.yaml: No such file"),
+    ("a host of nobody", ["--repository", ".", "--host", "203.0.113.7"], {}, 2, "cannot listen on 203.0.113.7"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=[case[0].replace(" ", "-") for case in WRONG])
+def test_what_cannot_work_is_refused_at_once(case: tuple[str, list[str], dict[str, str], int, str]):
+    """One line that names the option, and exit 2; no worker is started for it."""
+    _, options, variables, code, message = case
+
+    finished = run_program(*options, **variables)
+
+    assert (finished.returncode, finished.stdout) == (code, "")
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert "started as process" not in finished.stderr
+
+
+def test_a_port_that_is_taken_is_named():
+    """Not a traceback of asyncio's."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = run_program("--repository", str(ROOT), "--port", str(port))
+
+    assert finished.returncode == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in finished.stderr
+
+
+def test_models_that_cannot_be_served_stop_the_program(repository: Path, tmp_path: Path):
+    """Exit 3 where no version loads, 2 where the experiment file names what is not there; each says why, once, though
+    two workers were asked for."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(repository / "student", damaged / "student")
+    with (damaged / "student" / "1" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    absent = experiments_file(tmp_path / "e.json", arm("nobody", 1.0))
+    cases: list[tuple[list[str], int, str]] = [
+        (["--repository", str(empty)], 3, "holds no version of any model"),
+        (["--repository", str(damaged)], 3, "model.onnx"),
+        (["--repository", str(repository), "--experiments", str(absent)], 2, "needs model 'nobody'"),
+    ]
+
+    for options, code, message in cases:
+        finished = run_program(*options, "--workers", "2")
+
+        assert finished.returncode == code, finished.stderr
+        assert message in finished.stderr
+        assert finished.stderr.count("CRITICAL") == 1
+        assert "Traceback" not in finished.stderr
+
+
+def test_logs_can_be_json(repository: Path, tmp_path: Path):
+    """One object a line, from the parent and the workers alike."""
+    with running_service(tmp_path / "log", "--repository", str(repository), RETORT_LOG_FORMAT="json") as running:
+        running.request("POST", "/predict", {"candidates": [{"price": "s3cret"}]})
+        assert running.stop() == 0
+    records: list[dict[str, Any]] = [json.loads(line) for line in running.log_text().splitlines()]
+
+    assert {record["logger"] for record in records} >= {"service", "service.supervisor", "service.registry"}
+    assert len({record["process"] for record in records}) == 2
+    assert all(record.keys() >= {"time", "level", "message"} for record in records)
+    assert "s3cret" not in running.log_text()
+
+
+def test_workers_end_when_their_supervisor_is_killed(repository: Path, tmp_path: Path):
+    """Nobody is left holding the port: a new supervisor could not listen on it."""
+    with running_service(tmp_path / "log", "--repository", str(repository), "--workers", "2") as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        workers = running.worker_pids().values()
+        running.process.kill()
+        running.process.wait()
+
+        def all_gone() -> bool:
+            return not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+        wait_for(all_gone, "the workers have ended")
