@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models import fitting
@@ -121,7 +121,7 @@ NUMBERS = st.lists(
 
 
 @given(values=NUMBERS, buckets=st.integers(2, 12))
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_quantile_edges_follow_the_rule_and_leave_no_bucket_empty(values: list[float], buckets: int):
     """Distinct, sorted, at most buckets - 1, and some training value in every bucket."""
     edges = quantile_edges(np.array(values), buckets)
@@ -192,7 +192,7 @@ def slow_log_bucket(x: float) -> int:
     asked=st.lists(st.floats(-1e300, 1e300) | st.integers(-10, 10_000).map(float), min_size=1, max_size=30),
     buckets=st.integers(3, 600),
 )
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_log_buckets_equal_the_formula(values: list[float], asked: list[float], buckets: int):
     """floor(ln(x)^2), clamped to `buckets` and to what training holds; a rounding error at an edge apart."""
     edges = log_edges(min(values), max(values), buckets)

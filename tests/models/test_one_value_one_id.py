@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.columns import Column
@@ -132,7 +132,7 @@ def specified(type_: str, kind: str, encoding: dict[str, Any], fitted: Sequence[
 @pytest.mark.parametrize(
     ("type_", "kind", "encoding"), FIELDS, ids=lambda part: part if isinstance(part, str) else part["method"]
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_value_has_one_id_however_it_comes(type_: str, kind: str, encoding: dict[str, Any], data: st.DataObject):
     """Rows, columns of a request, CSV text, every typed dtype and dictionary form: one id, the specified one."""
@@ -171,7 +171,7 @@ def test_a_value_has_one_id_however_it_comes(type_: str, kind: str, encoding: di
 @pytest.mark.parametrize(
     ("type_", "kind", "encoding"), FIELDS, ids=lambda part: part if isinstance(part, str) else part["method"]
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_is_fitted_depends_on_values_not_on_how_they_came(
     type_: str, kind: str, encoding: dict[str, Any], data: st.DataObject
@@ -199,7 +199,7 @@ def test_what_is_fitted_depends_on_values_not_on_how_they_came(
 @pytest.mark.parametrize("method", ["vocabulary", "hash"])
 @pytest.mark.parametrize("keep", ["first", "last"])
 @pytest.mark.parametrize("type_", ["string", "integer"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_sequence_has_one_encoding_however_it_comes(type_: str, keep: str, method: str, data: st.DataObject):
     """JSON lists, Parquet lists and split text: missing ones dropped, then cut, and empty is the single id 0."""
