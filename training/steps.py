@@ -318,13 +318,17 @@ def prepare_log(
     folder: Path,
     report: Report,
     *,
-    log: Path | None,
     source: Any,
     schema: Any,
     split: Any,
     places: Mapping[str, str],
+    log: Path | None = None,
+    fingerprint: str = "",
 ) -> None:
-    """Encode the log (`data/prepare.py`); a synthetic one is read from the step before."""
+    """Encode the log (`data/prepare.py`); a synthetic one is read from the step before.
+
+    `fingerprint` of a real log's contents is here to be part of the step's key.
+    """
     from pydantic import TypeAdapter
 
     from models.schema import FeatureSchema
