@@ -318,6 +318,20 @@ def test_bad_cells_of_a_log_are_missing_counted_and_the_first_is_named():
         assert masked.first_bad["f"].row == 3
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_infinity_in_a_typed_column_is_bad_and_nan_is_missing(dtype: str):
+    """As in JSON, where neither has a token; neither becomes the largest number, or 0."""
+    numbers = np.array([0.5, np.inf, np.nan, -np.inf, 0.0], dtype=dtype)
+
+    for method in ("vocabulary", "hash", "quantile"):
+        encoder = ENCODERS["float", method]
+        encoded = encoder.encode_columns({"f": Column.typed(numbers)})
+
+        assert (encoded.ids["f"] == 0).tolist() == [False, True, True, True, False]
+        assert (encoded.bad["f"], encoded.missing["f"]) == (2, 3)
+        assert (encoded.first_bad["f"].row, encoded.first_bad["f"].got) == (1, "a number that is not finite")
+
+
 def test_bad_elements_of_a_sequence_are_dropped_and_counted():
     """The rest of the list stays."""
     encoder = encoder_for("integer", ["1", "2"], kind="sequence", separator="|", max_length=5)
