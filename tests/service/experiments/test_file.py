@@ -1,15 +1,18 @@
 """The experiment file: what is valid, and that nothing in it is ever repaired."""
 
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from service.errors import ExperimentError
-from service.experiments.file import Experiment, parse_experiments, read_experiments
+from service.experiments.file import Experiment, ExperimentFile, parse_experiments, read_experiments
 from service.watch import SHIPPED
+from tests.service.running import ROOT
 
 
 def arm(name: str, weight: float = 0.5, **more: Any) -> dict[str, Any]:
@@ -157,3 +160,26 @@ def test_every_key_has_a_sentence():
     missing = [name for name, field in Experiment.model_fields.items() if not field.description]
 
     assert missing == ["shadow", "guard_rails"]  # documented by their own classes
+
+
+def keys_of(model: type[BaseModel]) -> set[str]:
+    """Every key that a part of the file and the parts within it may have."""
+    keys = set(model.model_fields)
+    for field in model.model_fields.values():
+        inner = [field.annotation, *get_args(field.annotation)]
+        for kind in (part for each in inner for part in (each, *get_args(each))):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys |= keys_of(kind)
+    return keys
+
+
+def test_the_documented_file_is_valid_and_has_every_key():
+    """docs/experiments.md shows the whole file; what it shows is accepted."""
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    example = text[text.index("```yaml\n") + 8 : text.index("```", text.index("```yaml\n") + 8)]
+
+    file = parse_experiments(example, "the documentation")
+
+    assert file.default.layer is not None
+    shown = set(re.findall(r"(\w+):", re.sub(r"#.*", "", example)))
+    assert shown == keys_of(ExperimentFile)
