@@ -52,7 +52,8 @@ def student_loss(
 def kl_divergence(ensemble_logit: ArrayLike, student_logit: ArrayLike, temperature: float = 1.0) -> float:
     """Mean KL(ensemble || student) of the tempered click probabilities, in nats.
 
-    It is L_KD less the ensemble's entropy: zero where the student answers as the ensemble does; it has the same minimum as L_KD.
+    It is L_KD less the ensemble's entropy, with the same minimum: zero where the student answers as
+    the ensemble does.
     """
     z_e = np.asarray(ensemble_logit, dtype=np.float64) / temperature
     z_s = np.asarray(student_logit, dtype=np.float64) / temperature

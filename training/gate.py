@@ -63,7 +63,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The gate to use, the average, and the evidence: cross-entropy of gate and average on rows B and rows C."""
+    """The gate to use, the average, and the evidence: cross-entropy of both on rows B and C."""
 
     gate: Gate
     average: Gate

@@ -71,6 +71,9 @@ class FitOptions(BaseModel):
     """Epochs at most when stopping early."""
     patience: int = Field(default=2, ge=1)
     """Stop after this many epochs in a row without a better one; the best epoch's weights are kept."""
+    averaged_steps: int = Field(default=100, ge=1)
+    """Weights are averaged exponentially over about so many last steps; the average is what is measured and kept.
+    Adam's own last step is off by up to a fifth in predicted over actual. 1 keeps the last step."""
     embedding_l2: float = Field(default=0.0, ge=0)
     """Added to the loss: this, times half the squared vectors of the ids of a batch, a row."""
 
@@ -179,6 +182,9 @@ def fit_to(
         torch.manual_seed(seed)
         network = spec.build(log.fields)
         optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
+        trained = list(network.parameters())
+        averaged = [parameter.detach().clone() for parameter in trained]
+        step = 0
         for epoch in range(1, last_epoch + 1):
             network.train()
             total, seen = 0.0, 0
@@ -190,6 +196,10 @@ def fit_to(
                 optimizer.zero_grad()
                 objective.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+                step += 1
+                # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
+                share = max(1 / step, 1 / options.averaged_steps)
+                torch._foreach_lerp_(averaged, [parameter.detach() for parameter in trained], share)
                 total += batch_loss.item() * len(rows)
                 seen += len(rows)
                 if progress is not None:
@@ -201,20 +211,30 @@ def fit_to(
                     f"lower learning_rate (it is {options.learning_rate})"
                 )
             row: dict[str, float] = {"epoch": epoch, "train_loss": total / seen}
+            _exchange(trained, averaged)
             if valid_rows is not None:
                 row |= measure(score(log, network, valid_rows), valid_rows)
                 if best is None or better(row, best):
                     best, best_state = row, copy_of_state(network)
             history.append(row)
+            if epoch == last_epoch and best is None:
+                best, best_state = row, copy_of_state(network)
+            _exchange(trained, averaged)
             if best is not None and epoch - best["epoch"] >= options.patience:
                 break
-    if best is None:
-        best, best_state = history[-1], copy_of_state(network)
+    assert best is not None
     if progress is not None:
-        progress(
-            last_epoch * len(train_rows), last_epoch * len(train_rows), f"kept epoch {best['epoch']:.0f}"
-        )
+        progress(last_epoch * len(train_rows), last_epoch * len(train_rows), f"kept epoch {best['epoch']:.0f}")
     return FitResult(best_state, int(best["epoch"]), history)
+
+
+def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    """Swap the values of two lists of tensors."""
+    with torch.no_grad():
+        for one, other in zip(first, second, strict=True):
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
 
 
 def embedding_penalty(network: nn.Module, batch: Encoded) -> Tensor:

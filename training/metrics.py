@@ -21,7 +21,7 @@ def sigmoid(logit: ArrayLike) -> Array:
 
 
 def auc(label: ArrayLike, score: ArrayLike) -> float:
-    """Chance that a random click scores above a random non-click, ties counting half; NaN without both kinds."""
+    """Chance that a random click scores above a random non-click, ties half; NaN without both kinds."""
     return xauc(label, score)
 
 
@@ -101,7 +101,7 @@ def ece_floor(pctr: ArrayLike, bins: int = 20, *, draws: int = 20, seed: int = 0
 
 
 def gauc(label: ArrayLike, score: ArrayLike, unit: ArrayLike) -> float:
-    """AUC within each unit, weighted by its rows, over units with both kinds of rows (Zhu et al., KDD 2017)."""
+    """AUC within each unit, weighted by its rows, over units with both kinds (Zhu et al., KDD 2017)."""
     units, index = np.unique(np.asarray(unit), return_inverse=True)
     y = np.asarray(label, dtype=np.float64)
     # Ranks within a unit, ties sharing their mean: the rank-sum form of the AUC for all units at once.
@@ -127,7 +127,7 @@ def gauc(label: ArrayLike, score: ArrayLike, unit: ArrayLike) -> float:
 def evaluate(
     label: ArrayLike, logit: ArrayLike, *, truth: ArrayLike | None = None, unit: ArrayLike | None = None
 ) -> dict[str, float]:
-    """Every metric of one model on one part, from its calibrated logit; under the truth too where it is known."""
+    """Every metric of one model on one part, from its calibrated logit; under the truth too if known."""
     pctr = sigmoid(logit)
     found = {
         "auc": auc(label, logit),

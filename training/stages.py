@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -223,6 +224,8 @@ def _start_worker(events: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
+    if torch := sys.modules.get("torch"):  # already imported with the program's main module: too late for variables
+        torch.set_num_threads(1)
 
 
 def _build(key: str, module: str, function: str, folder: str, arguments: dict[str, Any]) -> float:

@@ -162,9 +162,7 @@ class World:
         # Every effect is brought to mean 0 and its share of the variance over the same reference impressions,
         # whatever the number of rows asked for.
         reference = self._reference()
-        raw = [
-            self._raw(effect, table, reference) for effect, table in zip(EFFECTS, self._tables, strict=True)
-        ]
+        raw = [self._raw(effect, table, reference) for effect, table in zip(EFFECTS, self._tables, strict=True)]
         total = sum(effect.share for effect in EFFECTS)
         self._centres = [float(values.mean()) for values in raw]
         self._scales = [
@@ -172,10 +170,8 @@ class World:
             for effect, values in zip(EFFECTS, raw, strict=True)
         ]
         terms = zip(raw, self._centres, self._scales, strict=True)
-        self._intercept = _intercept_for(sum(scale * (v - centre) for v, centre, scale in terms), ctr)
-
-    # ---- the world
-    # -------------------------------------------------------------------------------------------
+        logit = np.sum([scale * (values - centre) for values, centre, scale in terms], axis=0)
+        self._intercept = _intercept_for(logit, ctr)
 
     def _rng(self, *keys: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *keys])
@@ -203,12 +199,6 @@ class World:
         self._user_missing = {"age_band": rng.random(users) < 0.15, "gender": rng.random(users) < 0.2}
         self._user_weight = _zipf(users, 0.75)[rng.permutation(users)]
         self._account_age = rng.lognormal(5.3, 1.3, users)
-        taste = rng.normal(0, 1.4, (COUNTS["user_segment"], COUNTS["ad_category"]))[
-            self._user["user_segment"]
-        ]
-        taste = taste + rng.normal(0, 0.7, taste.shape)
-        taste = np.exp(taste - taste.max(axis=1, keepdims=True))
-        self._user_taste = taste / taste.sum(axis=1, keepdims=True)
 
         self._country_of = nested("region", "country")
         self.brand_of_model = nested("device_model", "device_brand")
@@ -217,9 +207,7 @@ class World:
         self._site_category_of = nested("publisher", "publisher_category")
         self._is_app = rng.random(COUNTS["publisher"]) < 0.4
         publisher_weight = _zipf(COUNTS["publisher"], 0.9)[rng.permutation(COUNTS["publisher"])]
-        within = rng.dirichlet(np.ones(1), COUNTS["placement"])[:, 0] * rng.lognormal(
-            0, 0.6, COUNTS["placement"]
-        )
+        within = rng.lognormal(0, 0.6, COUNTS["placement"])
         within /= np.bincount(self.publisher_of_placement, weights=within)[self.publisher_of_placement]
         self._placement_weight = publisher_weight[self.publisher_of_placement] * within
 
@@ -255,9 +243,8 @@ class World:
         ad_delay = rng.exponential(2.0, COUNTS["ad"]) * (rng.random(COUNTS["ad"]) < 0.4)
         self._ad_start = start[self._campaign_of] + ad_delay
         self._ad_end = (start + length)[self._campaign_of]
-        self._ad_weight = _zipf(campaigns, 0.7)[rng.permutation(campaigns)][
-            self._campaign_of
-        ] * rng.lognormal(0, 0.8, COUNTS["ad"])
+        campaign_weight = _zipf(campaigns, 0.7)[rng.permutation(campaigns)]
+        self._ad_weight = campaign_weight[self._campaign_of] * rng.lognormal(0, 0.8, COUNTS["ad"])
         self._creative_format = rng.choice(COUNTS["creative_format"], COUNTS["ad"], p=_zipf(6, 0.6))
         self._title_length = rng.integers(8, 90, COUNTS["ad"])
         self._landing_ms = rng.lognormal(6.6, 0.7, COUNTS["ad"])
@@ -320,12 +307,9 @@ class World:
         length = np.minimum(rng.poisson(2.5, rows), 6)
         drawn = rng.random((rows, 6))
         cumulative = np.cumsum(self._user_taste, axis=1)[user]
-        codes["recent"] = np.minimum((drawn[:, :, None] > cumulative[:, None, :]).sum(axis=2), 21)
+        codes["recent"] = np.minimum((drawn[:, :, None] > cumulative[:, None, :]).sum(axis=2), len(_CATEGORIES) - 1)
         codes["recent_length"] = length
         return codes
-
-    # ---- the truth
-    # -------------------------------------------------------------------------------------------
 
     def _effect_tables(self, k: int, effect: Effect) -> list[NDArray[np.float64]]:
         """The hidden numbers of an effect, one array a column it reads."""
@@ -374,14 +358,9 @@ class World:
     def true_logit(self, codes: Codes) -> NDArray[np.float64]:
         """The sum of all effects, [n]."""
         logit = np.full(len(codes["day"]), self._intercept)
-        for effect, table, centre, scale in zip(
-            EFFECTS, self._tables, self._centres, self._scales, strict=True
-        ):
+        for effect, table, centre, scale in zip(EFFECTS, self._tables, self._centres, self._scales, strict=True):
             logit += scale * (self._raw(effect, table, codes) - centre)
         return logit
-
-    # ---- the log
-    # ---------------------------------------------------------------------------------------------
 
     def chunks(self) -> Iterator[pa.Table]:
         """The log in the order of time, as tables of raw values."""
@@ -452,10 +431,8 @@ class World:
                     _categorical("publisher_category", "context"),
                     _categorical("placement", "context"),
                     _categorical("is_app", "context", "boolean"),
-                    _categorical("hour", "context", "integer")
-                    | {"derived_from": "timestamp", "derive": "hour"},
-                    _categorical("weekday", "context", "integer")
-                    | {"derived_from": "timestamp", "derive": "weekday"},
+                    _categorical("hour", "context", "integer") | {"derived_from": "timestamp", "derive": "hour"},
+                    _categorical("weekday", "context", "integer") | {"derived_from": "timestamp", "derive": "weekday"},
                     _numeric("session_depth", "context", "integer", "log_bucket"),
                     _numeric("seen_today", "context", "integer", "log_bucket"),
                     _numeric("account_age_days", "context", "float", "quantile"),
@@ -495,10 +472,94 @@ def _numeric(name: str, role: str, type_: str, method: str) -> dict[str, Any]:
     return {"name": name, "type": type_, "role": role, "kind": "numeric", "encoding": encoding}
 
 
-_CATEGORIES = ["apparel", "auto", "beauty", "books", "dating", "education", "electronics", "finance", "food", "games", "grocery", "health", "home", "insurance", "jobs", "kids", "music", "pets", "property", "sport", "telecom", "travel"]
-_SITE_CATEGORIES = ["blog", "chat", "classifieds", "cooking", "email", "finance", "forum", "games", "lifestyle", "maps", "music", "news", "photo", "search", "social", "sport", "video", "weather"]
-_COUNTRIES = ["ae", "at", "au", "be", "br", "ca", "ch", "de", "dk", "es", "fr", "gb", "it", "jp", "nl", "pl", "se", "us"]
-_BRANDS = ["acorn", "birch", "cedar", "dune", "ember", "fjord", "grove", "heron", "iris", "jade", "kite", "lotus", "maple", "nova", "onyx", "pine", "quartz", "reef", "sage", "tern", "umber", "violet"]
+_CATEGORIES = [
+    "apparel",
+    "auto",
+    "beauty",
+    "books",
+    "dating",
+    "education",
+    "electronics",
+    "finance",
+    "food",
+    "games",
+    "grocery",
+    "health",
+    "home",
+    "insurance",
+    "jobs",
+    "kids",
+    "music",
+    "pets",
+    "property",
+    "sport",
+    "telecom",
+    "travel",
+]
+_SITE_CATEGORIES = [
+    "blog",
+    "chat",
+    "classifieds",
+    "cooking",
+    "email",
+    "finance",
+    "forum",
+    "games",
+    "lifestyle",
+    "maps",
+    "music",
+    "news",
+    "photo",
+    "search",
+    "social",
+    "sport",
+    "video",
+    "weather",
+]
+_COUNTRIES = [
+    "ae",
+    "at",
+    "au",
+    "be",
+    "br",
+    "ca",
+    "ch",
+    "de",
+    "dk",
+    "es",
+    "fr",
+    "gb",
+    "it",
+    "jp",
+    "nl",
+    "pl",
+    "se",
+    "us",
+]
+_BRANDS = [
+    "acorn",
+    "birch",
+    "cedar",
+    "dune",
+    "ember",
+    "fjord",
+    "grove",
+    "heron",
+    "iris",
+    "jade",
+    "kite",
+    "lotus",
+    "maple",
+    "nova",
+    "onyx",
+    "pine",
+    "quartz",
+    "reef",
+    "sage",
+    "tern",
+    "umber",
+    "violet",
+]
 _NAMES: dict[str, list[str] | list[int]] = {
     "user_id": [f"u{k:05d}" for k in range(COUNTS["user"])],
     "age_band": ["13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+"],
@@ -520,9 +581,7 @@ _COLUMN_OF = {"user_id": "user", "publisher_id": "publisher", "ad_id": "ad"}
 _COLUMN_OF |= {"campaign_id": "campaign", "advertiser_id": "advertiser"}
 
 
-def _as_logged(
-    codes: Codes, click: NDArray[np.bool_], true_pctr: NDArray[np.float64], world: World
-) -> pa.Table:
+def _as_logged(codes: Codes, click: NDArray[np.bool_], true_pctr: NDArray[np.float64], world: World) -> pa.Table:
     """The visible columns as a real log would hold them: text, integers, floats, booleans and missing values."""
 
     def levels(name: str) -> pa.Array:
@@ -536,9 +595,7 @@ def _as_logged(
 
     brand = np.array(_BRANDS, dtype=object)
     model_names = [f"{brand[b]} {k:03d}" for k, b in enumerate(world.brand_of_model)]
-    placement_names = [
-        f"{_NAMES['publisher_id'][p]}/{k:03d}" for k, p in enumerate(world.publisher_of_placement)
-    ]
+    placement_names = [f"{_NAMES['publisher_id'][p]}/{k:03d}" for k, p in enumerate(world.publisher_of_placement)]
     category = np.array(_CATEGORIES, dtype=object)
     recent = [
         "|".join(row[:length]) if length else None
@@ -576,9 +633,8 @@ def _zipf(count: int, exponent: float) -> NDArray[np.float64]:
 def _draw(rng: np.random.Generator, probability: NDArray[np.float64]) -> NDArray[np.int64]:
     """One level a row of [n, levels] probabilities."""
     cumulative = np.cumsum(probability, axis=1)
-    return np.minimum(
-        (rng.random(len(cumulative))[:, None] > cumulative).sum(axis=1), cumulative.shape[1] - 1
-    )
+    level = (rng.random(len(cumulative))[:, None] > cumulative).sum(axis=1)
+    return np.asarray(np.minimum(level, cumulative.shape[1] - 1))
 
 
 _SCALE = {
@@ -596,7 +652,7 @@ _SCALE = {
 def _squashed(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
     """A heavy-tailed number as the truth sees it: ln(1 + x), about standard, tails cut at 3."""
     centre, spread = _SCALE[name]
-    return np.clip((np.log1p(values) - centre) / spread, -3, 3)
+    return np.asarray(np.clip((np.log1p(values) - centre) / spread, -3, 3))
 
 
 def _intercept_for(logit: NDArray[np.float64], ctr: float) -> float:

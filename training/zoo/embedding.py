@@ -38,9 +38,7 @@ class FieldSpec:
         if self.size < 1:
             raise ValueError(f"field {self.name!r}: expected a size of at least 1, got {self.size}")
         if self.side not in ("context", "candidate"):
-            raise ValueError(
-                f"field {self.name!r}: expected side 'context' or 'candidate', got {self.side!r}"
-            )
+            raise ValueError(f"field {self.name!r}: expected side 'context' or 'candidate', got {self.side!r}")
 
 
 Fields = tuple[FieldSpec, ...]
@@ -109,9 +107,7 @@ class FieldEmbedding(nn.Module):
         self.candidate_fields = len(fields) - self.context_fields
         self.table = nn.Parameter(torch.randn(rows, dim) * init_sd)  # [sum of sizes, D]
         self._sequences = {
-            side: tuple(
-                (spec.name, first_row[spec.name]) for spec in fields if spec.is_sequence and spec.side == side
-            )
+            side: tuple((spec.name, first_row[spec.name]) for spec in fields if spec.is_sequence and spec.side == side)
             for side in ("context", "candidate")
         }
         for side in ("context", "candidate"):
@@ -136,7 +132,8 @@ class FieldEmbedding(nn.Module):
 
     def _look_up(self, rows: Tensor) -> Tensor:
         # index_select, whose gradient takes half the time of functional.embedding's
-        return self.table.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        vectors = self.table.index_select(0, rows.flatten())
+        return vectors.reshape(*rows.shape, self.dim)
 
     def _pooled(self, side: str, batch: Encoded) -> list[Tensor]:
         """The mean vector of every segment, [S, 1, D] for each sequence field of a side."""
