@@ -1,11 +1,11 @@
-"""Trained networks -> bundles that the service loads: the `export` step, and putting its result into a repository.
+"""Trained networks -> bundles that the service loads: two steps of a run, and filling a repository with the result.
 
-    build      graphs of student, control and ensemble, each held to its networks (`parity.py`), golden answers,
-               what each costs (`cost.py`), and a card with everything a bundle's manifest says
+    graph      one model's graph, held to its networks (`parity.py`), with golden answers
+    export     what each graph costs (`cost.py`), and a card with everything a bundle's manifest says
     publish    bundles of these in the repository; a model whose newest version is this one already is left alone
 
-Building is cached like any step. Publishing is not, so that a repository that was emptied, or another one, is filled
-by running again; and it makes no new version where nothing but measured milliseconds would differ.
+Steps are cached like any other. Publishing is not, so that a repository that was emptied, or another one, is filled by
+running again; and it makes no new version where nothing but measured milliseconds would differ.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from training.serving_graph import Head, ServingGraph, Wiring, count_parameters,
 from training.stages import Report
 
 STUDENT, CONTROL, ENSEMBLE = "student", "control", "ensemble"
+_TEACHERS = "teachers/"
 
 _ROOT = Path(__file__).parent.parent
 _PARITY_ROWS = 512
@@ -64,13 +65,12 @@ _VOLATILE = {"cost", "git_commit", "git_dirty", "retort_version"}
 
 
 @dataclass(frozen=True)
-class Export:
-    """One model to export: its networks by name (teachers in the gate's order), and what makes a pctr of their logits.
+class About:
+    """What a card says of a model beside what its graph knows.
 
-    `logit` [rows of the log] is the model's uncalibrated logit, for the reference histogram of pctr.
+    `logit` [rows of the log] is uncalibrated; the reference histogram of pctr comes from its test rows.
     """
 
-    networks: Mapping[str, nn.Module]
     head: Head
     logit: NDArray[np.float32]
     teachers: Mapping[str, float] = field(default_factory=dict)
@@ -91,6 +91,25 @@ class Published:
         return int(self.path.name)
 
 
+def graph(
+    folder: Path,
+    report: Report,
+    *,
+    prepared: Path,
+    calibration: str | None = None,
+    platt: Path | None = None,
+    gate: Path | None = None,
+    **networks: Path,
+) -> None:
+    """The `graph` step of one model: `networks` are the folders `network:<name>` of fits, teachers in the gate's order.
+
+    `calibration` names the entry of platt.json; without, as for a teacher by itself, pctr is the logit's sigmoid.
+    """
+    fields = EncodedLog.open(prepared / "log").fields
+    loaded = {name.partition(":")[2]: load_network(place, fields) for name, place in networks.items()}
+    build_graph(folder, loaded, _head(calibration, platt, gate), prepared=prepared, report=report)
+
+
 def export(
     folder: Path,
     report: Report,
@@ -103,103 +122,85 @@ def export(
     platt: Path,
     student: Path,
     control: Path,
-    **teachers: Path,
+    **graphs: Path,
 ) -> None:
-    """The `export` step: student, control and ensemble of one seed, from the folders of the refitted networks.
+    """The `export` step: student, control and ensemble of one seed.
 
-    `teachers` are the folders `teacher:<name>`, in the gate's order.
+    `student`, `control` and `ensemble` are the folders of the refitted fits, for their logits; `graphs` the folders
+    `graph:<model>` and `graph:teachers/<name>` of the graph steps.
     """
-    fields = EncodedLog.open(prepared / "log").fields
-    networks = {name.partition(":")[2]: load_network(place, fields) for name, place in teachers.items()}
-    pairs = {name: Platt(*pair) for name, pair in _read(platt / "platt.json").items()}
     measures = _read(measured / "measure.json")
     weights = measures["gate"]["mean_weights"]
-    exports = {
-        STUDENT: Export(
-            networks={STUDENT: load_network(student, fields)},
-            head=Head(pairs["student"]),
-            logit=np.load(student / "logit.npy"),
-            teachers=weights,
-            temperature=recipe["student"]["fit"]["temperature"],
-        ),
-        CONTROL: Export(
-            networks={CONTROL: load_network(control, fields)},
-            head=Head(pairs["control_train"]),
-            logit=np.load(control / "logit.npy"),
-        ),
-        ENSEMBLE: Export(
-            networks=networks,
-            head=Head(pairs["ensemble"], Gate.from_json(_read(gate / "gate.json")["gate"])),
-            logit=np.load(ensemble / "logit.npy"),
-            teachers=weights,
-        ),
+    temperature = recipe["student"]["fit"]["temperature"]
+    models = {
+        STUDENT: About(_head("student", platt), np.load(student / "logit.npy"), weights, temperature),
+        CONTROL: About(_head("control_train", platt), np.load(control / "logit.npy")),
+        ENSEMBLE: About(_head("ensemble", platt, gate), np.load(ensemble / "logit.npy"), weights),
     }
-    build(exports, folder, prepared=prepared, recipe=recipe, test=measures["test"], report=report)
+    places = {name.partition(":")[2]: place for name, place in graphs.items()}
+    build_cards(folder, models, places, prepared=prepared, recipe=recipe, test=measures["test"], report=report)
 
 
-def build(
-    exports: Mapping[str, Export],
+def build_graph(folder: Path, networks: Mapping[str, nn.Module], head: Head, *, prepared: Path, report: Report) -> None:
+    """Fill `folder` with model.onnx, golden.json, graph.json; `ExportError` where it answers otherwise than torch."""
+    encoder, log = load_encoder(prepared), EncodedLog.open(prepared / "log")
+    wiring = wiring_of(encoder, log)
+    golden_rows = load_golden_rows(prepared)
+    golden_feeds = [_encode(encoder, request) for request in golden_rows]
+
+    report(0, 3, "to ONNX")
+    write_graph(to_onnx(ServingGraph(networks, wiring, head)), folder)
+    session = open_session(folder / "model.onnx")
+    report(1, 3, "against torch")
+    feeds = [*random_feeds(wiring), *_log_feeds(log, wiring), *golden_feeds]
+    parity = check_parity(session, feeds, networks, wiring, head, name=" + ".join(networks))
+    report(2, 3, "golden rows")
+    golden = _golden(golden_rows, [session.run([LOGIT, PCTR], feed) for feed in golden_feeds])
+    (folder / "golden.json").write_text(golden.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    _write(folder / "graph.json", {"parity_error": parity.logit, **count_parameters(networks)})
+    report(3, 3, f"logits within {parity.logit:.1e} of torch on {parity.candidates} rows")
+
+
+def build_cards(
     folder: Path,
+    models: Mapping[str, About],
+    graphs: Mapping[str, Path],
     *,
     prepared: Path,
     recipe: Mapping[str, Any],
     test: Mapping[str, Any],
     report: Report,
 ) -> None:
-    """Fill `folder` with <name>/{model.onnx, golden.json, card.json} for each export, and cost.json.
+    """Fill `folder` with <model>/{model.onnx, golden.json, card.json} for each model, and cost.json.
 
-    `prepared` is the folder of the prepare step; `test` holds the metrics on test rows, by model. Raises
-    `ExportError` where a graph does not answer as its networks do.
+    `graphs` has the folder of every model's graph, and of others to be measured beside them, teachers/<name>.
+    `prepared` is the folder of the prepare step; `test` holds the metrics on test rows, by model.
     """
     encoder, log, prepare = load_encoder(prepared), EncodedLog.open(prepared / "log"), PrepareReport.read(prepared)
     wiring = wiring_of(encoder, log)
-    golden_rows = load_golden_rows(prepared)
-    golden_feeds = [_encode(encoder, request) for request in golden_rows]
-    test_rows = log.rows([Part.TEST])
-    teachers = next((export.networks for export in exports.values() if export.head.gate is not None), {})
-    total, done = len(exports) + len(teachers) + 2.0, 0.0
-
-    parity_error, goldens = {}, {}
-    for name, export in exports.items():
-        report(done, total, f"{name}: graph")
-        (folder / name).mkdir(parents=True)
-        write_graph(to_onnx(ServingGraph(export.networks, wiring, export.head)), folder / name)
-        session = open_session(folder / name / "model.onnx")
-        feeds = [*random_feeds(wiring), *_log_feeds(log, wiring, test_rows), *golden_feeds]
-        parity = check_parity(session, feeds, export.networks, wiring, export.head, name=name)
-        parity_error[name] = parity.logit
-        answers = [session.run([LOGIT, PCTR], feed) for feed in golden_feeds]
-        goldens[name] = _golden(golden_rows, answers)
-        done += 1
-
-    paths = {name: folder / name / "model.onnx" for name in exports}
-    for name, network in teachers.items():  # measured for the report, but no models of their own
-        report(done, total, f"teacher {name}: graph")
-        place = folder / "teachers" / name
-        place.mkdir(parents=True)
-        write_graph(to_onnx(ServingGraph({name: network}, wiring, Head(Platt()))), place)
-        paths[f"teachers/{name}"] = place / "model.onnx"
-        done += 1
+    facts = {name: _read(place / "graph.json") for name, place in graphs.items()}
     costs: dict[str, Any] = measure_costs(
-        paths,
-        lambda count: _requests(log, wiring, test_rows, count),
-        progress=lambda part, _, note: report(done + 2 * part, total, note),
+        {name: place / "model.onnx" for name, place in graphs.items()},
+        lambda count: _requests(log, wiring, count),
+        progress=lambda part, _, note: report(part, 1, note),
     )
-    everything = {name: export.networks for name, export in exports.items()} | {
-        f"teachers/{name}": {name: network} for name, network in teachers.items()
-    }
-    for name, networks in everything.items():
-        costs[name] |= count_parameters(networks) | {"bytes": bytes_of(paths[name].parent)}
-    shutil.rmtree(folder / "teachers", ignore_errors=True)
-
-    for name, export in exports.items():
-        card = _card(export, encoder, log, prepare, test_rows, recipe, test, parity_error[name], costs[name])
+    for name, place in graphs.items():
+        sizes = {key: facts[name][key] for key in ("parameters_embedding", "parameters_dense")}
+        costs[name] |= sizes | {"bytes": bytes_of(place)}
+    for name, about in models.items():
+        (folder / name).mkdir(parents=True)
+        for file in (*graphs[name].glob("model.onnx*"), graphs[name] / "golden.json"):
+            _same_file(file, folder / name / file.name)
+        card = _card(about, encoder, log, prepare, recipe, test, facts[name]["parity_error"], costs[name])
         (folder / name / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (folder / name / "golden.json").write_text(goldens[name].model_dump_json(indent=1) + "\n", encoding="utf-8")
-    found = {name: cost for name, cost in costs.items() if name in exports}
-    found["teachers"] = {name: costs[f"teachers/{name}"] for name in teachers}
-    _write(folder / "cost.json", {"cost": found, "conditions": conditions(), "parity_error": parity_error})
-    report(total, total, f"logits within {max(parity_error.values()):.1e} of torch")
+    worst = {name: facts[name]["parity_error"] for name in models}
+    cost = {name: found for name, found in costs.items() if not name.startswith(_TEACHERS)}
+    cost["teachers"] = {
+        name.removeprefix(_TEACHERS): found for name, found in costs.items() if name.startswith(_TEACHERS)
+    }
+    _write(folder / "cost.json", {"cost": cost, "conditions": conditions(), "parity_error": worst})
+    student, whole = (costs.get(name, {}).get("50", {}).get("p50_ms") for name in (STUDENT, ENSEMBLE))
+    report(1, 1, f"student {student:.3f} ms, ensemble {whole:.3f} ms at 50" if student and whole else "measured")
 
 
 def publish(folder: Path, prepared: Path, repository: Path) -> list[Published]:
@@ -247,20 +248,32 @@ def git_state(root: Path = _ROOT) -> tuple[str | None, bool]:
     return (None, False) if commit is None else (commit, bool(git("status", "--porcelain", "--untracked-files=no")))
 
 
+def _head(calibration: str | None, platt: Path | None, gate: Path | None = None) -> Head:
+    pair = Platt() if calibration is None or platt is None else Platt(*_read(platt / "platt.json")[calibration])
+    return Head(pair, None if gate is None else Gate.from_json(_read(gate / "gate.json")["gate"]))
+
+
+def _same_file(source: Path, target: Path) -> None:
+    """The file under another name, without copying gigabytes where the file system can do that."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _card(
-    export: Export,
+    about: About,
     encoder: Encoder,
     log: EncodedLog,
     prepare: PrepareReport,
-    test_rows: NDArray[np.int64],
     recipe: Mapping[str, Any],
     test: Mapping[str, Any],
     parity_error: float,
     cost: Mapping[str, Any],
 ) -> ModelCard:
     commit, dirty = git_state()
-    head = export.head
-    corrected = head.platt.apply(export.logit[test_rows]) + np.log(head.negative_keep_rate)
+    head = about.head
+    corrected = head.platt.apply(about.logit[log.rows([Part.TEST])]) + np.log(head.negative_keep_rate)
     served = {field.name for field in encoder.schema.fields if field.role != "training_only"}
     return ModelCard(
         retort_version=_version(),
@@ -272,8 +285,8 @@ def _card(
             parts=_parts(prepare),
         ),
         recipe=dict(recipe),
-        teachers=tuple(Teacher(name=name, mean_gate_weight=weight) for name, weight in export.teachers.items()),
-        temperature=export.temperature,
+        teachers=tuple(Teacher(name=name, mean_gate_weight=weight) for name, weight in about.teachers.items()),
+        temperature=about.temperature,
         calibration=Calibration(
             scale=head.platt.scale, bias=head.platt.bias, negative_sampling_rate=head.negative_keep_rate
         ),
@@ -339,14 +352,15 @@ def _golden(rows: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[NDArra
     )
 
 
-def _log_feeds(log: EncodedLog, wiring: Wiring, rows: NDArray[np.int64]) -> list[Feed]:
+def _log_feeds(log: EncodedLog, wiring: Wiring) -> list[Feed]:
+    rows = log.rows([Part.TEST])
     picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PARITY_ROWS)).round().astype(np.int64)]
     return [log_feed(log, wiring, picked), log_feed(log, wiring, picked, one_request=True)]
 
 
-def _requests(log: EncodedLog, wiring: Wiring, rows: NDArray[np.int64], count: int) -> list[Feed]:
+def _requests(log: EncodedLog, wiring: Wiring, count: int) -> list[Feed]:
     """Requests of `count` candidates: the context of a test row, the candidates of others."""
-    rng = np.random.default_rng(count)
+    rows, rng = log.rows([Part.TEST]), np.random.default_rng(count)
     return [log_feed(log, wiring, rng.choice(rows, count), one_request=True) for _ in range(_COST_REQUESTS)]
 
 

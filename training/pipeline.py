@@ -1,8 +1,8 @@
 """The road from a recipe to exported models: which steps there are and what each needs.
 
     log -> prepare -> teachers x M, control_train -> gate -> student -> calibrate -> measure -> export -> report
-                          |                            |        |
-                          +-> refit of each -----------+-> refit of the student
+                          |                            |        |                                 |
+                          +-> refit of each -----------+-> refit of the student -> graph of each -+
 
 Each arrow is a `needs` of `stages.Step`, so whatever has no arrow between it runs side by side, is done once, and is
 redone only when something before it changes. Seeds vary training, not the log; the first seed's models are exported.
@@ -17,6 +17,7 @@ from training import steps
 from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
 from training.export import export as export_models
+from training.export import graph as draw_graph
 from training.loop import NetworkSpec
 from training.recipe import LoadedRecipe, SyntheticSettings
 from training.stages import Step
@@ -90,11 +91,30 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
             "platt": first.platt,
             "student": first.student,
             "control": first.control,
-            **{f"teacher:{name}": step for name, step in first.teachers.items()},
+            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare).items()},
         },
         _EXPORTING,
     )
     return Plan(log, prepare, trained, export)
+
+
+def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
+    """One a model, so that they run beside whatever still trains; teachers by themselves are measured, not served."""
+    teachers = {f"network:{name}": step for name, step in seed.teachers.items()}
+
+    def graph(name: str, needs: Mapping[str, Step], calibration: str | None = None) -> Step:
+        needs = {"prepared": prepare, **needs} | ({"platt": seed.platt} if calibration else {})
+        return Step("graph", name.replace("/", "-"), draw_graph, {"calibration": calibration}, needs, _EXPORTING)
+
+    return {
+        **{
+            f"teachers/{name}": graph(f"teachers/{name}", {f"network:{name}": step})
+            for name, step in seed.teachers.items()
+        },
+        "ensemble": graph("ensemble", {**teachers, "gate": seed.gate}, "ensemble"),
+        "control": graph("control", {"network:control": seed.control}, "control_train"),
+        "student": graph("student", {"network:student": seed.student}, "student"),
+    }
 
 
 def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:

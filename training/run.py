@@ -39,7 +39,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out), Display() as display:
         steps = plan(loaded, seeds, runs=out, data=data)
-        run_steps([seed.measure for seed in steps.seeds], out, workers=workers, watcher=display)
+        measures = [seed.measure for seed in steps.seeds]
+        run_steps([*measures, *steps.export.needs.values()], out, workers=workers, watcher=display)
         # Latencies are measured in this one, so nothing runs beside it.
         run_steps([steps.export], out, workers=1, watcher=display)
         prepared = steps.prepare.folder(out)

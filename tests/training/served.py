@@ -15,7 +15,7 @@ from training.data.prepare import prepare
 from training.data.readers import FileSource
 from training.data.split import ColumnSplit
 from training.encoded_log import EncodedLog
-from training.export import Export
+from training.export import About, build_cards, build_graph
 from training.gate import Gate
 from training.serving_graph import Head, Wiring
 from training.zoo import NETWORKS, Fields, FieldSpec, build
@@ -45,6 +45,9 @@ SIDES = {
     "a sequence is all there is": Wiring((FieldSpec("tags", 15, "candidate", is_sequence=True),), {}),
     "no candidate fields": Wiring((FieldSpec("user", 30, "context"), FieldSpec("hour", 24, "context")), {}),
 }
+
+
+RECIPE = {"name": "tiny", "student": {"fit": {"temperature": 1.0, "kd_weight": 0.9}}}
 
 
 def network(name: str, fields: Fields, seed: int = 0) -> nn.Module:
@@ -103,17 +106,33 @@ def prepared_log(folder: Path, rows: int = 300) -> Path:
     return folder / "prepared"
 
 
-def exports(prepared: Path, *, seed: int = 0) -> dict[str, Export]:
-    """Student, control and an ensemble of two, with random weights, over the log."""
+def exported(
+    prepared: Path, folder: Path, *, seed: int = 0, recipe: Mapping[str, Any] = RECIPE, only: str = ""
+) -> Path:
+    """Student, control and an ensemble of two with random weights over the log, as the export step leaves them."""
     log = EncodedLog.open(prepared / "log")
-    logit = np.linspace(-3, 1, len(log)).astype(np.float32)
-    pair = {"dnn": network("dnn", log.fields, 1), "fm": network("fm", log.fields, 2)}
-    weights = {"dnn": 0.7, "fm": 0.3}
-    return {
-        "student": Export({"student": network("dnn", log.fields, seed)}, head(), logit, weights, temperature=1.0),
-        "control": Export({"control": network("dnn", log.fields, 7)}, head(), logit),
-        "ensemble": Export(pair, head(2), logit, weights),
+    dnn, fm = network("dnn", log.fields, 1), network("fm", log.fields, 2)
+    drawn: dict[str, tuple[dict[str, nn.Module], Head]] = {
+        "student": ({"student": network("dnn", log.fields, seed)}, head()),
+        "control": ({"control": network("dnn", log.fields, 7)}, head()),
+        "ensemble": ({"dnn": dnn, "fm": fm}, head(2)),
+        "teachers/dnn": ({"dnn": dnn}, Head(Platt())),
+        "teachers/fm": ({"fm": fm}, Head(Platt())),
     }
+    graphs = {name: folder / "graphs" / name for name in drawn if only in name}
+    for name, place in graphs.items():
+        place.mkdir(parents=True)
+        build_graph(place, *drawn[name], prepared=prepared, report=silent)
+    logit, weights = np.linspace(-3, 1, len(log)).astype(np.float32), {"dnn": 0.7, "fm": 0.3}
+    models = {
+        "student": About(head(), logit, weights, temperature=1.0),
+        "control": About(head(), logit),
+        "ensemble": About(head(2), logit, weights),
+    }
+    models = {name: about for name, about in models.items() if name in graphs}
+    result = folder / "export"
+    build_cards(result, models, graphs, prepared=prepared, recipe=recipe, test=TEST_METRICS, report=silent)
+    return result
 
 
 TEST_METRICS: dict[str, Any] = {

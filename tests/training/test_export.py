@@ -12,14 +12,12 @@ from models.bundle import read_bundle
 from models.golden import check_golden
 from models.graph import LOGIT, PCTR, graph_inputs
 from models.versions import Repository
-from tests.training.served import TEST_METRICS, exports, prepared_log, read, silent, without
+from tests.training.served import RECIPE, exported, prepared_log, read, without
 from training.calibrate import Platt
 from training.cost import open_session
 from training.encoded_log import EncodedLog, Part
-from training.export import build, git_state, publish
+from training.export import git_state, publish
 from training.metrics import sigmoid
-
-RECIPE = {"name": "tiny", "student": {"fit": {"temperature": 1.0, "kd_weight": 0.9}}}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built")
-    build(exports(prepared), folder, prepared=prepared, recipe=RECIPE, test=TEST_METRICS, report=silent)
-    return folder
+    return exported(prepared, tmp_path_factory.mktemp("built"))
 
 
 @pytest.fixture
@@ -121,7 +117,7 @@ def test_costs_are_given_for_every_model_and_teacher(built: Path):
     weights = ("parameters_embedding", "parameters_dense")
     assert all(cost["ensemble"][key] >= cost["teachers"]["dnn"][key] + cost["teachers"]["fm"][key] for key in weights)
     assert cost["student"]["bytes"] == (built / "student" / "model.onnx").stat().st_size
-    assert not (built / "teachers").exists()
+    assert not (built / "teachers").exists()  # measured, but no models to serve
 
 
 def test_publishing_again_makes_no_new_version(built: Path, prepared: Path, repository: Path):
@@ -138,8 +134,7 @@ def test_other_milliseconds_are_no_reason_for_a_new_version(
     built: Path, prepared: Path, repository: Path, tmp_path: Path
 ):
     """The same networks, built and measured again, perhaps by another commit."""
-    again = tmp_path / "again"
-    build(exports(prepared), again, prepared=prepared, recipe=RECIPE, test=TEST_METRICS, report=silent)
+    again = exported(prepared, tmp_path / "again", only="student")
 
     assert read(again / "student" / "card.json")["cost"] != read(built / "student" / "card.json")["cost"]
     assert not any(model.is_new for model in publish(again, prepared, repository))
@@ -148,11 +143,11 @@ def test_other_milliseconds_are_no_reason_for_a_new_version(
 @pytest.mark.parametrize("what", ["weights", "recipe"])
 def test_a_changed_model_is_the_next_version(what: str, prepared: Path, repository: Path, tmp_path: Path):
     """And what did not change stays at its version."""
-    recipe = RECIPE | ({"seed": 2} if what == "recipe" else {})
-    student = {"student": exports(prepared, seed=5 if what == "weights" else 0)["student"]}
-    build(student, tmp_path / "next", prepared=prepared, recipe=recipe, test=TEST_METRICS, report=silent)
+    recipe = RECIPE | ({"description": "other"} if what == "recipe" else {})
+    seed = 5 if what == "weights" else 0
+    changed = exported(prepared, tmp_path / "next", seed=seed, recipe=recipe, only="student")
 
-    (published,) = publish(tmp_path / "next", prepared, repository)
+    (published,) = publish(changed, prepared, repository)
 
     assert (published.name, published.version, published.is_new) == ("student", 2, True)
     assert Repository(repository).versions("control") == [1]
