@@ -65,9 +65,7 @@ def slow_vectors(embedding: FieldEmbedding, batch: Encoded) -> list[list[Tensor]
         for spec in (spec for spec in FIELDS if spec.side == side and spec.is_sequence):
             values, offsets = batch.sequences[spec.name]
             segment = values[offsets[i] : offsets[i + 1]].tolist() or [0]
-            found.append(
-                sum(embedding.table[first_row[spec.name] + value] for value in segment) / len(segment)
-            )
+            found.append(sum(embedding.table[first_row[spec.name] + value] for value in segment) / len(segment))
         return found
 
     request = range(len(batch.candidates)) if batch.request_index is None else batch.request_index.tolist()
@@ -207,9 +205,7 @@ def test_segment_mean_takes_the_given_vector_for_an_empty_segment() -> None:
     means = segment_mean(vectors, torch.tensor([0, 0, 2, 2, 3, 3]), empty)
     nothing = segment_mean(vectors[:0], torch.tensor([0, 0, 0]), empty)
 
-    torch.testing.assert_close(
-        means, torch.stack([empty, torch.tensor([2.0, 3.0]), empty, vectors[2], empty])
-    )
+    torch.testing.assert_close(means, torch.stack([empty, torch.tensor([2.0, 3.0]), empty, vectors[2], empty]))
     torch.testing.assert_close(nothing, torch.stack([empty, empty]))
 
 
@@ -223,9 +219,7 @@ def test_an_empty_sequence_is_the_id_0() -> None:
     empty, _ = network(
         Encoded(one, one, None, {"history": (torch.tensor([]).int(), torch.tensor([0, 0])), "tags": tags})
     )
-    missing, _ = network(
-        Encoded(one, one, None, {"history": (torch.tensor([0]), torch.tensor([0, 1])), "tags": tags})
-    )
+    missing, _ = network(Encoded(one, one, None, {"history": (torch.tensor([0]), torch.tensor([0, 1])), "tags": tags}))
 
     torch.testing.assert_close(empty, missing)
 
