@@ -133,7 +133,10 @@ def serve(settings: Settings) -> int:
         def on_ready() -> None:
             logger.info("Retort listens on http://%s:%d (%.1f s to ready)", host, port, time.monotonic() - started)
             if settings.show_example:
-                show_example(settings, reachable, port)
+                try:
+                    show_example(settings, reachable, port)
+                except Exception:  # an example that fails is no reason to stop serving
+                    logger.exception("the example could not be shown")
 
         return Supervisor(settings, listener, directory, on_ready).run()
 

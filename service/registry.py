@@ -62,6 +62,8 @@ class Registry:
         self.live: dict[str, int] = {}
         self.pinned: set[Version] = set()
         """Versions that experiments need whatever is live; never released."""
+        self.followed: set[str] = set()
+        """Models whose live version experiments need; what is live of them stays, also when the folder goes."""
         self.generation = 0
         """Counts up whenever something else is live or the repository's models changed."""
 
@@ -80,8 +82,8 @@ class Registry:
         before = dict(self.live)
         for wish in wishes:
             await self._follow(wish)
-        gone = self.live.keys() - {wish.name for wish in wishes} - {name for name, _ in self.pinned}
-        for name in gone:
+        gone = self.live.keys() - {wish.name for wish in wishes} - self.followed
+        for name in gone if wishes else ():  # none left at all is a file system that is away, not a decision
             logger.warning("model %s is no longer in the repository", name)
             del self.live[name]
         if self.live == before:
@@ -143,7 +145,10 @@ class Registry:
 
     async def _load(self, key: Version) -> Scorer:
         name, version = key
-        path, signature = await self.look(lambda: self._sign(key))
+        try:
+            path, signature = await self.look(lambda: self._sign(key))
+        except OSError as error:
+            raise ModelLoadError(name, "error", f"model {name} version {version}: {error}") from error
         before = self._refused.get(key)
         if before is not None and before[0] == signature:
             raise before[1]
@@ -164,10 +169,7 @@ class Registry:
     def _sign(self, key: Version) -> tuple[Path, Signature]:
         """The version's folder, and what tells whether its files changed."""
         path = self._repository.path(*key)
-        try:
-            files = [(str(file.relative_to(path)), file.lstat()) for file in sorted(path.rglob("*"))]
-        except OSError:
-            return path, ()
+        files = [(str(file.relative_to(path)), file.lstat()) for file in sorted(path.rglob("*"))]
         return path, tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
 
     async def load_extra(self, name: str, version: int) -> Scorer:

@@ -186,6 +186,7 @@ class Supervisor:
         """Passes the signal on, waits for the workers to finish; a second SIGINT, or too long a wait,
         kills."""
         logger.info("stopping: finishing what is in flight")
+        self._listener.close()  # ours; the workers close theirs when they have drained
         living = [worker for worker in self._workers if worker.process is not None]
         for worker in living:
             assert worker.process is not None

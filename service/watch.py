@@ -101,7 +101,7 @@ class Watcher:
 
     async def _look_at_repository(self) -> None:
         if await self._registry.refresh():
-            self._rebuild()
+            self._rebuild()  # before what is no longer live is released
             self._registry.release()
 
     async def _look_at_experiments(self) -> None:
@@ -169,6 +169,7 @@ class Watcher:
         finally:
             if self._file is not None:
                 self._registry.pinned = self._versions(self._file, self._fixed)
+                self._registry.followed = {arm.model for e in self._file.experiments for arm in e.arms if arm.follow}
                 self._registry.release()
         self._publish(plan)
 

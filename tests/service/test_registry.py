@@ -260,3 +260,41 @@ def test_a_refused_version_that_is_asked_for_is_not_ready(own_repository: Path):
         return [reply.status for reply in replies if reply is not None], failures
 
     assert in_app(own_repository, visit) == ([503] * 5, 1)
+
+
+def test_a_repository_that_goes_away_and_comes_back_changes_nothing(own_repository: Path):
+    """A file system that is unmounted for a moment is not the wish to serve nothing."""
+    away = own_repository.with_name("away")
+
+    async def unmount(app: Service) -> tuple[int, float, int]:
+        own_repository.rename(away)
+        await asyncio.sleep(0.2)
+        without = await version_of(app)
+        loaded = metric(await scrape(app), "retort_model_info")
+        away.rename(own_repository)
+        await asyncio.to_thread(write_tiny_bundle, own_repository, "student", bias=2.0)
+        await eventually(partial(is_live, app, 2), "a version published after it is live")
+        return without, loaded, await version_of(app)
+
+    assert in_app(own_repository, unmount) == (1, 2, 2)
+
+
+def test_a_model_that_is_removed_is_no_longer_served(own_repository: Path):
+    """Unless an experiment needs it: what an arm follows stays, whatever becomes of its folder."""
+    write_tiny_bundle(own_repository, "control", bias=-1.0)
+
+    async def remove(app: Service) -> tuple[int, int]:
+        body = json.dumps(request_of(1)).encode()
+        assert await version_of(app, "/models/control/predict") == 1
+        for name in ("control", "student"):
+            (own_repository / name).rename(own_repository.with_name(f"removed-{name}"))
+
+        async def gone() -> bool:
+            reply = await ask(app, "/models/control/predict", body)
+            return reply is not None and reply.status == 404
+
+        await eventually(gone, "the removed model is not served")
+        await asyncio.sleep(0.1)
+        return await version_of(app, "/models/student/predict"), await version_of(app, "/predict")
+
+    assert in_app(own_repository, remove) == (1, 1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +219,22 @@ def test_a_burst_beyond_the_cap_is_refused_at_once(repository: Path, tmp_path: P
     assert answered.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.fixture(scope="module")
+def one_worker(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service for tests that ask and do no harm."""
+    log = tmp_path_factory.mktemp("one-worker") / "log"
+    with running_service(log, "--repository", str(repository), "--show-example") as running:
+        yield running
+
+
 @pytest.mark.parametrize("size", [2 << 20, 100 << 20], ids=["2 MB", "100 MB"])
-def test_an_oversized_body_gets_its_answer_and_not_a_broken_pipe(repository: Path, tmp_path: Path, size: int):
+def test_an_oversized_body_gets_its_answer_and_not_a_broken_pipe(one_worker: Running, size: int):
     """http.client sends all of the body before it listens. The worker takes it in without keeping it."""
-    with running_service(tmp_path / "log", "--repository", str(repository)) as running:
-        status = Path(f"/proc/{running.worker_pids()[0]}/status")
-        before = peak_memory(status)
-        reply = running.request("POST", "/predict", b" " * size)
-        after = peak_memory(status)
+    status = Path(f"/proc/{one_worker.worker_pids()[0]}/status")
+
+    before = peak_memory(status)
+    reply = one_worker.request("POST", "/predict", b" " * size)
+    after = peak_memory(status)
 
     assert (reply.status, reply.json()["code"]) == (413, "body_too_large")
     assert after - before < 10 << 20
@@ -279,18 +288,16 @@ def test_it_starts_from_a_folder_with_nothing_but_itself(repository: Path, tmp_p
     assert reply.status == 200
 
 
-def test_show_example_prints_a_curl_that_works(repository: Path, tmp_path: Path):
+def test_show_example_prints_a_curl_that_works(one_worker: Running):
     """The line is run as it stands, in a shell, and gives the scores printed below it."""
-    with running_service(tmp_path / "log", "--repository", str(repository), "--show-example") as running:
-        assert running.process.stdout is not None
-        line, answer = running.process.stdout.readline(), running.process.stdout.readline()
-        again = None
-        if shutil.which("curl"):
-            again = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
+    assert one_worker.process.stdout is not None
 
-    assert line.startswith(f"curl -s http://127.0.0.1:{running.port}/predict")
+    line, answer = one_worker.process.stdout.readline(), one_worker.process.stdout.readline()
+
+    assert line.startswith(f"curl -s http://127.0.0.1:{one_worker.port}/predict")
     assert len(json.loads(answer)["pctr"]) >= 1
-    if again is not None:
+    if shutil.which("curl"):
+        again = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
         assert json.loads(again.stdout)["pctr"] == json.loads(answer)["pctr"]
 
 
@@ -354,10 +361,10 @@ def test_models_that_cannot_be_served_stop_the_program(repository: Path, tmp_pat
 
 
 def test_logs_can_be_json(repository: Path, tmp_path: Path):
-    """One object a line, from the parent and the workers alike."""
+    """One object a line, from the parent and the workers alike. (It ends by Ctrl-C, which is as good as SIGTERM.)"""
     with running_service(tmp_path / "log", "--repository", str(repository), RETORT_LOG_FORMAT="json") as running:
         running.request("POST", "/predict", {"candidates": [{"price": "s3cret"}]})
-        assert running.stop() == 0
+        assert running.stop(signal.SIGINT) == 0
     records: list[dict[str, Any]] = [json.loads(line) for line in running.log_text().splitlines()]
 
     assert {record["logger"] for record in records} >= {"service", "service.supervisor", "service.registry"}
