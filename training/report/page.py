@@ -121,7 +121,7 @@ def targets(v: Values) -> str:
         mark = '<span class="yes">✓ reached</span>' if target["reached"] else '<span class="no">✗ not reached</span>'
         rows.append(
             [
-                html.escape(target["name"]),
+                v.show(f"{at}/name", "text"),
                 f"{target['relation']} {v.show(f'{at}/wanted', form)}",
                 v.show(f"{at}/found", form),
                 mark,
@@ -129,7 +129,7 @@ def targets(v: Values) -> str:
         )
         if target["reason"]:
             reason = "; ".join(v.prose(sentence) for sentence in target["reason"])
-            reasons.append(f"<li><b>{html.escape(target['name'])}</b>: {reason}.</li>")
+            reasons.append(f"<li><b>{v.show(f'{at}/name', 'text')}</b>: {reason}.</li>")
     if not rows:
         return ""
     note = (

@@ -1,0 +1,133 @@
+"""What a run hands to its report, made up: two teachers, figures that follow from a seed, names that need escaping."""
+
+from typing import Any
+
+from training.report import build_report
+
+ODD = 'a<b>&"c'
+"""A teacher's name, as a recipe may have it."""
+
+
+def figures(auc: float, *, truth: bool = True) -> dict[str, Any]:
+    """What `metrics.evaluate` gives, moving with the AUC."""
+    found = {
+        "auc": auc - 0.002,
+        "logloss": 1.1 - auc,
+        "normalised_entropy": 1.6 - auc,
+        "ece": 0.011,
+        "ece_floor": 0.009,
+        "predicted_over_actual": 1.013,
+        "gauc": auc - 0.05,
+    }
+    return found | ({"xauc": auc, "xlogloss": 1.09 - auc, "xece": 0.007} if truth else {})
+
+
+def measure(seed: int = 1, *, gain: float = 0.0124, truth: bool = True, **changes: Any) -> dict[str, Any]:
+    """measure.json of one seed: the student above its control by `gain`, a little more with every seed."""
+    control = 0.7208 + 0.0004 * seed
+    student = control + gain + 0.0002 * seed
+    models = {
+        "student": figures(student, truth=truth),
+        "control_train": figures(control - 0.01, truth=truth),
+        "average": figures(control + 0.009, truth=truth),
+        "ensemble": figures(control + 0.0115, truth=truth),
+        "control_train_valid": figures(control, truth=truth),
+        "teachers": {"fm": figures(0.6987, truth=truth), ODD: figures(0.7206, truth=truth)},
+    }
+    before = {name: found for name, found in models.items() if name != "control_train_valid"}
+    bins = [{"rows": 100, "pctr": 0.02 * bin_, "label": 0.021 * bin_} for bin_ in range(1, 21)]
+    epochs = [{"epoch": 1, "train_loss": 0.45}, {"epoch": 2, "train_loss": 0.41}, {"epoch": 3, "train_loss": 0.40}]
+    by_auc = [row | {"valid_auc": 0.7 + 0.01 * i, "valid_logloss": 0.43} for i, row in enumerate(epochs)]
+    fit = {"network": "dnn", "epochs": 2, "history": by_auc}
+    return {
+        "seed": seed,
+        "rows": {"test": 2000, "train": 16000},
+        "test": models,
+        "train": models,
+        "before_refit": before,
+        "reliability": {name: bins for name in models if name != "teachers"} | {"teachers": {"fm": bins, ODD: bins}},
+        "kl_ensemble_student": 0.0021,
+        "platt": {"student": [1.05, -0.02], "ensemble": [1.0, 0.01], "teachers": {"fm": [1, 0], ODD: [1, 0]}},
+        "fits": {
+            "student": {
+                "network": "dnn",
+                "epochs": 3,
+                "history": [row | {"valid_kl": 0.01 / row["epoch"]} for row in epochs],
+            },
+            "control": fit,
+            "teachers": {"fm": fit | {"network": "fm"}, ODD: fit},
+        },
+        "gate": {
+            "gate": {"weights": [0.1, 0.2], "biases": [0, 0], "scale": 0.98, "bias": 0.03, "chosen": "gate"},
+            "average": {"weights": [0, 0], "biases": [0, 0], "scale": 1.0, "bias": 0.0, "chosen": "average"},
+            "evidence": {"average_ce_b": 0.41, "gate_ce_b": 0.40, "average_ce_c": 0.42, "gate_ce_c": 0.415},
+            "teachers": ["fm", ODD],
+            "mean_weights": {"fm": 0.31, ODD: 0.69},
+            "by_segment": [
+                {"field": "device", "value": "<script>7</script>", "rows": 900, "weights": {"fm": 0.4, ODD: 0.6}},
+                {"field": "device", "value": "phone", "rows": 1100, "weights": {"fm": 0.2, ODD: 0.8}},
+            ],
+        },
+        **({"truth": figures(0.814)} if truth else {}),
+    } | changes
+
+
+def cost(p50_ms: float) -> dict[str, Any]:
+    times = {
+        count: {"p50_ms": p50_ms * scale, "p99_ms": p50_ms * scale * 1.7}
+        for count, scale in (("1", 0.3), ("50", 1.0), ("200", 3.4))
+    }
+    return times | {"parameters_embedding": 448_000, "parameters_dense": 65_601, "bytes": 2_054_400}
+
+
+COSTS = {
+    "cost": {
+        "student": cost(0.0592),
+        "control": cost(0.0594),
+        "ensemble": cost(0.7491),
+        "teachers": {"fm": cost(0.031), ODD: cost(0.0597)},
+    },
+    "conditions": {"cpu": "a CPU", "threads": 1, "onnxruntime": "1.30.0", "python": "3.11.7", "system": "Linux"},
+    "parity_error": {"student": 2.1e-07, "ensemble": 8.0e-07, "control": 1.9e-07},
+}
+PARTS = ("train", "valid_a", "valid_b", "valid_c", "test")
+PREPARED = {
+    "fingerprint": "ab" * 32,
+    "files": ["/secret/place/clicks.csv"],
+    "rows": dict(zip(PARTS, (16000, 700, 640, 660, 2000), strict=True)) | {"unused": 12},
+    "label_rate": dict(zip(PARTS, (0.161, 0.158, 0.157, 0.159, 0.162), strict=True)),
+    "first_time": dict.fromkeys(PARTS, "2026-03-02T00:00:11+00:00"),
+    "last_time": dict.fromkeys(PARTS, "2026-03-09T23:59:48+00:00"),
+    "bad_rows": 3,
+    "bad_row_reasons": {"fields": {"count": 3, "first": "/secret/place/clicks.csv:17", "example": "x"}},
+    "blank_lines": 0,
+    "bad_cells": {"price": {"count": 5, "first": "/secret/place/clicks.csv:9", "example": "abc"}},
+    "missing": {"device": {"train": 0.01, "test": 0.02}, "price": {"train": 0.0, "test": 0.0}},
+    "unknown": {"device": {"train": 0.0, "test": 0.034}},
+    "vocabulary": {"device": 41, "price": 34},
+    "reference": {},
+    "seconds": 1.2,
+}
+RECIPE = {"name": "ads", "description": "A log of <ads> & clicks.", "student": {"fit": {"temperature": 1.0}}}
+SWEEP = {
+    "judged_by": "AUC on validation part A",
+    "best": {"student": {"learning_rate": 0.002, "init_sd": 0.3}, "control": {"learning_rate": 0.001, "init_sd": 0.3}},
+    "trials": [
+        {"side": "student", "learning_rate": 0.002, "init_sd": 0.3, "seed": 1, "valid_auc": 0.7311},
+        {"side": "control", "learning_rate": 0.001, "init_sd": 0.3, "seed": 1, "valid_auc": 0.7196},
+    ],
+}
+
+
+def report(*measures: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A whole report; three seeds of a winning student unless measures are given."""
+    inputs: dict[str, Any] = {
+        "recipe": RECIPE,
+        "prepared": PREPARED,
+        "costs": COSTS,
+        "published": [{"name": "student", "version": 4}, {"name": "ensemble", "version": 4}],
+        "world": {"rows": 20000, "bayes_auc": 0.8139},
+        "sweep": SWEEP,
+        "seconds": 312.4,
+    }
+    return build_report(list(measures) or [measure(seed) for seed in (1, 2, 3)], **inputs | changes)

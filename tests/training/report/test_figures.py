@@ -1,0 +1,178 @@
+"""report.json: the shape that scripts read, and numbers that follow from the measures of every seed."""
+
+import json
+import math
+
+import pytest
+
+from tests.training.report.run import ODD, PREPARED, measure, report
+from training.report import write_report
+
+
+def target(found: dict, words: str) -> dict:
+    """The one target whose name holds these words."""
+    (only,) = [target for target in found["targets"] if words in target["name"]]
+    return only
+
+
+def test_every_model_has_one_entry_a_seed():
+    """test.<model>: a list with seed, auc, logloss, ece, predicted_over_actual, and xauc, xlogloss where known."""
+    test = report()["test"]
+
+    assert set(test) == {"student", "control_train", "control_train_valid", "average", "ensemble", "teachers"}
+    assert set(test["teachers"]) == {"fm", ODD}
+    for entries in (test["student"], test["control_train_valid"], test["teachers"][ODD]):
+        assert [entry["seed"] for entry in entries] == [1, 2, 3]
+        for entry in entries:
+            assert {"auc", "logloss", "ece", "predicted_over_actual", "xauc", "xlogloss"} <= set(entry)
+    assert test["student"][1]["xauc"] == measure(2)["test"]["student"]["xauc"]
+
+
+def test_costs_are_where_scripts_look_for_them():
+    """cost.<model>.<candidates>.p50_ms and p99_ms, sizes beside them, teachers under a key of their own."""
+    cost = report()["cost"]
+
+    assert set(cost) == {"student", "control", "ensemble", "teachers"}
+    for model in (cost["student"], cost["ensemble"], cost["teachers"]["fm"]):
+        assert {"parameters_embedding", "parameters_dense", "bytes"} < set(model)
+        assert all(set(model[count]) == {"p50_ms", "p99_ms"} for count in ("1", "50", "200"))
+
+
+def test_spreads_are_over_seeds():
+    found = report()
+    values = [entry["xauc"] for entry in found["test"]["student"]]
+
+    spread = found["summary"]["test"]["student"]["xauc"]
+
+    mean = sum(values) / 3
+    assert spread["mean"] == pytest.approx(mean)
+    assert spread["sd"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in values) / 2))
+    assert (spread["least"], spread["most"]) == (min(values), max(values))
+
+
+def test_one_seed_has_no_spread():
+    """Null, not zero: nothing is known of it."""
+    found = report(measure(1))
+
+    assert found["summary"]["test"]["student"]["xauc"]["sd"] is None
+    assert found["answer"]["gain"]["of"] == 1
+
+
+def test_differences_are_taken_within_a_seed():
+    """Their spread is that of the differences, not of the two models."""
+    pair = next(p for p in report()["differences"] if (p["model"], p["against"]) == ("student", "control_train_valid"))
+
+    gain = pair["metrics"]["xauc"]
+    assert gain["by_seed"] == pytest.approx([0.0126, 0.0128, 0.0130])
+    assert gain["sd"] == pytest.approx(0.0002)
+    assert (gain["better_in"], gain["of"]) == (3, 3)
+
+
+def test_a_lower_loss_is_better():
+    pair = next(p for p in report()["differences"] if (p["model"], p["against"]) == ("student", "control_train_valid"))
+
+    assert pair["metrics"]["logloss"]["mean"] < 0
+    assert pair["metrics"]["logloss"]["better_in"] == 3
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"), [((0.01, 0.02), "wins"), ((0.01, -0.02), "mixed"), ((-0.01, -0.02), "loses")]
+)
+def test_a_student_wins_when_it_is_ahead_in_every_seed(gains: tuple[float, float], verdict: str):
+    found = report(*(measure(seed, gain=gain) for seed, gain in enumerate(gains, start=1)))
+
+    assert found["answer"]["verdict"] == verdict
+    assert found["answer"]["against"] == "control_train_valid"
+
+
+def test_the_answer_weighs_gain_against_cost():
+    answer = report()["answer"]
+
+    assert answer["times_cheaper_than_ensemble"]["50"] == pytest.approx(0.7491 / 0.0592)
+    assert answer["kept_of_ensemble_gain"] == pytest.approx(0.0128 / 0.0115)
+
+
+def test_a_real_log_is_judged_by_what_can_be_known():
+    """Without the truth: AUC and logloss, and no gain that has to be reached."""
+    found = report(measure(1, truth=False), measure(2, truth=False), world=None)
+
+    assert found["headline"] == {"auc": "auc", "logloss": "logloss"}
+    assert found["bayes"] == {"test": None, "log": None}
+    assert all("xAUC" not in target["name"] for target in found["targets"])
+    assert "predicted over actual" in found["targets"][0]["name"]
+
+
+def test_targets_are_those_of_the_built_in_log():
+    found = report()
+
+    assert [target["wanted"] for target in found["targets"][:4]] == [0.008, 0.010, -0.005, 3]
+    assert all(target["reached"] and not target["reason"] for target in found["targets"])
+    assert found["answer"]["targets_reached"] == found["answer"]["targets"] == len(found["targets"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.009, "student over the control, xAUC"),
+        (0.004, "student against the control, logloss"),
+        (-0.001, "seeds in which the student is better"),
+        (-0.003, "student over the best single teacher"),
+        (0.010, "share of the ensemble's gain"),
+    ],
+)
+def test_what_is_not_reached_says_why(gain: float, words: str):
+    """Each reason is made of the run's own numbers."""
+    missed = target(report(*(measure(seed, gain=gain) for seed in (1, 2))), words)
+
+    assert not missed["reached"]
+    assert any("{/" in sentence for sentence in missed["reason"])
+
+
+def test_an_ensemble_that_predicts_too_many_clicks_is_said_to():
+    off = measure(1)
+    off["test"]["ensemble"]["predicted_over_actual"] = 0.79
+
+    missed = target(report(off), "predicted over actual")
+
+    assert (missed["reached"], missed["found"]) == (False, pytest.approx(0.21))
+
+
+def test_a_figure_that_rows_do_not_define_is_null():
+    """gAUC where no unit has both clicks and non-clicks."""
+    nothing = measure(1)
+    nothing["test"]["student"]["gauc"] = None
+
+    found = report(nothing, measure(2))
+
+    assert found["test"]["student"][0]["gauc"] is None
+    assert found["summary"]["test"]["student"]["gauc"] is None
+    assert all("gauc" not in pair["metrics"] for pair in found["differences"] if pair["model"] == "student")
+
+
+def test_files_are_named_without_their_folders():
+    """A report is sent around; where a file lay is nobody's business."""
+    found = report()
+
+    assert found["data"]["files"] == ["clicks.csv"]
+    assert "/secret" in json.dumps(PREPARED)
+    assert "/secret" not in json.dumps(found)
+
+
+def test_both_files_are_written_whole(tmp_path):
+    """The path of report.json comes back: it is the last line that a run prints."""
+    found = report()
+
+    path = write_report(tmp_path / "run", found)
+
+    assert path == tmp_path / "run" / "report.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == found
+    assert sorted(file.name for file in path.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_json_holds_no_nan(tmp_path):
+    broken = report()
+    broken["kl_ensemble_student"] = [float("nan")]
+
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_report(tmp_path, broken)
+    assert not (tmp_path / "report.json").exists()
