@@ -190,14 +190,19 @@ def build_plan(
 
 
 def _stand_in(spec: Arm, arm: RunningArm, arms: tuple[RunningArm, ...]) -> Scorer | None:
-    """The model that answers for an arm when a deadline is near: that of the arm it names as its fallback,
-    or, for an ensemble, that of the first arm that is none."""
+    """The model that answers for an arm when a deadline is near; never that of a halted arm.
+
+    The model of the arm that is named as its fallback; or, for an ensemble, that of the first arm with a student,
+    or else with any model that is no ensemble.
+    """
+    running = [other for other in arms if not other.halted]
     if spec.fallback is not None:
-        return next(other.served.scorer for other in arms if other.name == spec.fallback)
+        return next((other.served.scorer for other in running if other.name == spec.fallback), None)
     if not arm.served.scorer.is_ensemble:
         return None
-    lighter = (other.served.scorer for other in arms if not other.served.scorer.is_ensemble)
-    return next((scorer for scorer in lighter), None)
+    lighter = [other.served.scorer for other in running if not other.served.scorer.is_ensemble]
+    students = [scorer for scorer in lighter if scorer.bundle.manifest.teachers]
+    return next(iter(students or lighter), None)
 
 
 def find_version(plan: Plan, name: str, version: str | None) -> Served | Version:

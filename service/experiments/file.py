@@ -73,8 +73,8 @@ class Arm(_Part):
     """Share of the experiment's units, in steps of 0.0001; the arms' weights sum to 1."""
 
     fallback: Name | None = None
-    """The arm that answers when this one cannot meet a deadline. Absent: an arm whose model is an ensemble
-    falls back to the first arm whose model is a student."""
+    """The arm whose model answers when this one cannot meet a deadline. Absent: an ensemble's arm falls back to
+    the first arm with a distilled student, or else with any model that is no ensemble."""
 
     @model_validator(mode="after")
     def _follow_needs_latest(self) -> Self:

@@ -1,4 +1,4 @@
-"""Bundles that misbehave on purpose."""
+"""Bundles that are special: slow, wrong, unfit, distilled."""
 
 from __future__ import annotations
 
@@ -74,4 +74,17 @@ def write_other_inputs(repository: Path, name: str) -> Path:
         card=tiny_card(model),
         golden=tiny_golden(model),
         model=graph.SerializeToString(),
+    )
+
+
+def write_distilled(repository: Path, name: str, bias: float = 0.0) -> Path:
+    """A student as training exports it: no ensemble, but with teachers in its manifest."""
+    model = tiny_model(bias)
+    return write_bundle(
+        repository,
+        name,
+        encoder=model.encoder,
+        card=tiny_card(model, teachers=3),
+        golden=tiny_golden(model),
+        model=tiny_graph(model),
     )

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from service.app import Service
 from tests.models.tiny_bundle import write_tiny_bundle
-from tests.service.running import Running, make_app, wait_until_ready
+from tests.service.running import make_app, wait_until_ready
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,3 @@ def own_repository(tmp_path: Path) -> Path:
     write_tiny_bundle(root, "student", bias=0.0)
     write_tiny_bundle(root, "ensemble", bias=1.0, teachers=3)
     return root
-
-
-__all__ = ["Running"]
