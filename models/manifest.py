@@ -50,7 +50,7 @@ class DataFacts(_Part):
 
 
 class Teacher(_Part):
-    """A teacher and its share of the ensemble, averaged over the gate's held-out rows."""
+    """A teacher and its share of the ensemble, averaged over test rows."""
 
     name: str
     mean_gate_weight: float = Field(ge=0, le=1)
