@@ -1,7 +1,7 @@
 """The offline program's command line.
 
 Exit codes: 0 done; 1 a log, recipe or step was refused (the reason on stderr, no stack trace); 2 the command itself is
-wrong; 130 stopped by Ctrl-C (finished steps are kept). What scripts read is on stdout, everything for people on stderr.
+wrong; 130 or 143 stopped by Ctrl-C or SIGTERM (finished steps are kept). What scripts read is on stdout, everything for people on stderr.
 
 torch takes a second to import, so each command imports what it needs when it runs.
 """
@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ A run is cached step by step under its folder: run it again and only what change
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code."""
+    signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         if argv[:1] == ["infer-schema"]:  # its options are its own
@@ -44,9 +46,20 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; finished steps are kept, the same command goes on from there", file=sys.stderr)
         return 130
+    except _StoppedError:
+        print("stopped by SIGTERM; finished steps are kept", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+class _StoppedError(BaseException):
+    """SIGTERM came."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _StoppedError
 
 
 def _parser() -> argparse.ArgumentParser:

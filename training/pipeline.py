@@ -8,6 +8,7 @@ Each arrow is a `needs` of `stages.Step`, so whatever has no arrow between it ru
 redone only when something before it changes. Seeds vary training, not the log; the first seed's models are exported.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,11 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
     return log, Step("prepare", recipe.name, steps.prepare_log, arguments, needs, code=_READING, places=places)
 
 
+def own_seed(seed: int, name: str) -> int:
+    """A seed for each network of a run, so that teacher, student and control of one shape do not start alike."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
+
+
 def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
     def step(
         stage: str,
@@ -164,7 +170,7 @@ def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
             stage,
             name,
             steps.fit_network,
-            {"spec": network(setting), "options": options, "seed": seed},
+            {"spec": network(setting), "options": options, "seed": own_seed(seed, name)},
             {"prepared": prepare},
             _LEARNING,
         )
@@ -172,7 +178,7 @@ def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
             "refit",
             name,
             steps.refit_network,
-            {"options": options, "seed": seed},
+            {"options": options, "seed": own_seed(seed, name)},
             {"prepared": prepare, "first": first},
             _LEARNING,
         )
@@ -191,7 +197,7 @@ def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
         "student",
         "student",
         steps.distil,
-        {"spec": network(recipe.student), "options": options, "seed": seed},
+        {"spec": network(recipe.student), "options": options, "seed": own_seed(seed, "student")},
         {"prepared": prepare, "ensemble": gate},
         _DISTILLING,
         weight=4,
@@ -200,7 +206,7 @@ def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
         "refit",
         "student",
         steps.redistil,
-        {"options": options, "seed": seed},
+        {"options": options, "seed": own_seed(seed, "student")},
         {"prepared": prepare, "ensemble": ensemble, "first": student},
         _DISTILLING,
         weight=4,

@@ -151,3 +151,30 @@ def test_ctrl_c_keeps_finished_steps_and_leaves_nothing_half_done(tmp_path: Path
     assert process.wait(timeout=20) == 130
     assert step("quick").is_done(tmp_path)
     assert not list(tmp_path.glob("tiny/*endless*"))
+
+
+def test_a_killed_program_leaves_nobody_computing_behind(tmp_path: Path):
+    """SIGKILL gives the program no chance to stop its workers: they notice by themselves."""
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from tests.training import tiny_steps
+        from tests.training.test_stages import run
+        from training.stages import Step
+        if __name__ == "__main__":
+            run(Path({str(tmp_path)!r}), Step("tiny", "worker", tiny_steps.say_who, {{}}, {{}}))
+    """)
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    process = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not (said := [path for path in tmp_path.glob("tiny/.building-*/pid") if path.read_text()]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker = int(said[0].read_text())
+
+    process.kill()
+    process.wait()
+
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

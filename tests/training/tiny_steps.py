@@ -1,5 +1,7 @@
 """Steps for the tests of the build graph: each writes what it was given, and counts how often it ran."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -24,9 +26,6 @@ def stumble(folder: Path, report: Report) -> None:
 
 
 def die(folder: Path, report: Report) -> None:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -34,4 +33,11 @@ def wait_for(folder: Path, report: Report, *, file: str) -> None:
     """Not done until another process makes `file`."""
     report(0, 1, "waiting")
     while not Path(file).exists():
+        time.sleep(0.02)
+
+
+def say_who(folder: Path, report: Report) -> None:
+    """Writes its process id and never ends."""
+    (folder / "pid").write_text(str(os.getpid()))
+    while True:
         time.sleep(0.02)
