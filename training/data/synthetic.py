@@ -119,6 +119,8 @@ COUNTS = {
 }
 TRAITS = 4
 """Hidden traits of each level of each column; pairs and triples are made of them."""
+DAY_SPREAD = 0.01
+"""Relative standard deviation of the click rate from day to day, as far as time alone moves it."""
 INHERITED = 0.7
 """Share of a trait's variance that a child has from its parent: an ad resembles its campaign."""
 
@@ -171,7 +173,9 @@ class World:
         ]
         terms = zip(raw, self._centres, self._scales, strict=True)
         logit = np.sum([scale * (values - centre) for values, centre, scale in terms], axis=0)
-        self._intercept = _intercept_for(logit, ctr)
+        # Tastes drift, the level hardly does: each day has its own intercept, which brings it to about `ctr`.
+        level = ctr * np.exp(DAY_SPREAD * self._rng(5).normal(size=days))
+        self._intercept = np.array([_intercept_for(logit[reference["day"] == day], level[day]) for day in range(days)])
 
     def _rng(self, *keys: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *keys])
@@ -357,7 +361,7 @@ class World:
 
     def true_logit(self, codes: Codes) -> NDArray[np.float64]:
         """The sum of all effects, [n]."""
-        logit = np.full(len(codes["day"]), self._intercept)
+        logit = self._intercept[codes["day"]]
         for effect, table, centre, scale in zip(EFFECTS, self._tables, self._centres, self._scales, strict=True):
             logit += scale * (self._raw(effect, table, codes) - centre)
         return logit
