@@ -256,7 +256,7 @@ def test_a_graph_cut_short_is_refused_at_any_length(tiny: Path, sealed: bool):
         error = refused(tiny)
 
         assert error.path == tiny / "model.onnx"
-        assert sealed is bool(re.search("cut short|no ONNX|no graph", error.reason)), error
+        assert sealed is bool(re.search(r"cut short|no ONNX|no graph", error.reason)), error
 
 
 @pytest.mark.parametrize("sealed", [False, True])
