@@ -1,7 +1,8 @@
 """The offline program's command line.
 
 Exit codes: 0 done; 1 a log, recipe or step was refused (the reason on stderr, no stack trace); 2 the command itself is
-wrong; 130 or 143 stopped by Ctrl-C or SIGTERM (finished steps are kept). What scripts read is on stdout, everything for people on stderr.
+wrong; 130 or 143 stopped by Ctrl-C or SIGTERM (finished steps are kept). What scripts read is on stdout, everything for
+people on stderr.
 
 torch takes a second to import, so each command imports what it needs when it runs.
 """

@@ -93,7 +93,7 @@ def test_a_refused_input_ends_the_run_with_its_own_words_and_keeps_what_was_fini
     good = step("good")
     bad = Step("tiny", "bad", tiny_steps.refuse, {}, {"first": good})
 
-    with pytest.raises(DataError, match="^line 3 is bad$"):
+    with pytest.raises(DataError, match=r"^line 3 is bad$"):
         run(tmp_path, bad)
 
     assert good.is_done(tmp_path)
