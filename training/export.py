@@ -51,7 +51,7 @@ from training.gate import Gate
 from training.loop import load_network
 from training.metrics import sigmoid
 from training.parity import Feed, check_parity, log_feed, random_feeds
-from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, to_onnx, write_graph
+from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, write_graph
 from training.stages import Report
 
 STUDENT, CONTROL, ENSEMBLE = "student", "control", "ensemble"
@@ -149,7 +149,7 @@ def build_graph(folder: Path, networks: Mapping[str, nn.Module], head: Head, *, 
     golden_feeds = [_encode(encoder, request) for request in golden_rows]
 
     report(0, 3, "to ONNX")
-    write_graph(to_onnx(ServingGraph(networks, wiring, head)), folder)
+    write_graph(ServingGraph(networks, wiring, head), folder)
     session = open_session(folder / "model.onnx")
     report(1, 3, "against torch")
     feeds = [*random_feeds(wiring), *_log_feeds(log, wiring), *golden_feeds]

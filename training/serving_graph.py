@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
@@ -128,7 +129,11 @@ class ServingGraph(nn.Module):
         self.gate = None if head.gate is None else GateModule(head.gate)
         self.platt_scale = head.platt.scale
         self.platt_bias = head.platt.bias + math.log(head.negative_keep_rate)
-        self.networks = nn.ModuleList(copy.deepcopy(network) for network in networks.values())
+        # Modules are copied, because their embeddings will be replaced; weights are shared.
+        self.networks = nn.ModuleList(
+            copy.deepcopy(network, {id(weight): weight for weight in network.parameters()})
+            for network in networks.values()
+        )
         self.look_up = _WideLookUp(self.networks, wiring)
         self.eval()
 
@@ -186,7 +191,8 @@ class _WideLookUp(nn.Module):
                 raise ExportError(
                     f"expected tables of {rows} rows, as the fields have, got one of {len(embedding.table)}"
                 )
-        self.table = nn.Parameter(torch.cat([embedding.table.detach() for _, _, embedding in places], dim=1))
+        tables = [embedding.table.detach() for _, _, embedding in places]
+        self.table = nn.Parameter(tables[0] if len(tables) == 1 else torch.cat(tables, dim=1))
         self.widths = [embedding.dim for _, _, embedding in places]
         for column, (parent, name, embedding) in enumerate(places):
             setattr(parent, name, _Columns(self, column, embedding))
@@ -265,8 +271,24 @@ def _segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:
     return torch.where(counts > 0, means, if_empty)
 
 
-def to_onnx(graph: ServingGraph) -> onnx.ModelProto:
-    """The module as an ONNX model whose numbers of requests, candidates and sequence elements are free."""
+def write_graph(graph: ServingGraph, folder: Path) -> list[Path]:
+    """Write model.onnx, and model.onnx.data where a tensor is above `EXTERNAL_BYTES`; the files written.
+
+    Numbers of requests, candidates and sequence elements are free. Tensors in the data file start on a page, so that
+    they can be mapped, and are written one by one: a table is never copied, nor bound by the 2 GB of a protocol buffer.
+    """
+    with _quiet():
+        program = _exported(graph)
+        files = [folder / "model.onnx", *_set_apart(program.model, folder / "model.onnx.data")]
+        model: onnx.ModelProto = program.model_proto
+    _gather_by_int32(model.graph)
+    _name_plainly(model)
+    files[0].write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(files[0])
+    return files
+
+
+def _exported(graph: ServingGraph) -> torch.onnx.ONNXProgram:
     wiring = graph.wiring
     requests, rows = torch.export.Dim("requests", min=1), torch.export.Dim("rows", min=1)
     # The exporter takes sizes of 0 and 1 for constants, so the example has at least 2 of everything, all different.
@@ -284,7 +306,7 @@ def to_onnx(graph: ServingGraph) -> onnx.ModelProto:
         torch.tensor([0, 0, 1, 2, 2], dtype=torch.int32),
         sequences,
     )
-    with _quiet(), torch.inference_mode():
+    with torch.inference_mode():
         program = torch.onnx.export(
             graph,
             example,
@@ -294,39 +316,33 @@ def to_onnx(graph: ServingGraph) -> onnx.ModelProto:
             dynamo=True,
             verbose=False,
         )
-        assert program is not None
-        optimizer.optimize(program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
-        model: onnx.ModelProto = program.model_proto
-    _gather_by_int32(model.graph)
-    _name_plainly(model)
-    onnx.checker.check_model(model)
-    return model
+    if program is None:
+        raise ExportError("expected torch.onnx.export to give a program, got none")
+    optimizer.optimize(program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
+    return program
 
 
-def write_graph(model: onnx.ModelProto, folder: Path) -> list[Path]:
-    """model.onnx, and model.onnx.data where a tensor is above `EXTERNAL_BYTES`; the files written.
-
-    Tensors in the data file start on a page, so that they can be mapped.
-    """
-    model = copy.deepcopy(model)
-    large = [tensor for tensor in model.graph.initializer if tensor.ByteSize() > EXTERNAL_BYTES]
-    files = [folder / "model.onnx"]
-    if large:
-        files.append(folder / "model.onnx.data")
-        with files[1].open("wb") as data:
-            for tensor in large:
-                content = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).tobytes()
-                data.write(bytes(-data.tell() % _PAGE_BYTES))
-                where = {"location": files[1].name, "offset": data.tell(), "length": len(content)}
-                data.write(content)
-                for field in ("raw_data", "float_data", "int32_data", "int64_data"):
-                    tensor.ClearField(field)
-                tensor.data_location = onnx.TensorProto.EXTERNAL
-                tensor.external_data.extend(
-                    onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in where.items()
-                )
-    files[0].write_bytes(model.SerializeToString(deterministic=True))
-    return files
+def _set_apart(model: onnx_ir.Model, path: Path) -> list[Path]:
+    """Move large tensors to a file; [path], or [] where none is large."""
+    tensors = ((value, value.const_value) for value in model.graph.initializers.values())
+    large = [(value, tensor) for value, tensor in tensors if tensor is not None and tensor.nbytes > EXTERNAL_BYTES]
+    if not large:
+        return []
+    with path.open("wb") as data:
+        for value, tensor in large:
+            data.write(bytes(-data.tell() % _PAGE_BYTES))
+            start = data.tell()
+            data.write(np.ascontiguousarray(tensor.numpy()).data)
+            value.const_value = onnx_ir.ExternalTensor(
+                path.name,
+                start,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=onnx_ir.Shape(tensor.shape),
+                name=value.name or "",
+                base_dir=path.parent,
+            )
+    return [path]
 
 
 def count_parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:

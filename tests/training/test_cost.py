@@ -9,7 +9,7 @@ from tests.training.served import SIDES, head, network
 from training import cost
 from training.cost import bytes_of, conditions, measure_costs, open_session
 from training.parity import random_feeds
-from training.serving_graph import ServingGraph, to_onnx, write_graph
+from training.serving_graph import ServingGraph, write_graph
 
 WIRING = SIDES["plain"]
 
@@ -17,7 +17,7 @@ WIRING = SIDES["plain"]
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
-    write_graph(to_onnx(ServingGraph({"s": network("lr", WIRING.fields)}, WIRING, head())), folder)
+    write_graph(ServingGraph({"s": network("lr", WIRING.fields)}, WIRING, head()), folder)
     return folder / "model.onnx"
 
 
