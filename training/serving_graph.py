@@ -338,7 +338,7 @@ def _set_apart(model: onnx_ir.Model, path: Path) -> list[Path]:
                 start,
                 tensor.nbytes,
                 tensor.dtype,
-                shape=onnx_ir.Shape(tensor.shape),
+                shape=onnx_ir.Shape(tensor.numpy().shape),
                 name=value.name or "",
                 base_dir=path.parent,
             )
