@@ -10,7 +10,7 @@ SEEDS ?= 1
 PORT ?= 8000
 WORKERS ?= 1
 REPOSITORY ?= models/repository
-EXPERIMENTS ?= models/repository/experiments.json
+EXPERIMENTS ?= models/experiments.yaml
 # The folder of real click logs, if you have it: its tests run then, and skip with a reason otherwise.
 export RETORT_TRAINING_DATA ?=
 
