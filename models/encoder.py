@@ -38,7 +38,13 @@ from models.reading import (
 )
 from models.schema import FeatureSchema, FieldSchema
 from models.tables import MISSING, UNKNOWN, EdgesTable, HashTable, Table, make_table
-from models.values import EXPECTED, WrongTypeError, describe
+from models.values import EXPECTED, WrongTypeError, check_values, describe
+
+LONG_LIST = 64
+"""A list with so many elements more than its field keeps is cut before it is encoded."""
+
+MANY_ELEMENTS = 1000
+"""So many elements are all checked before the first of them is hashed."""
 
 Ragged = tuple[NDArray[np.int32], NDArray[np.int32]]
 """A sequence field of n rows: ids [K] and offsets [n + 1]; an empty sequence is the single id 0."""
@@ -279,7 +285,8 @@ def _encode_sequence(field: FieldSchema, table: Table, values: Sequence[object],
     rows: list[Sequence[object]] = []
     for row, value in enumerate(values):
         if isinstance(value, list | tuple):
-            rows.append(value)
+            is_long = len(value) > (field.max_length or 0) + LONG_LIST
+            rows.append(_window(field, value, None if is_context else row) if is_long else value)
         elif value is None or value == "":
             rows.append(())
         else:
@@ -291,6 +298,9 @@ def _encode_sequence(field: FieldSchema, table: Table, values: Sequence[object],
     except TypeError:  # an unhashable element: a list in a list
         ids = [UNKNOWN] * len(elements)
     if UNKNOWN in ids:
+        if len(elements) > MANY_ELEMENTS:  # before each is hashed: is one there that makes it all vain?
+            for row, given in enumerate(rows):
+                _check_elements(field, given, None if is_context else row)
         lengths = [len(row) for row in rows]
         for i, id_ in enumerate(ids):
             if id_ == UNKNOWN:
@@ -311,6 +321,29 @@ def _encode_sequence(field: FieldSchema, table: Table, values: Sequence[object],
     return np.array(kept, dtype=np.int32), np.array(offsets, dtype=np.int32)
 
 
+def _window(field: FieldSchema, elements: Sequence[object], row: int | None) -> Sequence[object]:
+    """What is kept of a list far longer than `max_length`, found without looking up or hashing the rest.
+
+    The rest is checked all the same: whether a list is accepted does not depend on what is kept of it.
+    """
+    present = _check_elements(field, elements, row)
+    assert field.max_length is not None
+    return present[-field.max_length :] if field.keep == "last" else present[: field.max_length]
+
+
+def _check_elements(field: FieldSchema, elements: Sequence[object], row: int | None) -> list[object]:
+    """The elements that are not missing; raises `EncodeError` where one is of a wrong type."""
+    try:
+        return check_values(field.type, elements)
+    except WrongTypeError as error:
+        raise _wrong_element(field, error, row) from None
+
+
+def _wrong_element(field: FieldSchema, error: WrongTypeError, row: int | None) -> EncodeError:
+    expected = f"a list whose elements are each {EXPECTED[field.type]}"
+    return EncodeError(field.name, expected, f"{error.got} in it", row)
+
+
 def _encode_element(
     field: FieldSchema, table: Table, value: object, index: int, lengths: list[int], is_context: bool
 ) -> int:
@@ -318,8 +351,7 @@ def _encode_element(
         return table.encode(value)
     except WrongTypeError as error:
         row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
-        expected = f"a list whose elements are each {EXPECTED[field.type]}"
-        raise EncodeError(field.name, expected, f"{error.got} in it", None if is_context else row) from None
+        raise _wrong_element(field, error, None if is_context else row) from None
 
 
 def _encode_cells(field: FieldSchema, column: Column, table: Table, encoded: EncodedColumns) -> None:

@@ -4,17 +4,19 @@ Three questions, answered here and nowhere else:
 
     read_text      what a text cell of a log says, read as the JSON token would be
     check_value    whether a Python value (from JSON, or from a typed column) fits a field's type, and as what
+                   (check_values: the same of a long list, whether all of it fits)
     canonical      the string under which a checked value stands in a vocabulary or is hashed
 
 A checked value is None (missing), str, int, float or bool; nothing else. Types are strict: "7" is no integer
-and `true` is no 1. The functions here take one value each; the encoder calls them for distinct values only.
+and `true` is no 1. Most functions here take one value; the encoder calls them for distinct values only.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 ValueType: TypeAlias = Literal["string", "integer", "float", "boolean"]
 Value: TypeAlias = str | int | float | bool | None
@@ -91,6 +93,34 @@ def check_value(type_: ValueType, value: object) -> Value:
             return int(value)
         raise WrongTypeError("a number beyond 64 bits")
     raise WrongTypeError(describe(value))
+
+
+def check_values(type_: ValueType, values: Sequence[object]) -> list[object]:
+    """The values that are not missing, where `check_value` takes every one; for lists of any length.
+
+    Looks at one value of each kind that could be refused, so that a list of 100,000 costs a few milliseconds.
+    Raises `WrongTypeError` for one of those that do not fit, not always for the first.
+    """
+    kinds = set(map(type, values))
+    if kinds <= {str, type(None)}:
+        present: list[Any] = list(filter(None, values))
+    else:
+        present = [value for value in values if value is not None and value != ""]
+    for kind in set(map(type, present)):
+        same: list[Any] = present if len(kinds) == 1 else [value for value in present if type(value) is kind]
+        if kind is str:
+            suspects = ["".join(same)]  # which holds a lone surrogate where one of them does
+        elif kind is int:
+            suspects = [min(same), max(same)]
+        elif kind is float and type_ == "integer":
+            suspects = [min(same), max(same), next((value for value in same if not value.is_integer()), same[0])]
+        elif kind is float:
+            suspects = [next((value for value in same if not math.isfinite(value)), same[0])]
+        else:
+            suspects = same[:1]
+        for suspect in suspects:
+            check_value(type_, suspect)
+    return present
 
 
 def read_text(type_: ValueType, text: str | None) -> Value:

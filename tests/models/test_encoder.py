@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models import tables
 from models.columns import Column
-from models.encoder import Encoder
+from models.encoder import LONG_LIST, Encoder
 from models.errors import EncodeError, VocabularyError
 from tests.models.building import encoder_for, objects, schema_of
 from tests.models.tiny_bundle import tiny_model
@@ -111,6 +113,48 @@ def test_a_wrong_element_is_an_error_even_where_it_would_be_cut_off(element: Any
 
     assert (caught.value.field, caught.value.row) == ("f", 1)
     assert "in it" in caught.value.got
+
+
+LISTS = {
+    "string": st.sampled_from([None, "", "a", "b", "é", "c", "\udfff", 7, True, ["a"]]),
+    "integer": st.sampled_from([None, "", 1, 2, 2.0, -0.0, 2**64 - 1, -(2**63), 2**64, 1.5, 1e30, math.inf, "a", True]),
+    "float": st.sampled_from([None, "", 1, 2.5, -0.0, 1e300, 2**64, math.inf, math.nan, "a", False, {}]),
+    "boolean": st.sampled_from([None, "", True, False, 1, "true"]),
+}
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+@pytest.mark.parametrize("type_", sorted(LISTS))
+@given(data=st.data())
+def test_a_very_long_list_is_encoded_and_refused_like_a_short_one(type_: str, keep: str, data: st.DataObject):
+    """It is cut before it is looked up, and that is not to be seen: the same ids, counts and errors, whatever wrong
+    element stands wherever in it."""
+    fill = data.draw(st.lists(LISTS[type_], min_size=1, max_size=6))
+    elements = fill + [None] * (LONG_LIST + 10)
+    encoding = {"method": "hash", "buckets": 50}
+    encoder = encoder_for(type_, None, kind="sequence", max_length=2, keep=keep, encoding=encoding)
+
+    def outcome(given: list[Any]) -> Any:
+        try:
+            encoded = encoder.encode_candidates([{"f": []}, {"f": given}])
+        except EncodeError as error:
+            return error.field, error.row, error.expected
+        (ids, offsets) = encoded.sequences["f"]
+        return ids.tolist(), offsets.tolist(), encoded.missing, encoded.unknown
+
+    assert outcome(elements) == outcome(fill)
+
+
+def test_a_wrong_element_among_many_is_found_in_its_row():
+    """Also where there are so many that all are checked before any is looked up."""
+    encoder = encoder_for("string", ["a"], kind="sequence", max_length=50)
+    rows = [{"f": [f"{row}-{element}" for element in range(50)]} for row in range(100)]
+    rows[93]["f"][7] = 7  # type: ignore[call-overload]
+
+    with pytest.raises(EncodeError) as caught:
+        encoder.encode_candidates(rows)
+
+    assert (caught.value.field, caught.value.row, caught.value.got) == ("f", 93, "an integer in it")
 
 
 def test_absent_and_null_and_empty_are_missing_and_counted():

@@ -428,6 +428,10 @@ def heavy_bodies() -> Iterator[tuple[str, bytes]]:
     yield "lists in lists", b'{"candidates":[' + b"[[]]," * (LIMIT // 5 - 20) + b"[]]}"
     yield "a long column", b'{"candidates":{"price":[' + b'"",' * 300_000 + b'""]}}'
     yield "a wrong value at the end", b'{"candidates":[{"tags":[' + b'"",' * 330_000 + b"1]}]}"
+    strings = b",".join(b'"%d"' % number for number in range(100_000))
+    yield "a wrong value after many to hash", b'{"candidates":[{}],"context":{"visited":[' + strings + b",7]}}"
+    few = b",".join(b'{"tags":["%d"%s]}' % (row, b',"x"' * 60) for row in range(990))
+    yield "a wrong row after many", b'{"candidates":[' + few + b',{"tags":[7]}]}'
     yield "a million digits", b'{"candidates":[{"price":' + b"9" * (LIMIT - 100) + b"}]}"
     yield "a million digits after the point", b'{"candidates":[{"ad_id":0.' + b"1" * (LIMIT - 100) + b"}]}"
     yield "a million digits in the exponent", b'{"candidates":[{"price":1e' + b"9" * (LIMIT - 100) + b"}]}"
