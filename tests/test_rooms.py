@@ -32,6 +32,7 @@ ALLOWED = {
         "models",
         "numpy",
         "onnx",
+        "onnx_ir",
         "onnxruntime",
         "onnxscript",
         "pyarrow",
