@@ -4,15 +4,13 @@ One network and its calibration make the graph of a student or a control; severa
 What differs from the networks as they were trained:
 
 - all embedding tables lie side by side in one wide table, so that the whole graph looks up once a side and a network
-  takes its columns of what came back. Six teachers at 50 candidates: .85 of the time of one table a network where the
-  tables fit the cache, .73 where they do not;
+  takes its columns of what came back: about three quarters of the time of a table each, at six teachers;
 - training-only fields are constants, the row of the value that stands in when serving;
-- a segment of a sequence is the difference of two running sums, in float64, so that nothing is lost: 55 us where
-  the scattered sum of training took 212 (50 candidates, 20 elements, 83 columns);
 - calibration and the correction for negative sampling end the graph.
 
-torch's exporter writes it. It was within 6%, 3% and 2% of a graph written node by node at 1, 50 and 200 candidates,
-even before the pass at the end of this file, and any network of the zoo goes through it as it is.
+torch's exporter writes it, so that any network of the zoo goes through it as it is, and the pass at the end of this
+file takes out what it leaves over. A student's graph is then as fast as one written node by node (`benchmarks/graphs.py`
+measures both choices, and docs/benchmarks.md has the figures).
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ from training.calibrate import Platt
 from training.errors import ExportError
 from training.gate import Gate, GateModule
 from training.zoo import Embedded, Encoded, FieldEmbedding, Fields
-from training.zoo.embedding import MISSING_ID
+from training.zoo.embedding import MISSING_ID, segment_mean
 
 EXTERNAL_BYTES = 1 << 20
 """A tensor above this lies in a file beside the graph, which ONNX Runtime maps and worker processes share."""
@@ -238,7 +236,7 @@ class _WideLookUp(nn.Module):
         if not self._sequences[side]:
             return vectors
         pooled = [
-            _segment_mean(functional.embedding(ids + first, self.table), offsets, self.table[first + MISSING_ID])
+            segment_mean(functional.embedding(ids + first, self.table), offsets, self.table[first + MISSING_ID])
             for name, first in self._sequences[side]
             for ids, offsets in [batch.sequences[name]]
         ]
@@ -260,15 +258,6 @@ class _Columns(nn.Module):
         context, candidates = self._look_up[0].columns(self._column)
         alone = candidates if self.context_fields == 0 else None
         return Embedded(context, candidates, batch.request_index, alone)
-
-
-def _segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:
-    """What `zoo.embedding.segment_mean` promises, as differences of a running sum in float64: [S, W]."""
-    running = functional.pad(vectors.double().cumsum(dim=0), (0, 0, 1, 0))  # [K + 1, W]
-    at = functional.embedding(offsets, running)  # [S + 1, W]
-    counts = (offsets[1:] - offsets[:-1]).unsqueeze(1)  # [S, 1]
-    means = (at[1:] - at[:-1]).float() / counts.clamp(min=1)
-    return torch.where(counts > 0, means, if_empty)
 
 
 def write_graph(graph: ServingGraph, folder: Path) -> list[Path]:
