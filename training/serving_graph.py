@@ -4,13 +4,13 @@ One network and its calibration make the graph of a student or a control; severa
 What differs from the networks as they were trained:
 
 - all embedding tables lie side by side in one wide table, so that the whole graph looks up once a side and a network
-  takes its columns of what came back: about three quarters of the time of a table each, at six teachers;
+  takes its columns of what came back: .7 to .9 of the time of a table each, at six teachers;
 - training-only fields are constants, the row of the value that stands in when serving;
 - calibration and the correction for negative sampling end the graph.
 
 torch's exporter writes it, so that any network of the zoo goes through it as it is, and the pass at the end of this
-file takes out what it leaves over. A student's graph is then as fast as one written node by node (`benchmarks/graphs.py`
-measures both choices, and docs/benchmarks.md has the figures).
+file takes out what it leaves over. A student's graph is then as fast as one written node by node. What these choices
+are worth: `python -m benchmarks.graphs`, and docs/benchmarks.md.
 """
 
 from __future__ import annotations
