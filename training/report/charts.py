@@ -76,7 +76,7 @@ def scatter(marks: Sequence[Mark], *, x_title: str, y_title: str, label: str) ->
     x = Axis(min(mark.x for mark in marks) / 1.5, max(mark.x for mark in marks) * 2.6, left, width - 8, True)
     y = Axis(low, high, height - bottom, 14)
     parts = [_frame(x, y, x_title, y_title)]
-    taken: list[tuple[float, float, float]] = []
+    taken = [(x.at(mark.x) - 6, 12.0, y.at(mark.y) + 4) for mark in marks]
     for mark in sorted(marks, key=lambda mark: -mark.y):
         px, py = x.at(mark.x), y.at(mark.y)
         if mark.spread:
@@ -95,9 +95,12 @@ def scatter(marks: Sequence[Mark], *, x_title: str, y_title: str, label: str) ->
 
 
 def _free(taken: list[tuple[float, float, float]], start: float, reach: float, y: float) -> float:
-    """The nearest height at or below y where a name of this reach covers none of those placed before."""
-    while any(start < other + width and other < start + reach and abs(y - at) < 14 for other, width, at in taken):
-        y += 2
+    """The nearest height to y where a name of this reach covers no mark and none of the names placed before."""
+    for shift in (sign * step for step in range(0, 400, 2) for sign in (1, -1)):
+        near = (other for other in taken if abs(y + shift - other[2]) < 14)
+        if not any(start < other + width and other < start + reach for other, width, _ in near):
+            y += shift
+            break
     taken.append((start, reach, y))
     return y
 

@@ -175,8 +175,6 @@ def _answer(report: Mapping[str, Any]) -> Tree:
     against = "control_train_valid" if "control_train_valid" in report["test"] else "control_train"
     gain = find_difference(report, "student", against, headline)
     ensemble = find_difference(report, "ensemble", against, headline)
-    wins = None if gain is None else gain[0]["better_in"] == gain[0]["of"]
-    loses = None if gain is None else gain[0]["better_in"] == 0
     kept = None
     if gain and ensemble and ensemble[0]["mean"] > 0:
         kept = gain[0]["mean"] / ensemble[0]["mean"]
@@ -184,7 +182,7 @@ def _answer(report: Mapping[str, Any]) -> Tree:
     return {
         "seeds": len(report["seeds"]),
         "against": against,
-        "verdict": "unknown" if gain is None else "wins" if wins else "loses" if loses else "mixed",
+        "verdict": _verdict(_first(gain)),
         "gain": None if gain is None else gain[0],
         "logloss": _first(find_difference(report, "student", against, loss)),
         "ensemble_gain": _first(ensemble),
@@ -193,6 +191,17 @@ def _answer(report: Mapping[str, Any]) -> Tree:
             count: cost["ensemble"][count]["p50_ms"] / cost["student"][count]["p50_ms"] for count in COUNTS
         },
     }
+
+
+def _verdict(gain: Tree | None) -> str:
+    """wins: ahead in every one of several seeds. ahead: in the only one, which says nothing of the spread."""
+    if gain is None:
+        return "unknown"
+    if gain["better_in"] == 0:
+        return "loses"
+    if gain["better_in"] < gain["of"]:
+        return "mixed"
+    return "wins" if gain["of"] > 1 else "ahead"
 
 
 def _first(found: tuple[Tree, str] | None) -> Tree | None:

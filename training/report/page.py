@@ -72,9 +72,9 @@ def answer(v: Values) -> str:
     auc = METRICS[v.get("/headline/auc")][0]
     loss = METRICS[v.get("/headline/logloss")][0]
     won = f"{v.show('/answer/gain/better_in', 'count')} of {v.show('/answer/gain/of', 'count')} seeds"
-    one_seed = v.get("/answer/gain/of") == 1
     said = {
-        "wins": "The student beats its control" + (" in this one seed." if one_seed else f" in {won}."),
+        "wins": f"The student beats its control in {won}.",
+        "ahead": "The student is ahead of its control in the one seed that was run.",
         "mixed": f"The student is ahead of its control in {won}: not proven.",
         "loses": "The student does not beat its control.",
         "unknown": "The student cannot be compared with its control on these rows.",

@@ -169,7 +169,10 @@ def _calibrated(report: Mapping[str, Any]) -> Tree | None:
 
 def _cheaper(report: Mapping[str, Any]) -> Tree:
     found = report["answer"]["times_cheaper_than_ensemble"]["50"]
-    reason = ["most of a small network's time is the running of its nodes, not their arithmetic"]
+    reason = [
+        "the ensemble takes {/cost/ensemble/50/p50_ms|ms} ms and the student {/cost/student/50/p50_ms|ms} ms",
+        "with few fields and small networks most of that is the running of nodes, not their arithmetic",
+    ]
     return _at_least(
         "times the student is cheaper than the ensemble, session.run at 50 candidates", 5.0, found, "ratio", reason
     )

@@ -76,9 +76,16 @@ def test_a_lower_loss_is_better():
 
 
 @pytest.mark.parametrize(
-    ("gains", "verdict"), [((0.01, 0.02), "wins"), ((0.01, -0.02), "mixed"), ((-0.01, -0.02), "loses")]
+    ("gains", "verdict"),
+    [
+        ((0.01, 0.02), "wins"),
+        ((0.01, -0.02), "mixed"),
+        ((-0.01, -0.02), "loses"),
+        ((0.02,), "ahead"),
+        ((-0.02,), "loses"),
+    ],
 )
-def test_a_student_wins_when_it_is_ahead_in_every_seed(gains: tuple[float, float], verdict: str):
+def test_a_student_wins_when_it_is_ahead_in_every_one_of_several_seeds(gains: tuple[float, ...], verdict: str):
     found = report(*(measure(seed, gain=gain) for seed, gain in enumerate(gains, start=1)))
 
     assert found["answer"]["verdict"] == verdict

@@ -117,7 +117,7 @@ def test_the_answer_comes_first_and_is_honest():
         "in every seed": "The student beats its control in 3 of 3 seeds.",
         "in one of two": "The student is ahead of its control in 1 of 2 seeds: not proven.",
         "in none": "The student does not beat its control.",
-        "once": "The student beats its control in this one seed.",
+        "once": "The student is ahead of its control in the one seed that was run.",
     }
 
 
