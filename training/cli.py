@@ -165,12 +165,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from training.data.synthetic import World
-    from training.recipe import SyntheticSettings
+    from training.recipe import SyntheticSettings, load_recipe
 
-    chosen = {name: value for name in ("seed", "rows", "days") if (value := getattr(arguments, name)) is not None}
-    world = World(**SyntheticSettings(kind="synthetic", **chosen).model_dump(exclude={"kind"}))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    facts = world.write(arguments.output)
+    settings = {name: getattr(arguments, name) for name in ("seed", "rows", "days")}
+    chosen = [f"source.{name}={value}" for name, value in settings.items() if value is not None]
+    source = load_recipe("synthetic", chosen).recipe.source
+    assert isinstance(source, SyntheticSettings)
+    world = World(**source.model_dump(exclude={"kind"}))
+    try:
+        facts = world.write(arguments.output)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{arguments.output}: cannot be written: {error}") from None
     schema = arguments.output.parent / f"{arguments.output.name.partition('.')[0]}.schema.json"
     schema.write_text(world.schema().to_json() + "\n", encoding="utf-8")
     print(json.dumps({"log": str(arguments.output), "schema": str(schema), **facts.to_json()}, indent=1))
