@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from training.errors import RecipeError
-from training.recipe import load_recipe, shipped
+from training.recipe import Distilled, HardLabels, Recipe, load_recipe, shipped
+from training.zoo import NETWORKS, options_of
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+EXAMPLE = DOCUMENT.split("```yaml\n")[1].split("```")[0]
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -58,3 +63,40 @@ def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path):
         (tmp_path / "recipe.yaml").write_text(text)
         with pytest.raises(RecipeError, match=r"recipe\.yaml"):
             load_recipe(str(tmp_path / "recipe.yaml"))
+
+
+def test_the_documented_recipe_is_good_and_shows_every_key(tmp_path: Path):
+    """docs/training.md is where someone with a log of their own starts from."""
+    (tmp_path / "clicks.yaml").write_text(EXAMPLE, encoding="utf-8")
+    schema = Path(__file__).parents[2] / "training" / "recipes" / "ml_latest_small.schema.yaml"
+    (tmp_path / "clicks.schema.yaml").write_text(schema.read_text(encoding="utf-8"), encoding="utf-8")
+
+    load_recipe(str(tmp_path / "clicks.yaml"))
+
+    shown = yaml.safe_load(EXAMPLE)
+    teacher, fit = shown["teachers"]["dcnv2"], HardLabels.model_fields["fit"].annotation
+    assert set(shown) == set(Recipe.model_fields)
+    assert set(teacher) == set(HardLabels.model_fields)
+    assert set(teacher["options"]) == set().union(*map(options_of, NETWORKS))
+    assert fit is not None
+    assert set(teacher["fit"]) == set(fit.model_fields)
+    student_fit = Distilled.model_fields["fit"].annotation
+    assert student_fit is not None
+    assert set(shown["student"]["fit"]) == set(student_fit.model_fields) - set(fit.model_fields)
+    assert all(f"{name}," in EXAMPLE or f", {name}\n" in EXAMPLE for name in NETWORKS)
+
+
+def test_the_defaults_that_the_documented_recipe_names_are_the_defaults():
+    shown = yaml.safe_load(EXAMPLE)
+
+    for settings, written in (
+        (HardLabels.model_fields["fit"].annotation, shown["teachers"]["dcnv2"]["fit"]),
+        (Distilled.model_fields["fit"].annotation, shown["student"]["fit"]),
+    ):
+        assert settings is not None
+        assert {name: settings.model_fields[name].default for name in written} == written
+    assert "Default 12, a student's 30" in EXAMPLE
+    assert "Default 2, a student's 3\n" in EXAMPLE
+    student_fit = Distilled.model_fields["fit"].annotation
+    assert student_fit is not None
+    assert (student_fit.model_fields["max_epochs"].default, student_fit.model_fields["patience"].default) == (30, 3)
