@@ -1,12 +1,14 @@
 """What can go wrong offline, in words a person can act on.
 
-    TrainingError           anything below; the program prints it without a stack trace and exits 1
+    TrainingError           anything below; the program prints it without a stack trace
       RecipeError           the recipe, or a --set, does not say what it should
       DataError             a log cannot be read as its schema says: file, line, field, expected, came
       SplitError            a part of the split is empty or without both labels
       DivergedError         a loss became NaN or infinite: where, and which setting to lower
       ExportError           an exported graph does not answer as the network it came from
       StepError             a step of a run failed or its process died
+
+Nothing here knows of exit codes: `cli.py` does.
 """
 
 
