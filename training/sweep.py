@@ -25,7 +25,7 @@ from training.pipeline import plan
 from training.recipe import load_recipe
 from training.stages import Step, Watcher, run_steps
 
-LEARNING_RATES = (0.0005, 0.001, 0.002, 0.004)
+LEARNING_RATES = (0.001, 0.002, 0.004, 0.008)
 INIT_SDS = (0.1, 0.3, 0.5)
 SIDES = ("student", "control")
 
