@@ -7,81 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-
-TINY = ["source.rows=12000", "source.days=4"]
-for _name in ("fm", "dnn", "deepfm", "dcnv2", "ipnn"):
-    TINY.append(f"teachers.{_name}.options.dim=4")
-for _name in ("lr", "fm", "dnn", "deepfm", "dcnv2", "ipnn"):
-    TINY.append(f"teachers.{_name}.fit.max_epochs=2")
-for _name in ("student", "control"):
-    TINY += [f"{_name}.options.hidden=[32]", f"{_name}.options.dim=4", f"{_name}.fit.max_epochs=2"]
+from tests.end_to_end.small_run import ROOT, post, tiny_run, training
 
 MODELS = ("student", "control_train", "control_train_valid", "average", "ensemble")
-
-
-def training(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "training", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def tiny_run(out: Path, *more: str) -> list[str]:
-    return ["run", "synthetic", "--out", str(out), *(a for s in TINY for a in ("--set", s)), *more]
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run over a small world, two seeds."""
-    folder = tmp_path_factory.mktemp("run")
-    done = training(*tiny_run(folder, "--seeds", "2"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(folder / "report.json")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def service(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The live service over that run's repository; yields its address."""
-    said = tmp_path_factory.mktemp("service") / "log"
-    command = [sys.executable, "-m", "service", "--repository", str(out / "repository"), "--port", "0"]
-    with said.open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        try:
-            yield _address(process, said)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(timeout=30)
-    assert code == 0, said.read_text()
-
-
-def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            if "listens on " in line:
-                return line.partition("listens on ")[2].split()[0]
-        time.sleep(0.1)
-    raise AssertionError(f"the service did not come up:\n{log.read_text()}")
-
-
-def post(url: str, body: Any) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return dict(json.load(answer))
 
 
 def test_the_report_has_a_line_for_every_model_and_seed(out: Path):
