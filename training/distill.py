@@ -81,9 +81,7 @@ def fit_student(
     With `valid`, stops by the distillation KL on those parts; without, runs exactly `epochs`.
     """
     if ensemble_logit.shape != (len(log),):
-        raise ValueError(
-            f"ensemble_logit: expected one for each of {len(log)} rows, got {ensemble_logit.shape}"
-        )
+        raise ValueError(f"ensemble_logit: expected one for each of {len(log)} rows, got {ensemble_logit.shape}")
     label = np.asarray(log.label, dtype=np.float32)
     target = np.asarray(ensemble_logit, dtype=np.float32)
 

@@ -93,9 +93,7 @@ class EncodedLog:
         for name in ("ids", "label", "part", "unit", "time"):
             rows = len(getattr(log, name))
             if rows != meta["rows"]:
-                raise ValueError(
-                    f"{folder / name}.npy: expected {meta['rows']} rows, got {rows}; prepare it again"
-                )
+                raise ValueError(f"{folder / name}.npy: expected {meta['rows']} rows, got {rows}; prepare it again")
         return log
 
     @staticmethod
@@ -116,9 +114,7 @@ class EncodedLog:
         plain_context = sum(spec.side == "context" and not spec.is_sequence for spec in self.fields)
         sequences = {
             name: (torch.from_numpy(values), torch.from_numpy(offsets))
-            for name, (values, offsets) in (
-                (name, _take(*pair, rows)) for name, pair in self.sequences.items()
-            )
+            for name, (values, offsets) in ((name, _take(*pair, rows)) for name, pair in self.sequences.items())
         }
         return Encoded(ids[:, :plain_context], ids[:, plain_context:], None, sequences)
 
@@ -204,9 +200,7 @@ class EncodedLogWriter:
         self._arrays["ids"].append(ids)
         for name, (elements, offsets) in sequences.items():
             if offsets.shape != (rows + 1,) or offsets[0] != 0 or offsets[-1] != len(elements):
-                raise ValueError(
-                    f"sequence {name!r}: expected offsets 0..{len(elements)} of length {rows + 1}"
-                )
+                raise ValueError(f"sequence {name!r}: expected offsets 0..{len(elements)} of length {rows + 1}")
             self._arrays[f"sequences/{name}.ids"].append(elements)
             shifted = offsets[1:].astype(np.int64) + self._sequence_ends[name]
             self._arrays[f"sequences/{name}.offsets"].append(shifted)

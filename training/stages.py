@@ -11,6 +11,7 @@ the throughput of one process with two threads, and the same numbers whatever ru
 This file knows nothing about clicks or networks; `pipeline.py` says which steps there are.
 """
 
+import ast
 import functools
 import hashlib
 import importlib
@@ -22,6 +23,7 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -70,7 +72,7 @@ class Step:
         """64 hex digits that change when anything this step's result depends on changes."""
         facts = {
             "folder": f"{self.stage}/{self.label}",
-            "run": inspect.getsource(self.run),
+            "run": hashlib.sha256(meaning(inspect.getsource(self.run))).hexdigest(),
             "arguments": dict(self.arguments),
             "needs": {name: step.key for name, step in self.needs.items()},
             "code": {path: source_hash(path) for path in self.code},
@@ -86,16 +88,27 @@ class Step:
 
 @functools.cache
 def source_hash(path: str) -> str:
-    """Hash of a source file, of every Python file below a folder (named from the repository root), or of the version
-    of an installed package (`package:torch`)."""
+    """Hash of what a source file does, or every Python file below a folder (named from the repository root), or of the
+    version of an installed package (`package:torch`)."""
     if path.startswith("package:"):
         return importlib.metadata.version(path.removeprefix("package:"))
     place = ROOT / path
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     digest = hashlib.sha256()
     for file in files:
-        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + meaning(file.read_text("utf-8")) + b"\0")
     return digest.hexdigest()
+
+
+def meaning(source: str) -> bytes:
+    """Python source less what does not change what it does: comments, docstrings, layout."""
+    tree = ast.parse(textwrap.dedent(source))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree).encode()
 
 
 class Watcher(Protocol):

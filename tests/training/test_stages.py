@@ -12,7 +12,7 @@ import pytest
 
 from tests.training import tiny_steps
 from training.errors import DataError, StepError
-from training.stages import ROOT, Step, run_steps
+from training.stages import ROOT, Step, meaning, run_steps
 
 
 class Notes:
@@ -87,6 +87,16 @@ def test_a_changed_source_file_changes_the_key():
 
     assert len({plain.key, with_code.key, with_folder.key, with_package.key}) == 4
     assert with_place.key == plain.key
+
+
+def test_only_what_code_does_counts_not_how_it_looks():
+    """A comment, a docstring or a line break does not train everything again; a number does."""
+    before = 'def f(x):\n    """Twice."""\n    return 2 * x\n'
+    dressed = 'def f(\n    x,\n):\n    """Double."""\n    # as said\n    return 2 * x\n'
+    changed = before.replace("2", "3")
+
+    assert meaning(before) == meaning(dressed)
+    assert meaning(before) != meaning(changed)
 
 
 def test_a_refused_input_ends_the_run_with_its_own_words_and_keeps_what_was_finished(tmp_path: Path):
