@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import stat
+from collections.abc import Hashable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -281,11 +284,17 @@ class ExperimentFile(_Part):
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A key that stands twice would silently lose one of its values."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"key '{key}' stands twice in one object")
+    _refuse_duplicates(key for key, _ in pairs)
     return dict(pairs)
+
+
+def _refuse_duplicates(keys: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for key in keys:
+        if isinstance(key, Hashable):  # another key is refused by YAML itself
+            if key in seen:
+                raise ValueError(f"key '{key}' stands twice in one object")
+            seen.add(key)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -298,9 +307,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"key '{key}' stands twice in one object")
+        _refuse_duplicates(keys)
         return super().construct_mapping(node, deep)
 
 
@@ -312,7 +319,8 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
             data = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
         else:
             data = yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML fails in many ways where a tag and its value do not fit.
         raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise ExperimentError(f"{source}: expected an object with `format_version` and `experiments`")
@@ -328,7 +336,10 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
 def read_experiments(path: Path) -> ExperimentFile:
     """The experiment file at `path`; `ExperimentError` if it cannot be read or is not valid."""
     try:
-        with path.open("rb") as file:
+        # Not blocking: opening a pipe that nobody writes to would wait for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ExperimentError(f"{path}: no regular file")
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ExperimentError(f"{path}: longer than {MAX_FILE_BYTES} bytes")

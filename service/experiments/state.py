@@ -49,11 +49,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> _State:
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return _State()
     try:
-        return _State.model_validate_json(text)
+        return _State.model_validate_json(content)
     except ValidationError:
         raise ExperimentError(
             f"{path}: not a state file of this service; it remembers what `latest` meant: restore it, "

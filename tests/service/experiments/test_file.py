@@ -1,7 +1,9 @@
 """The experiment file: what is valid, and that nothing in it is ever repaired."""
 
 import json
+import os
 import re
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -153,6 +155,36 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path):
         with pytest.raises(ExperimentError, match=message) as caught:
             read_experiments(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_pipe_or_a_folder_in_its_place_is_refused_at_once(tmp_path: Path):
+    """Opening a pipe that nobody writes to would wait for ever, and with it everything else that is read."""
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+
+    for path, message in ((pipe, "no regular file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ExperimentError, match=message):
+            read_experiments(path)
+
+
+@pytest.mark.parametrize("tag", ['!!int ""', '!!float ""', "!!bool maybe", "!!timestamp soon", "!!python/tuple [1]"])
+def test_a_tag_that_its_value_does_not_fit_is_refused(tag: str):
+    """However PyYAML fails over it."""
+    with pytest.raises(ExperimentError, match="neither valid YAML nor valid JSON"):
+        parse_experiments(f"salt: {tag}", "f")
+
+
+def test_many_keys_are_compared_in_linear_time():
+    """A file within its limit is read or refused in moments: while it is read nothing else is looked at."""
+    keys = [f'"{number}":1' for number in range(60_000)]
+    began = time.thread_time()
+
+    for given, message in ((keys, "required"), ([*keys, keys[7]], "stands twice")):
+        text = "{" + ",".join(given) + "}"
+        with pytest.raises(ExperimentError, match=f"(?i){message}"):
+            parse_experiments(text, "f")
+
+    assert time.thread_time() - began < 2.0
 
 
 def test_every_key_has_a_sentence():

@@ -77,6 +77,15 @@ def test_a_file_that_is_not_ours_is_not_overwritten(tmp_path: Path):
     assert path.read_text() == "{"
 
 
+def test_bytes_that_are_no_text_are_no_state(tmp_path: Path):
+    """Named like any other file that is not ours."""
+    path = tmp_path / "state.json"
+    path.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ExperimentError, match=r"state\.json: not a state file"):
+        settle_latest(path, experiment(), lambda _: 1)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     """And the option that chooses another."""
     with pytest.raises(ExperimentError, match="--state"):
