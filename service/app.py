@@ -48,6 +48,7 @@ class Service(FastAPI):
             title="Retort",
             summary="Calibrated click probabilities for raw ad requests, A/B tested.",
             version="1",
+            redirect_slashes=False,  # a redirect would repeat the host and the query that a client sent
             lifespan=type(self)._lifespan,
             default_response_class=Response,
         )

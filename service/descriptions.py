@@ -144,6 +144,7 @@ _MODEL_ANSWERS: dict[str, Any] = {
 
 #: One worked refusal for each code.
 REFUSAL_EXAMPLES: dict[Code, Refusal] = {
+    Code.MALFORMED_HTTP: Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1"),
     Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: JSON is malformed: invalid character (byte 6)"),
     Code.NUMBER_OUT_OF_RANGE: Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold"),
     Code.TOO_DEEP: Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply"),
@@ -153,6 +154,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_MODEL: Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name"),
     Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
     Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
+    Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
     Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 1048576 bytes"),
     Code.UNSUPPORTED_MEDIA_TYPE: Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body of type application/json"),
     Code.UNSUPPORTED_ENCODING: Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON"),
@@ -183,6 +185,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field="arm"
     ),
     Code.OVERLOADED: Refusal(Code.OVERLOADED, "64 requests are in flight: try again"),
+    Code.HEADERS_TOO_LARGE: Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers are too long"),
     Code.INTERNAL: Refusal(Code.INTERNAL, "the service failed; the failure is logged"),
     Code.NOT_READY: Refusal(
         Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
@@ -228,6 +231,7 @@ PREDICT_BODY: dict[str, Any] = {
 }
 
 _BODY_CODES = (
+    *(Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE),
     *(Code.MALFORMED_JSON, Code.NUMBER_OUT_OF_RANGE, Code.TOO_DEEP, Code.BODY_TOO_LARGE),
     *(Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.INVALID_REQUEST, Code.WRONG_TYPE),
     *(Code.MISSING_CANDIDATES, Code.EMPTY_CANDIDATES, Code.TOO_MANY_CANDIDATES, Code.UNEQUAL_COLUMNS),

@@ -51,6 +51,7 @@ class NoModelError(ModelLoadError):
 class Code(enum.StrEnum):
     """The stable codes, as clients and metrics read them."""
 
+    MALFORMED_HTTP = "malformed_http"
     MALFORMED_JSON = "malformed_json"
     NUMBER_OUT_OF_RANGE = "number_out_of_range"
     TOO_DEEP = "too_deep"
@@ -60,6 +61,7 @@ class Code(enum.StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_VERSION = "unknown_version"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    REQUEST_TIMEOUT = "request_timeout"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
@@ -74,6 +76,7 @@ class Code(enum.StrEnum):
     INVALID_DEADLINE = "invalid_deadline"
     OUTSIDE_EXPERIMENT = "outside_experiment"
     OVERLOADED = "overloaded"
+    HEADERS_TOO_LARGE = "headers_too_large"
     INTERNAL = "internal"
     NOT_READY = "not_ready"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -89,6 +92,7 @@ class Problem:
 
 #: The one table: code -> answer.
 PROBLEMS: dict[Code, Problem] = {
+    Code.MALFORMED_HTTP: Problem(400, "The request is not valid HTTP"),
     Code.MALFORMED_JSON: Problem(400, "The body is not valid JSON"),
     Code.NUMBER_OUT_OF_RANGE: Problem(400, "A number is outside the range of its kind"),
     Code.TOO_DEEP: Problem(400, "The JSON is nested too deeply"),
@@ -98,6 +102,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_MODEL: Problem(404, "No such model"),
     Code.UNKNOWN_VERSION: Problem(404, "No such version"),
     Code.METHOD_NOT_ALLOWED: Problem(405, "Method not allowed"),
+    Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.BODY_TOO_LARGE: Problem(413, "The body is too large"),
     Code.UNSUPPORTED_MEDIA_TYPE: Problem(415, "The body is not application/json"),
     Code.UNSUPPORTED_ENCODING: Problem(415, "The body is compressed"),
@@ -112,6 +117,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),
     Code.OUTSIDE_EXPERIMENT: Problem(422, "A model route takes no experiment"),
     Code.OVERLOADED: Problem(429, "Too many requests in flight"),
+    Code.HEADERS_TOO_LARGE: Problem(431, "The headers are too large"),
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),
     Code.DEADLINE_EXCEEDED: Problem(504, "The deadline cannot be met"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -37,12 +38,26 @@ logger = logging.getLogger(__name__)
 
 MAX_ID_BYTES = 256
 MAX_DEADLINE_MS = 3_600_000.0
+LONG_BODY = 1 << 15
+"""Shorter bodies cost little whatever is in them."""
+MANY_EXPONENTS = 3000
 RETRY_AFTER = (b"retry-after", b"1")
 
 _MEMBERS = frozenset(
     ("request_id", "unit_id", "context", "candidates", "candidate_ids", "experiment", "arm", "deadline_ms")
 )
-_DIGITS_TO_ZERO = bytes(ord("0") if ord("0") <= byte <= ord("9") else ord(" ") for byte in range(256))
+_DIGITS_TO_ZERO = bytes(
+    ord("0") if ord("0") <= byte <= ord("9") else ord("e") if byte in b"eE" else ord(" ") for byte in range(256)
+)
+_DIGITS = re.compile(rb"[0-9]+")
+_NO_WIDE_INTEGER = re.compile(
+    rb"(?:[^\"0-9]++"
+    rb"|\"[^\"\\]*+(?:\\.[^\"\\]*+)*+\""
+    rb"|[0-9]++(?:\.[0-9]++(?:[eE][+-]?+[0-9]++)?+|[eE][+-]?+[0-9]++)"
+    rb"|[0-9]{1,18}+(?![0-9]))*+",
+    re.DOTALL,
+)
+"""JSON tokens up to the next integer of 19 digits or more; without backtracking, so in linear time."""
 _WIDE = b"0" * 19
 """A JSON integer beyond 64 bits has at least 19 digits."""
 
@@ -79,13 +94,44 @@ class PredictRequest:
     members: dict[str, Any]
 
 
+def _has_many_exponents(body: bytes) -> bool:
+    return body.translate(_DIGITS_TO_ZERO).count(b"0e") > MANY_EXPONENTS
+
+
+def _decode_exponents(body: bytes) -> Any:
+    """What msgspec makes of a body, from another decoder: msgspec takes 7 us for 5e-324, which makes half a second
+    of a megabyte. This one makes floats of integers beyond 64 bits, so they are looked for."""
+    if _WIDE in body.translate(_DIGITS_TO_ZERO):
+        place = 0
+        while (place := _NO_WIDE_INTEGER.match(body, place).end()) < len(body):  # type: ignore[union-attr]
+            digits = _DIGITS.match(body, place)
+            if digits is None:
+                break  # no JSON
+            negative = body[place - 1 : place] == b"-"
+            value = int(digits[0]) if len(digits[0]) <= 20 else 1 << 64
+            if value > (-SMALLEST_INTEGER if negative else LARGEST_INTEGER):
+                raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
+            place = digits.end()
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "infinity" in error.msg:
+            raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
+        if "depth" in error.msg:
+            raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
+        raise Refusal(Code.MALFORMED_JSON, f"expected JSON: malformed at character {error.pos}") from None
+
+
 def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
     """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
 
     Of two members with one name the last counts, as in every common JSON reader.
     """
     try:
-        members = msgspec.json.decode(body)
+        if len(body) > LONG_BODY and _has_many_exponents(body):
+            members = _decode_exponents(body)
+        else:
+            members = msgspec.json.decode(body)
     except msgspec.ValidationError:
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,21 +1,168 @@
-"""uvicorn's HTTP/1.1 protocol, with the clock started where a request really starts.
+"""uvicorn's HTTP/1.1 protocol, with the clock started where a request really starts, and guarded.
 
 A deadline counts from the first byte of the request, not from the moment the event loop found time for it:
-under load the two are far apart. Room is left here for guards on slow headers and bodies.
+under load the two are far apart. The guards cost nothing to a request that arrives whole:
+
+    a request that is still not complete after REQUEST_SECONDS     408, and the connection closes
+    a request line with headers beyond MAX_HEAD_BYTES              431, likewise
+    a body in more than MAX_CHUNKS chunks                          413, likewise: a byte each is 200 ms a megabyte
+    what is no HTTP                                                400, as problem+json like every other refusal
+    `Upgrade: h2c` or websocket                                    ignored, and the body read (RFC 9110, 7.8)
+    a client that closes its half once it has sent a request       gets its answer
+
+Refused here, a request is counted in `retort_refused_total` and nowhere else: no route ever saw it.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.asgi import CLOSE, Answer, refuse
+from service.errors import Code, Refusal
 
 FIRST_BYTE = "retort.first_byte"
 
+REQUEST_SECONDS = 3.0
+MAX_HEAD_BYTES = 1 << 16
+"""Beyond what arrives in one piece with a request's first byte."""
+MAX_CHUNKS = 10_000
 
-class StampedProtocol(HttpToolsProtocol):
-    """Notes in `scope["state"]` when the first byte of a request was parsed, in `perf_counter` seconds."""
+_TOO_SLOW = refuse(Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time", headers=(CLOSE,)))
+_TOO_LONG = refuse(Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers are too long", headers=(CLOSE,)))
+_TOO_MANY = refuse(Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {MAX_CHUNKS} chunks", headers=(CLOSE,)))
+_MALFORMED = refuse(Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1", headers=(CLOSE,)))
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """Notes in `scope["state"]` when the first byte of a request was parsed, in `perf_counter` seconds, and bounds
+    what a client can hold open."""
+
+    def __init__(self, *, count_refusal: Callable[[Code], object] = lambda _: None, **given: Any) -> None:
+        """`count_refusal` is told of requests that are refused here; the rest is uvicorn's."""
+        super().__init__(**given)
+        self._count_refusal = count_refusal
+        self._incomplete = False
+        self._in_head = False
+        self._head_bytes = 0
+        self._chunks = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self._is_deaf = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # uvicorn begins to count an idle connection's time with its first answer.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_keepalive_if_required()
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps the connection for the answers that are owed."""
+        cycle = self.cycle
+        if self._incomplete or cycle is None or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self._refuse(Code.MALFORMED_HTTP, _MALFORMED)
+            return
+        if self._incomplete:
+            if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(Code.HEADERS_TOO_LARGE, _TOO_LONG)
+            elif self._chunks > MAX_CHUNKS:
+                self._refuse(Code.BODY_TOO_LARGE, _TOO_MANY)
+            elif self._patience is None:
+                self._patience = self.loop.call_later(REQUEST_SECONDS, self._lose_patience)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._incomplete = self._in_head = True
+        self._head_bytes = self._chunks = 0
         self.scope["state"][FIRST_BYTE] = perf_counter()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._incomplete = False
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self.pipeline:  # we have not read on ourselves, because an earlier request is not answered yet
+            self._patience = self.loop.call_later(REQUEST_SECONDS, self._lose_patience)
+        else:
+            self._refuse(Code.REQUEST_TIMEOUT, _TOO_SLOW)
+
+    def _refuse(self, code: Code, answer: Answer) -> None:
+        """Ends the connection, with an answer where none has begun; whoever reads the body is told it will not
+        come. Where an earlier request still waits for its answer, that one ends the connection."""
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        waiting = cycle is not None and not cycle.response_complete
+        if waiting and not cycle.more_body:
+            cycle.keep_alive = False
+            self._is_deaf = True
+            return
+        if not (waiting and cycle.response_started):
+            self._count_refusal(code)
+            head = [STATUS_LINE[answer.status]]
+            for name, value in (*self.server_state.default_headers, *answer.raw_headers()):
+                head += [name, b": ", value, b"\r\n"]
+            self.transport.write(b"".join([*head, b"\r\n", answer.body]))
+        if waiting:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Reads the request again as if nobody had asked for another protocol: the parser stops at its headers."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(Code.MALFORMED_HTTP, _MALFORMED)
+            return
+        lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [token for token in value.split(b",") if token.strip().lower() != b"upgrade"]
+                lines.append(b"connection: " + b",".join(kept))
+            elif name != b"upgrade":
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self.data_received(b"\r\n".join([*lines, b"", rest]))

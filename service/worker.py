@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -36,6 +37,7 @@ EXIT_NO_MODEL = 3  # nothing to serve with
 READY = b"ready"
 ALIVE = b"alive"
 HEARTBEAT_SECONDS = 0.5
+LAST_WORDS_SECONDS = 0.1
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -76,6 +78,14 @@ def run_worker(
     sys.exit(code)
 
 
+def is_listening(listener: socket.socket) -> bool:
+    """Whether connections are accepted on a bound socket."""
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # the event loop closes it when it cannot listen
+        return False
+
+
 def _log_failure(error: BaseException) -> None:
     if isinstance(error, (ConfigError, NoModelError)):
         logger.critical("%s", error)
@@ -88,7 +98,7 @@ def _serve(
 ) -> int:
     import uvicorn
 
-    from service.protocol import StampedProtocol
+    from service.protocol import GuardedProtocol
 
     class Server(uvicorn.Server):
         """uvicorn's server, which drains before it closes and leaves the exit code to us."""
@@ -97,6 +107,12 @@ def _serve(
             app.drain()
             if self.server_state.connections:
                 await asyncio.sleep(settings.drain_seconds)
+            # Nothing new is accepted from here on. What was accepted last has its request still unread, and an idle
+            # connection is closed at once: give it a moment to be heard.
+            for server in self.servers:
+                server.close()
+            listener.close()
+            await asyncio.sleep(LAST_WORDS_SECONDS)
             await super().shutdown(sockets)
 
         @contextlib.contextmanager
@@ -112,7 +128,7 @@ def _serve(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=StampedProtocol,
+        http=functools.partial(GuardedProtocol, count_refusal=app.metrics.count_refusal),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -123,12 +139,20 @@ def _serve(
         timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type]  # seconds, fractions too
     )
     server = Server(config)
+    port = listener.getsockname()[1]
     app.on_failure = lambda: setattr(server, "should_exit", True)
 
     async def talk() -> None:
         """Says that we are ready, then that the loop still turns; stops serving when nobody listens."""
         try:
             await app.until_ready()
+            while not server.started:
+                await asyncio.sleep(0.01)
+            # Two programs may bind one port as long as neither listens, and the second is not told that it cannot.
+            if not is_listening(listener):
+                app.failure = ConfigError(f"another program listens on port {port}")
+                server.should_exit = True
+                return
             # Vocabularies never die: keep the collector from walking millions of their strings. And let a decoded
             # body of 100,000 lists be less than one collection; by default it is hundreds.
             gc.collect()

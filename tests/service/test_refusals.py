@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from service.descriptions import REFUSAL_EXAMPLES
-from service.errors import PROBLEMS, Code
+from service.errors import PROBLEMS, Code, Refusal
+from service.predict import decode_request, refuse_wide_integers
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import CONTEXT, ROOT, ask, candidate, make_app, metric, request_of, started
@@ -94,6 +95,7 @@ CASES: list[Case] = [
     ("deep lists", "/predict", raw("[" * 100_000), Code.TOO_DEEP, None, None),
     ("deep objects", "/predict", raw('{"a":' * 100_000), Code.TOO_DEEP, None, None),
     ("another route", "/predictions", body(), Code.NOT_FOUND, None, None),
+    ("a slash behind", f"/predict/?{SECRET}", body(), Code.NOT_FOUND, None, None),
     ("a route below", "/predict/more", body(), Code.NOT_FOUND, None, None),
     ("a path from the wire", "/models/%2e%2e/predict", body(), Code.UNKNOWN_MODEL, "name", None),
     ("an experiment", "/predict", body(experiment=SECRET), Code.UNKNOWN_EXPERIMENT, "experiment", None),
@@ -403,6 +405,7 @@ def test_a_failure_of_ours_tells_nothing(repository: Path, caplog: pytest.LogCap
 def test_every_code_in_the_table_is_produced_by_a_request():
     """The cases above, and the tests that go with them, leave out no code."""
     shown_elsewhere = {Code.METHOD_NOT_ALLOWED, Code.OVERLOADED, Code.NOT_READY, Code.INTERNAL}
+    shown_elsewhere |= {Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE}  # test_protocol.py
 
     assert {case[3] for case in CASES} | shown_elsewhere == set(Code) == set(PROBLEMS) == set(REFUSAL_EXAMPLES)
 
@@ -435,6 +438,10 @@ def heavy_bodies() -> Iterator[tuple[str, bytes]]:
     yield "a million digits", b'{"candidates":[{"price":' + b"9" * (LIMIT - 100) + b"}]}"
     yield "a million digits after the point", b'{"candidates":[{"ad_id":0.' + b"1" * (LIMIT - 100) + b"}]}"
     yield "a million digits in the exponent", b'{"candidates":[{"price":1e' + b"9" * (LIMIT - 100) + b"}]}"
+    for number in (b"8.5e-320", b"4.9406564584124654e-324", b"1e23"):  # slow to read exactly
+        many = (number + b",") * ((LIMIT - 60) // (len(number) + 1))
+        yield f"many times {number.decode()}", b'{"candidates":[{"x":[' + many + b"7]}],}"
+        yield f"many times {number.decode()} and a wide one", b'{"candidates":[{"x":[' + many + b"9" * 20 + b"]}]}"
     yield "integers of 4300 digits", b'{"candidates":[{"x":[' + b",".join([b"9" * 4300] * 240) + b"]}]}"
     yield "integers of 20 digits", b'{"candidates":[{"x":[' + b",".join([b"9" * 20] * 49_000) + b"]}]}"
     yield "deep lists", b"[" * LIMIT
@@ -493,6 +500,29 @@ requests = st.fixed_dictionaries(
         "deadline_ms": json_values,
     },
 )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value=json_values,
+    spoil=st.sampled_from([b"", b"", b"]", b',"x":' + b"9" * 20 + b"}", b',"x":"' + b"9" * 20 + b'"}']),
+    padding=st.sampled_from([b"1e-5", b"1E23", b"0.00000000000000000000001e+9"]),
+)
+def test_many_exponents_change_nothing_but_the_decoder(value: Any, spoil: bytes, padding: bytes):
+    """A long body with thousands of exponents goes another way; values, and what is refused, stay the same."""
+    text = json.dumps({"candidates": [{"x": value}], "y": value}).encode()[:-1]
+    short = text + b',"z":[' + b",".join([padding] * 3) + b"]" + (spoil or b"}")
+    long = text + b',"z":[' + b",".join([padding] * 9000) + b"]" + (spoil or b"}")
+
+    def outcome(content: bytes) -> Any:
+        try:
+            request = decode_request(content, 1000, lambda: "id")
+            refuse_wide_integers(request, content)
+        except Refusal as refusal:  # which of two faults is named is left open
+            return refusal.status
+        return {name: repr(member) for name, member in request.members.items() if name != "z"}
+
+    assert outcome(long) == outcome(short)
 
 
 encoded = (requests | json_values).map(json.dumps).map(str.encode)

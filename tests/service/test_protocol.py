@@ -1,0 +1,223 @@
+"""What a client can do to a connection, with raw sockets against a running worker: each is answered, bounded, or
+both."""
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.protocol import REQUEST_SECONDS
+from tests.service.running import Running, metric, request_of, running_service, wait_for
+
+BODY = json.dumps(request_of(1, 2)).encode()
+POST = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+LENGTH = b"content-length: %d\r\n" % len(BODY)
+GOOD = POST + LENGTH + b"\r\n" + BODY
+
+
+@pytest.fixture(scope="module")
+def worker(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    log = tmp_path_factory.mktemp("protocol") / "log"
+    with running_service(log, "--repository", str(repository), "--max-in-flight", "4") as running:
+        yield running
+
+
+def connect(running: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", running.port), timeout=10)
+
+
+def send(running: Running, *parts: bytes, half_close: bool = False) -> bytes:
+    """Everything that comes back until the server closes; one that keeps the connection is hung up on after a
+    second of silence."""
+    with connect(running) as client:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(0.01)
+        if half_close:
+            client.shutdown(socket.SHUT_WR)
+        client.settimeout(1.0)
+        received = b""
+        try:
+            while data := client.recv(1 << 16):
+                received += data
+        except TimeoutError:
+            pass
+        return received
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"FOO /predict HTTP/1.1\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n",
+        "POST /models/é/predict HTTP/1.1\r\n\r\n".encode(),
+        POST + LENGTH + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        POST + LENGTH + b"content-length: 7\r\n\r\n",
+        POST + b"content-length: -1\r\n\r\n",
+        POST + b"s3cret: a\x00b\r\n\r\n",
+    ],
+    ids=["tls", "http2", "method", "connect", "path", "smuggling", "two-lengths", "length", "header"],
+)
+def test_what_is_no_http_is_refused_like_everything_else(worker: Running, request_bytes: bytes):
+    """400 as problem+json, counted, never logged a line each; the connection ends."""
+    logged = len(worker.log_text())
+    before = metric(worker.metrics(), "retort_refused_total", reason="malformed_http")
+
+    received = send(worker, request_bytes)
+
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert statuses(received) == [400]
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head
+    assert json.loads(body)["code"] == "malformed_http"
+    assert metric(worker.metrics(), "retort_refused_total", reason="malformed_http") == before + 1
+    assert len(worker.log_text()) == logged
+
+
+@pytest.mark.parametrize("connection", [b"Upgrade, HTTP2-Settings", b"keep-alive,\tUPGRADE", b"close, upgrade"])
+@pytest.mark.parametrize("split", [1, 60, len(POST) + 100, -len(BODY), -1])
+def test_a_client_that_would_rather_speak_http2_is_answered(worker: Running, connection: bytes, split: int):
+    """Java's HttpClient asks for h2c with its first request, body and all; we stay with HTTP/1.1 and read it."""
+    request = POST + b"Connection: " + connection + b"\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n" + LENGTH
+    request += b"\r\n" + BODY
+
+    received = send(worker, request[:split], request[split:])
+
+    assert statuses(received) == [200]
+    assert (b"connection: close" in received) == (connection.startswith(b"close"))
+
+
+def test_requests_may_follow_an_upgrade_that_is_not_made(worker: Running):
+    """In the same connection, also in the same packet."""
+    request = POST + b"connection: upgrade\r\nupgrade: websocket\r\n" + LENGTH + b"\r\n" + BODY
+
+    assert statuses(send(worker, request + GOOD + request)) == [200, 200, 200]
+
+
+def test_a_client_that_closes_its_half_is_answered(worker: Running):
+    """Once, and for each request it has sent; half a request gets nothing."""
+    assert statuses(send(worker, GOOD, half_close=True)) == [200]
+    assert statuses(send(worker, GOOD * 3, half_close=True)) == [200, 200, 200]
+    assert statuses(send(worker, GOOD[:-1], half_close=True)) == []
+
+
+def test_what_follows_a_request_does_not_take_its_answer(worker: Running):
+    """Rubbish behind a good request ends the connection, after the good answer."""
+    received = send(worker, GOOD + b"\x00rubbish")
+
+    assert statuses(received) == [200]
+    assert b"connection: close" in received
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"a" * 600_000, b"x: " + b"a" * 600_000, b"".join(b"x%d: a\r\n" % number for number in range(60_000))],
+    ids=["line", "header", "headers"],
+)
+def test_a_head_without_end_is_refused(worker: Running, endless: bytes):
+    """It is neither kept nor read to its end."""
+    request = b"GET /" + endless if endless[:2] == b"aa" else POST + endless
+    with connect(worker) as client:
+        for start in range(0, len(request), 1 << 14):
+            try:
+                client.sendall(request[start : start + (1 << 14)])
+            except OSError:
+                break
+        received = client.recv(1 << 16)
+
+    assert statuses(received) == [431]
+    assert b'"code":"headers_too_large"' in received
+
+
+def test_a_body_in_crumbs_is_refused(worker: Running):
+    """Chunks of a byte each cost far more than they bring; a few thousand are read."""
+
+    def crumbs(number: int) -> bytes:
+        chunks = b"1\r\n \r\n" * number + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+        return POST + b"transfer-encoding: chunked\r\n\r\n" + chunks
+
+    few, many = crumbs(2_000), crumbs(300_000)
+
+    assert statuses(send(worker, few, few)) == [200, 200]
+    with connect(worker) as client:
+        with contextlib.suppress(OSError):
+            client.sendall(many)
+        received = client.recv(1 << 16)
+    assert statuses(received) == [413]
+
+
+def test_headers_of_a_usual_length_are_read(worker: Running):
+    """Long cookies in several pieces, then a body in one with the end of the head."""
+    head = POST + b"cookie: " + b"a" * 30_000
+
+    assert statuses(send(worker, head, b"b" * 20_000 + b"\r\n" + LENGTH + b"\r\n" + BODY)) == [200]
+
+
+def test_half_requests_do_not_hold_the_service(worker: Running):
+    """As many half bodies as may be in flight: 429 for the others at first, 408 for the halves after a while; then
+    all is as before. Half a head ends the same way, and so does a byte now and then."""
+    halves = [connect(worker) for _ in range(5)]
+    for half in halves[:4]:
+        half.sendall(POST + LENGTH + b"\r\n" + BODY[:-1])
+    halves[4].sendall(b"POST /pre")
+    began = time.monotonic()
+    wait_for(lambda: worker.request("POST", "/predict", request_of(1)).status == 429, "the halves hold every place")
+
+    while time.monotonic() - began < REQUEST_SECONDS - 0.5:
+        halves[4].sendall(b"d")
+        time.sleep(0.2)
+    received = [half.recv(1 << 16) for half in halves]
+
+    assert REQUEST_SECONDS - 0.5 < time.monotonic() - began < REQUEST_SECONDS + 2
+    assert [statuses(answer) for answer in received] == [[408]] * 5
+    assert all(b'"code":"request_timeout"' in answer for answer in received)
+    assert worker.request("POST", "/predict", request_of(1)).status == 200
+    assert "Traceback" not in worker.log_text()
+    for half in halves:
+        half.close()
+
+
+def test_half_a_body_does_not_hold_up_the_end(repository: Path, tmp_path: Path):
+    """SIGTERM waits for it no longer than for any request."""
+    with running_service(tmp_path / "log", "--repository", str(repository)) as running, connect(running) as client:
+        client.sendall(POST + LENGTH + b"\r\n{")
+        time.sleep(0.2)
+        began = time.monotonic()
+
+        code = running.stop()
+
+        assert code == 0
+        assert time.monotonic() - began < REQUEST_SECONDS + 4
+        assert "Traceback" not in running.log_text()
+
+
+def test_two_programs_on_one_port(repository: Path, tmp_path: Path):
+    """Started together, before either listens: one serves, the other says so and ends with 2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ("--repository", str(repository), "--port", port)
+    with (
+        running_service(tmp_path / "one", *options, wait=False) as one,
+        running_service(tmp_path / "two", *options, wait=False) as two,
+    ):
+        wait_for(lambda: one.process.poll() is not None or two.process.poll() is not None, "one of them ends")
+        ended, other = (one, two) if one.process.poll() is not None else (two, one)
+        wait_for(lambda: "listens on" in other.log_text(), "the other serves")
+
+        assert ended.process.wait(1) == 2
+        assert re.search(
+            f"port {port}: Address already in use|another program listens on port {port}", ended.log_text()
+        )
+        assert other.stop() == 0
