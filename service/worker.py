@@ -104,8 +104,9 @@ def _serve(
         """uvicorn's server, which drains before it closes and leaves the exit code to us."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.drain()
-            if self.server_state.connections:
+            if app.failure is None:
+                # Also with no connection open: a balancer that opens one a request has to see readiness fall.
+                app.drain()
                 await asyncio.sleep(settings.drain_seconds)
             # Nothing new is accepted from here on. What was accepted last has its request still unread, and an idle
             # connection is closed at once: give it a moment to be heard.

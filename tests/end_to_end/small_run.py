@@ -1,7 +1,6 @@
 """The main job in small: a world of 12,000 impressions, networks of a few units, two epochs."""
 
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -19,14 +18,13 @@ for _name in ("student", "control"):
     TINY += [f"{_name}.options.hidden=[32]", f"{_name}.options.dim=4", f"{_name}.fit.max_epochs=2"]
 
 
-def training(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def training(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "training", *arguments],
         cwd=ROOT,
-        env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
     )
 
 

@@ -1,5 +1,6 @@
 """The real program: `python -m service` in processes of its own, with workers that are killed."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -173,6 +174,24 @@ def test_sigterm_under_load_loses_no_request(repository: Path, tmp_path: Path):
     assert (ready.status, ready.headers["connection"]) == (503, "close")
     assert [load.wrong for load in loads] == [[], [], []]
     assert sum(load.broken for load in loads) == 0
+
+
+def test_readiness_falls_before_the_door_closes_also_for_who_holds_no_connection(repository: Path, tmp_path: Path):
+    """A balancer that opens a connection a probe sees 503 while requests are still answered."""
+    options = ("--repository", str(repository), "--drain-seconds", "1.5")
+    with running_service(tmp_path / "log", *options) as running:
+        running.process.send_signal(signal.SIGTERM)
+        seen = []
+        while running.process.poll() is None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                seen.append(running.request("GET", "/health/ready").status)
+                if seen[-1] == 503:
+                    assert running.request("POST", "/predict", request_of(1, 2)).status == 200
+                    break
+            time.sleep(0.01)
+
+        assert 503 in seen
+        assert running.process.wait(20) == 0
 
 
 def test_a_request_in_flight_at_the_end_is_answered(repository: Path, tmp_path: Path):

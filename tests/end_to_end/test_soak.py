@@ -1,0 +1,90 @@
+"""The long forms, run by `make soak`: full recipes, a hundred kills, minutes of load. Left out of `make test`."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.small_run import training
+from tests.service.conftest import own_repository
+from tests.service.running import metric, running_service, wait_for
+from tests.service.test_server import BIASES, Load
+
+__all__ = ["own_repository"]  # a fixture, named so that pytest finds it here
+
+pytestmark = pytest.mark.soak
+
+DATA = os.environ.get("RETORT_TRAINING_DATA")
+
+
+def report_of(recipe: str, out: Path, *options: str) -> dict[str, Any]:
+    done = training("run", recipe, "--out", str(out), *options, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(Path(done.stdout.splitlines()[-1]).read_text()))
+
+
+def test_on_the_default_log_the_student_beats_its_control_in_every_seed(tmp_path: Path):
+    report = report_of("synthetic", tmp_path, "--seeds", "3")
+
+    for student, control in zip(report["test"]["student"], report["test"]["control_train_valid"], strict=True):
+        assert student["xauc"] > control["xauc"]
+        assert student["xlogloss"] < control["xlogloss"]
+    wanted = {target["name"]: target for target in report["targets"]}
+    assert all(target["reached"] for target in wanted.values()), wanted
+
+
+@pytest.mark.skipif(not DATA, reason="RETORT_TRAINING_DATA does not name a folder of real logs")
+@pytest.mark.parametrize("recipe", ["kuairand_pure", "ml_latest_small"])
+def test_a_real_log_trains_whole_and_exports(recipe: str, tmp_path: Path):
+    report = report_of(recipe, tmp_path)
+
+    assert report["test"]["student"][0]["auc"] > 0.6
+    assert {path.name for path in (tmp_path / "repository").iterdir()} == {"student", "ensemble", "control"}
+
+
+def test_a_hundred_killed_workers_lose_no_count(own_repository: Path, tmp_path: Path):
+    """SIGKILL after SIGKILL under load: what was counted stays counted, and a worker is back each time."""
+    with running_service(tmp_path / "log", "--repository", str(own_repository), "--workers", "2") as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        load = Load(running, 1, BIASES)
+        load.start()
+        counted = 0.0
+        chooser = random.Random(0)
+        for kill in range(100):
+            os.kill(running.worker_pids()[chooser.randrange(2)], signal.SIGKILL)
+            wait_for(lambda kill=kill: running.ready_count() == 3 + kill, f"worker {kill} is replaced", 60)
+            now = metric(running.metrics(), "retort_exposures_total")
+            assert now >= counted
+            counted = now
+        load.stop()
+
+        assert load.wrong == []
+        assert metric(running.metrics(), "retort_exposures_total") >= load.answered
+        assert running.stop() == 0
+
+
+def test_ten_minutes_of_load_do_not_grow_memory(own_repository: Path, tmp_path: Path):
+    with running_service(tmp_path / "log", "--repository", str(own_repository), "--workers", "1") as running:
+        pid = running.worker_pids()[0]
+        loads = [Load(running, number, BIASES) for number in range(4)]
+        for load in loads:
+            load.start()
+        time.sleep(60)
+        early = resident_bytes(pid)
+        time.sleep(540)
+        late = resident_bytes(pid)
+        for load in loads:
+            load.stop()
+
+        assert [load.wrong for load in loads] == [[]] * 4
+        assert late < 1.02 * early
+        assert running.stop() == 0
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
