@@ -35,7 +35,7 @@ class SyntheticSettings(_Settings):
     """Seed of the world and of its log. Seeds of training are another matter: `--seeds`."""
     rows: int = Field(185_000, ge=1_000)
     """Impressions in the whole log."""
-    days: int = Field(10, ge=3)
+    days: int = Field(8, ge=3)
     """Days it spans."""
 
 

@@ -149,7 +149,7 @@ class World:
         self,
         seed: int = 0,
         rows: int = 185_000,
-        days: int = 10,
+        days: int = 8,
         *,
         ctr: float = 0.16,
         logit_sd: float = 1.42,
