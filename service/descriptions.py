@@ -155,7 +155,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
     Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
     Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
-    Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 1048576 bytes"),
+    Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 524288 bytes"),
     Code.UNSUPPORTED_MEDIA_TYPE: Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body of type application/json"),
     Code.UNSUPPORTED_ENCODING: Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON"),
     Code.INVALID_REQUEST: Refusal(Code.INVALID_REQUEST, "expected an object, got a list"),

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=256)
     """Worker processes on the one listening socket: one a core. A worker that dies is started again."""
 
-    max_body_bytes: int = Field(default=1 << 20, ge=1 << 10, le=1 << 24)
+    max_body_bytes: int = Field(default=1 << 19, ge=1 << 10, le=1 << 24)
     """Longest request body accepted; a longer one is refused with 413 before it is read."""
 
     max_candidates: int = Field(default=1000, ge=1, le=100_000)
