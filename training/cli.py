@@ -32,7 +32,6 @@ A run is cached step by step under its folder: run it again and only what change
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code."""
-    signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         if argv[:1] == ["infer-schema"]:  # its options are its own
@@ -61,6 +60,13 @@ class _StoppedError(BaseException):
 
 def _stop(number: int, frame: object) -> None:
     raise _StoppedError
+
+
+def listen_to_signals() -> None:
+    """SIGTERM and SIGINT end the program in order. For the program alone: they are the whole process's."""
+    signal.signal(signal.SIGTERM, _stop)
+    # A shell that starts us in the background has us ignore SIGINT; who sends one by hand still means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -133,12 +133,14 @@ def test_a_killed_process_is_an_error_with_advice_not_a_hang(tmp_path: Path):
 def test_ctrl_c_keeps_finished_steps_and_leaves_nothing_half_done(tmp_path: Path):
     """The signal goes to the whole group, as a terminal sends it."""
     program = textwrap.dedent(f"""
+        import signal
         import sys
         from pathlib import Path
         from tests.training import tiny_steps
         from tests.training.test_stages import run, step
         from training.stages import Step
         if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
             endless = Step("tiny", "endless", tiny_steps.wait_for, {{"file": {str(tmp_path / "never")!r}}}, {{}})
             try:
                 run(Path({str(tmp_path)!r}), step("quick"), endless)
