@@ -133,7 +133,7 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
             f"synthetic-{recipe.source.seed}",
             steps.write_synthetic_log,
             {"world": world},
-            code=("training/data/synthetic.py",),
+            code=("training/data/synthetic",),
         )
         arguments["source"] = FilesSettings(kind="files", paths=("log.parquet",)).model_dump(mode="json")
     else:

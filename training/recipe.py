@@ -28,7 +28,7 @@ class _Settings(BaseModel):
 
 
 class SyntheticSettings(_Settings):
-    """The built-in log, made by `training/data/synthetic.py`: needs no file, and its true probabilities are known."""
+    """The built-in log, made by `training/data/synthetic/`: needs no file, and its true probabilities are known."""
 
     kind: Literal["synthetic"]
     seed: int = Field(0, ge=0)
@@ -129,7 +129,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     if isinstance(recipe.source, SyntheticSettings):
         from training.data.synthetic import World
 
-        schema = World(**recipe.source.model_dump(exclude={"kind"})).schema()
+        schema = World.schema()
     else:
         schema = FeatureSchema.from_file(path.parent / str(recipe.schema_file))
     return LoadedRecipe(recipe=recipe, base=path.parent, schema=schema)
