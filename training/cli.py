@@ -94,13 +94,21 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser(
         "sweep",
-        help="tune student and control with the same budget",
-        description="Tries the same grid of learning rate, embedding init and epochs for the student and for its "
-        "hard-label control, judged on validation rows only. The last line printed is the path of sweep.json; a report "
-        "of the same folder shows it.",
+        help="tune teachers, student and control with the same budget",
+        description="Tries one grid of learning rate and embedding init for every teacher and for the hard-label "
+        "control, then for the student on the ensemble of the teachers found; epochs by early stopping; judged on "
+        "validation rows only. Prints the best settings as --set values, and last the path of sweep.json; a report of "
+        "the same folder shows it.",
     )
     _add_recipe(sweep)
-    sweep.add_argument("--seeds", type=_positive, default=2, metavar="N", help="seeds a trial (default 2)")
+    sweep.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seeds a trial (default 3)")
+    sweep.add_argument(
+        "--sides",
+        nargs="+",
+        default=["teachers", "control", "student"],
+        choices=["teachers", "control", "student"],
+        help="what to tune (default: all); the rest stays as the recipe has it",
+    )
     sweep.set_defaults(command=_sweep)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
@@ -215,7 +223,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             workers=arguments.workers,
             watcher=display,
+            sides=arguments.sides,
         )
-    print(json.dumps(found["best"], indent=1), file=sys.stderr)
+    print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
     print(out / "sweep.json")
     return 0

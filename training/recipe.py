@@ -157,7 +157,10 @@ def _override(tree: dict[str, Any], text: str) -> None:
         raise RecipeError(f"--set {text}: expected path=value, as in --set student.fit.kd_weight=0.5")
     place: Any = tree
     for depth, key in enumerate(keys[:-1]):
-        place = place.setdefault(key, {})
+        # A copy: a YAML anchor makes one mapping of several, and only the one named is meant.
+        inner = place.get(key, {})
+        place[key] = dict(inner) if isinstance(inner, dict) else inner
+        place = place[key]
         if not isinstance(place, dict):
             raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is a single value and has no parts")
     try:

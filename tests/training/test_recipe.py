@@ -33,6 +33,18 @@ def test_an_override_changes_one_value_and_null_drops_one():
     assert loaded.recipe.source.seed == 7
 
 
+def test_an_override_of_what_a_yaml_anchor_shares_changes_only_the_one_named(tmp_path: Path):
+    tree = yaml.safe_load((Path(__file__).parents[2] / "training/recipes/synthetic.yaml").read_text(encoding="utf-8"))
+    tree["control"]["fit"] = tree["teachers"]["dnn"]["fit"] = {"learning_rate": 0.02}
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(tree))
+    assert "&id001" in (tmp_path / "shared.yaml").read_text()
+
+    recipe = load_recipe(str(tmp_path / "shared.yaml"), ["control.fit.learning_rate=0.5"]).recipe
+
+    assert recipe.control.fit.learning_rate == 0.5
+    assert recipe.teachers["dnn"].fit.learning_rate == 0.02
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
