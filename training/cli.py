@@ -109,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         choices=["teachers", "control", "student"],
         help="what to tune (default: all); the rest stays as the recipe has it",
     )
+    sweep.add_argument(
+        "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .001 .002 .004 .008 .016)"
+    )
+    sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .1 .3 .5)")
     sweep.set_defaults(command=_sweep)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
@@ -210,7 +214,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from training.progress import Display
     from training.recipe import load_recipe
     from training.run import only_one
-    from training.sweep import sweep
+    from training.sweep import INIT_SDS, LEARNING_RATES, sweep
 
     out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
     out.mkdir(parents=True, exist_ok=True)
@@ -224,6 +228,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             watcher=display,
             sides=arguments.sides,
+            learning_rates=arguments.learning_rates or LEARNING_RATES,
+            init_sds=arguments.init_sds or INIT_SDS,
         )
     print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
     print(out / "sweep.json")
