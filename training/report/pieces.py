@@ -39,8 +39,8 @@ def models_of(v: Values, *path: str) -> list[tuple[str, str]]:
     return found + [(f"teacher {html.escape(name)}", pointer(*path, "teachers", name)) for name in teachers]
 
 
-def against(v: Values, name: str) -> str:
-    """The title of the second of a pair; the best teacher by its own name too."""
+def title(v: Values, name: str) -> str:
+    """What a side of a comparison is called; the best teacher by its own name too."""
     if name == "best_teacher":
         return f"{TITLES[name]} ({v.show('/best_teacher', 'text')})"
     return TITLES[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from training.report import charts
-from training.report.pieces import METRICS, TITLES, against, details, figure, models_of, section, table
+from training.report.pieces import METRICS, details, figure, models_of, section, table, title
 from training.report.values import MISSING, Values, pointer
 
 
@@ -75,7 +75,7 @@ def differences(v: Values) -> str:
                 continue
             won = f"{v.show(f'{at}/better_in', 'count')}/{v.show(f'{at}/of', 'count')}"
             cells.append(f'{v.spread(at, "gain")} <span class="sd">{won}</span>')
-        rows.append([f"{TITLES[pair['model']]} − {against(v, pair['against'])}", *cells])
+        rows.append([f"{title(v, pair['model'])} − {title(v, pair['against'])}", *cells])
     note = (
         "<p>Test rows, seed against seed: mean difference ± its standard deviation, and in how many seeds the first of "
         "the two is better. The best single teacher is chosen by these very rows, which favours it.</p>"
