@@ -25,6 +25,13 @@ def test_the_default_recipe_trains_the_teachers_it_promises():
     assert list(load_recipe("synthetic").recipe.teachers) == ["lr", "fm", "dnn", "deepfm", "dcnv2", "ipnn"]
 
 
+def test_the_document_shows_the_default_recipes_source():
+    """Whoever changes the default log changes the page that says what it is."""
+    source = load_recipe("synthetic").recipe.source.model_dump()
+
+    assert f"source: {{{', '.join(f'{key}: {value}' for key, value in source.items())}}}" in DOCUMENT
+
+
 def test_an_override_changes_one_value_and_null_drops_one():
     loaded = load_recipe("synthetic", ["student.fit.kd_weight=0.25", "teachers.ipnn=null", "source.seed=7"])
 

@@ -220,5 +220,5 @@ def test_the_recipe_is_shown_whole():
 def test_a_page_without_sweep_or_published_models_is_a_page():
     found = report(measure(1), sweep=None, published=[], seconds=None, world=None)
 
-    assert "How student and control were tuned" not in render(found)
+    assert "How the networks were tuned" not in render(found)
     Page(render(found))

@@ -169,7 +169,7 @@ def _segments(v: Values, names: Sequence[str]) -> str:
 
 
 def sweep(v: Values) -> str:
-    """How student and control were tuned; nothing where they were not."""
+    """How teachers, control and student were tuned; nothing where they were not."""
     found = v.get("/sweep")
     trials = found.get("trials") if isinstance(found, Mapping) else found
     if not trials:
@@ -192,9 +192,9 @@ def sweep(v: Values) -> str:
             for side in sides
         ]
         best = table(["best of", *map(html.escape, heads)], lines)
-    note = "<p>Student and control tried the same settings with the same budget, judged on validation rows.</p>"
+    note = "<p>Each side tried the same settings with the same budget, judged on validation rows.</p>"
     trials_table = details("Every trial", table([html.escape(key.replace("_", " ")) for key in keys], rows))
-    return section("How student and control were tuned", note + best + trials_table, "sweep")
+    return section("How the networks were tuned", note + best + trials_table, "sweep")
 
 
 def _form_of(value: object) -> str:
