@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     """Most candidates in one request; more are refused with 422."""
 
     max_in_flight: int = Field(default=64, ge=1, le=100_000)
-    """Most requests a worker has admitted and not yet answered; beyond it 429 before any work."""
+    """Most requests a worker has admitted and not yet answered; beyond it 429 before any work. A request is admitted
+    when its body is there: who sends slowly holds no place."""
 
     max_run_rows: int = Field(default=64, ge=1, le=100_000)
     """Requests that wait together for one model are scored in one run, up to this many candidates (one
