@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from models.versions import Repository
 from service.app import Service
+from tests.models.building import set_live
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_other_inputs, write_wrong_golden
 from tests.service.running import ask, expected_pctr, make_app, metric, request_of, started
@@ -176,12 +176,11 @@ def test_a_repaired_version_is_tried_again(own_repository: Path):
 def test_writing_the_live_file_rolls_back_and_forward(own_repository: Path):
     """A number pins, `latest` lets go; nonsense changes nothing and is counted."""
     write_tiny_bundle(own_repository, "student", bias=2.0)
-    repository = Repository(own_repository)
 
     async def roll(app: Service) -> tuple[list[int], str]:
         seen = [await version_of(app)]
         for live, version in ((1, 1), ("latest", 2), (1, 1)):
-            repository.set_live("student", live)  # type: ignore[arg-type]
+            set_live(own_repository, "student", live)
             await eventually(partial(is_live, app, version), f"{live} is live")
             seen.append(await version_of(app))
         (own_repository / "student" / "live").write_text("newest")
