@@ -25,6 +25,19 @@ def test_the_default_recipe_trains_the_teachers_it_promises():
     assert list(load_recipe("synthetic").recipe.teachers) == ["lr", "fm", "dnn", "deepfm", "dcnv2", "ipnn"]
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_a_recipe_as_a_bundles_manifest_holds_it_is_one(name: str, tmp_path: Path):
+    """Whoever has nothing left but the bundle trains it again."""
+    loaded = load_recipe(name)
+    (tmp_path / "recipe.json").write_text(loaded.recipe.model_dump_json(), encoding="utf-8")
+    if loaded.recipe.schema_file is not None:
+        (tmp_path / loaded.recipe.schema_file).write_text(loaded.schema.to_json(), encoding="utf-8")
+
+    again = load_recipe(str(tmp_path / "recipe.json"))
+
+    assert (again.recipe, again.schema) == (loaded.recipe, loaded.schema)
+
+
 def test_the_document_shows_the_default_recipes_source():
     """Whoever changes the default log changes the page that says what it is."""
     source = load_recipe("synthetic").recipe.source.model_dump()
