@@ -25,7 +25,7 @@ from tests.models.tiny_bundle import tiny_model
 
 ROOT = Path(__file__).parents[2]
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 """How long tests wait for what takes a moment on a quiet machine: processes that start while others use every core."""
 
 CONTEXT: dict[str, Any] = {"device": "phone", "hour": 13, "age": 30, "premium": True, "visited": ["x.org", "y.org"]}
@@ -56,7 +56,7 @@ def expected_pctr(request: dict[str, Any], bias: float = 0.0) -> list[float]:
 
 def make_app(repository: Path, experiments: Path | None = None, **settings: Any) -> Service:
     """An application that looks at the disk often, so that tests wait little."""
-    return create_app(Settings(repository=repository, experiments=experiments, poll_seconds=0.02, **settings))
+    return create_app(Settings(repository=repository, experiments=experiments, **{"poll_seconds": 0.02, **settings}))
 
 
 def wait_until_ready(client: TestClient) -> None:
