@@ -110,9 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         help="what to tune (default: all); the rest stays as the recipe has it",
     )
     sweep.add_argument(
-        "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .001 .002 .004 .008 .016)"
+        "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .002 .004 .008 .016)"
     )
-    sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .1 .3 .5)")
+    sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .03 .1 .3 .5)")
     sweep.set_defaults(command=_sweep)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
