@@ -121,7 +121,8 @@ def show_example(settings: Settings, host: str, port: int) -> None:
 
 def serve(settings: Settings) -> int:
     """Serves until told to stop; returns the exit code."""
-    from service.supervisor import Supervisor, listen, metric_files
+    from service.listening import listen
+    from service.supervisor import Supervisor, metric_files
 
     check_files(settings)
     started = time.monotonic()

@@ -58,8 +58,11 @@ class Service(FastAPI):
         self.failure: BaseException | None = None
         """What stopped the models from being loaded, once that is certain."""
         self.on_failure: Callable[[], object] = lambda: None
+        self.loads_first = False
+        """Whether connections are accepted only once the models are proven: where others serve meanwhile."""
         self.draining = False
         self._ready = asyncio.Event()
+        self._settled = asyncio.Event()  # ready, or failed
         self._registry = Registry(settings.repository, metrics, settings.max_loaded_extra)
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
@@ -113,6 +116,7 @@ class Service(FastAPI):
     def _publish(self, plan: Plan) -> None:
         self.predictor.plan = plan
         self._ready.set()
+        self._settled.set()
 
     async def _load_version(self, name: str, version: int) -> Served:
         """A version that is not live, for the one request that names it."""
@@ -135,10 +139,11 @@ class Service(FastAPI):
 
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
-        """Loads and watches in the background: the process is alive at once and ready when golden rows
-        passed."""
+        """Loads and watches in the background: the process is alive at once and ready when golden rows passed."""
         watching = asyncio.create_task(self._watch())
         try:
+            if self.loads_first:
+                await self._settled.wait()
             yield
         finally:
             watching.cancel()
@@ -154,6 +159,7 @@ class Service(FastAPI):
         except Exception as error:
             self.failure = error
             self.on_failure()
+            self._settled.set()
             return
         await self._watcher.follow()
 

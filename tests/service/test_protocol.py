@@ -256,7 +256,7 @@ def test_half_requests_keep_nobody_out(worker: Running):
 def test_half_bodies_hold_no_more_memory_than_their_bound(repository: Path, tmp_path: Path):
     """What is held of them altogether is bounded: for one more, the one that has been arriving longest is ended at
     once."""
-    limit = 1 << 16
+    limit = 1 << 10
     half = POST + b"content-length: %d\r\n\r\n" % limit + b" " * (limit - 1)
     log = tmp_path / "log"
     with (
@@ -276,7 +276,7 @@ def test_half_bodies_hold_no_more_memory_than_their_bound(repository: Path, tmp_
     assert statuses(first) == [408]
     assert took < REQUEST_SECONDS
     assert scores.status == 200
-    assert b'"code":"malformed_json"' in whole  # a body of blanks, but read to its end
+    assert statuses(whole) == [400]  # a body of blanks, but read to its end
 
 
 class Half:
