@@ -56,6 +56,11 @@ class Faults:
     def bad_rows(self) -> int:
         return sum(c.count for c in self._bad.values())
 
+    @property
+    def rows(self) -> int:
+        """Rows met so far, bad ones included."""
+        return sum(self._rows.values())
+
     def seen(self, file: str, rows: int) -> None:
         """`rows` rows of this file were met, bad ones included."""
         self._rows[file] = self._rows.get(file, 0) + rows

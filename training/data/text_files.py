@@ -114,7 +114,10 @@ class TextFile:
         if len(self.header) == 1:
             others = [s for s in (",", "\t", ";", "|") if s != self.separator and s in self.header[0]]
             if others:
-                return f" The whole header is one cell: is the separator {others[0]!r}, not {self.separator!r}?"
+                return (
+                    f" The whole header is one cell: is the separator {others[0]!r}, not {self.separator!r}? "
+                    "Then say so: `separator`"
+                )
         return ""
 
     def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Chunk]:
