@@ -88,7 +88,9 @@ class _Inference:
         if sample.faults.bad_rows:
             first, faults = next(iter(sample.faults.reasons.values())), sample.faults
             share = faults.bad_rows / faults.rows
-            refused = f", more than max_bad_rows allows ({MAX_BAD_ROWS:.1%}), so training refuses it" * (share > MAX_BAD_ROWS)
+            refused = f", more than max_bad_rows allows ({MAX_BAD_ROWS:.1%}), so training refuses it" * (
+                share > MAX_BAD_ROWS
+            )
             self.warn(
                 f"{faults.bad_rows} of {faults.rows} rows cannot be read ({share:.2%}){refused}; "
                 f"the first: {first.first}: {first.example}"
@@ -298,7 +300,9 @@ class _Inference:
                 notes.append("numbers and other text mixed, so a string")
                 self.warn(f"{profile.name}: mixed types: {notes[-1]}")
             elif has_decimal_commas(profile):
-                notes.append("numbers with a decimal comma, so a string: write 8.12 for 8,12, or separator: \",\" if it is a list")
+                notes.append(
+                    'numbers with a decimal comma, so a string: write 8.12 for 8,12, or separator: "," if it is a list'
+                )
                 self.warn(f"{profile.name}: {notes[-1]}")
             elif forms.get("padded"):
                 notes.append("numbers with blanks around them, which do not read as numbers")
