@@ -128,7 +128,7 @@ def has_decimal_commas(profile: Profile) -> bool:
     """
     if profile.form != "text" or profile.type != "string":
         return False
-    rows = {kind: 0 for kind in ("comma", "whole", "list", "other")}
+    rows = dict.fromkeys(("comma", "whole", "list", "other"), 0)
     for value, count in zip(profile.values, profile.counts.tolist(), strict=True):
         text = str(value)
         kind = "comma" if _COMMA_NUMBER.fullmatch(text) else "whole" if _WHOLE.fullmatch(text) else "other"

@@ -13,7 +13,7 @@ from training.errors import DataError
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """A row of a log as a person finds it: `clicks.csv:17` is a line (from 1), `clicks.parquet row 17` a row (from 1)."""
+    """A row of a log as a person finds it, counted from 1: `clicks.csv:17` is a line, `clicks.parquet row 17` a row."""
 
     file: str
     number: int
@@ -63,7 +63,7 @@ class Faults:
         self._rows[file] = self._rows.get(file, 0) + rows
 
     def bad(self, place: Place, reason: str, detail: str, count: int = 1) -> None:
-        """`count` rows, the first of them at `place`, are skipped; `reason` groups them, `detail` is about the first."""
+        """`count` rows, the first of them at `place`, are skipped; `reason` groups them, `detail` tells of the first."""
         for group, key in ((self.reasons, reason), (self._bad, place.file)):
             known = group.setdefault(key, Count(0, place, detail))
             known.count += count
