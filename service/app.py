@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_ROUTE = "/models/{name}/predict"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
+_NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
 _MODEL_PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict")
 
 
@@ -175,7 +176,12 @@ class Service(FastAPI):
                 if answer is not None:
                     await send_answer(send, receive, answer, self.draining)
                 return
-        await self.serve_by_fastapi(scope, receive, send)
+        if scope["path"].isprintable():
+            await self.serve_by_fastapi(scope, receive, send)
+        else:  # Starlette's patterns end in `$`, which would take a line feed for the end
+            self.metrics.count_refusal(_NO_ROUTE.code)
+            self.metrics.count_request("other", _NO_ROUTE.status)
+            await send_answer(send, receive, refuse(_NO_ROUTE), self.draining)
 
     async def serve_by_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Any route, through FastAPI; the predict routes, too, answer the same here, only slower."""
@@ -365,11 +371,12 @@ def _add_error_handlers(app: Service) -> None:
 
     async def on_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        code = Code.METHOD_NOT_ALLOWED if error.status_code == 405 else Code.NOT_FOUND
-        detail = "this route takes another method" if code is Code.METHOD_NOT_ALLOWED else "there is no such route"
-        headers = tuple((k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items())
-        app.metrics.count_refusal(code)
-        return _response(refuse(Refusal(code, detail, headers=headers)))
+        refusal = _NO_ROUTE
+        if error.status_code == 405:
+            headers = tuple((k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items())
+            refusal = Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method", headers=headers)
+        app.metrics.count_refusal(refusal.code)
+        return _response(refuse(refusal))
 
     async def on_failure(_: Request, error: Exception) -> Response:
         app.metrics.count_refusal(Code.INTERNAL)

@@ -145,7 +145,7 @@ _MODEL_ANSWERS: dict[str, Any] = {
 #: One worked refusal for each code.
 REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.MALFORMED_HTTP: Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1"),
-    Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: JSON is malformed: invalid character (byte 6)"),
+    Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: invalid character (byte 6)"),
     Code.NUMBER_OUT_OF_RANGE: Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold"),
     Code.TOO_DEEP: Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply"),
     Code.NOT_FOUND: Refusal(Code.NOT_FOUND, "there is no such route"),

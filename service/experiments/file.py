@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import stat
 from collections.abc import Hashable, Iterable
@@ -28,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.problems import problems_of
 from service.errors import ExperimentError
 from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_ranges
 
@@ -38,7 +40,7 @@ MAX_FILE_BYTES = 1 << 20
 
 def _as_written(value: object) -> object:
     """A share as the decimal the file shows: 0.57 is 57 hundredths, not the nearest binary fraction."""
-    return Decimal(repr(value)) if isinstance(value, float) else value
+    return Decimal(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _number_or_latest(value: object) -> int | Literal["latest"]:
@@ -321,16 +323,17 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
             data = yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # PyYAML fails in many ways where a tag and its value do not fit.
-        raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {error}") from None
+        what = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            what = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {what}") from None
     if not isinstance(data, dict):
         raise ExperimentError(f"{source}: expected an object with `format_version` and `experiments`")
     try:
         return ExperimentFile.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"{part}." for part in first["loc"])[:-1]
-        message = first["msg"].removeprefix("Value error, ")
-        raise ExperimentError(": ".join(part for part in (source, place, message) if part)) from None
+        raise ExperimentError(f"{source}: {problems_of(error, ExperimentFile)[0]}") from None
 
 
 def read_experiments(path: Path) -> ExperimentFile:

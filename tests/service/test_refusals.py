@@ -92,11 +92,22 @@ CASES: list[Case] = [
         *(Code.NUMBER_OUT_OF_RANGE, None, None),
     ),
     ("a wide unit", "/predict", raw('{"unit_id":18446744073709551616}'), Code.NUMBER_OUT_OF_RANGE, "unit_id", None),
+    *(
+        (f"{digits} digits for {name}", "/predict", raw(f'{{"candidates":[{{}}],"{name}":{"9" * digits}}}'), *(
+            Code.NUMBER_OUT_OF_RANGE, name, None))
+        for digits in (20, 4000)
+        for name in ("deadline_ms", "unit_id", "request_id", "arm", "context")
+    ),
+    ("a wide deadline, negative", "/predict", raw('{"candidates":[{}],"deadline_ms":-%s}' % ("9" * 4000)), *(
+        Code.NUMBER_OUT_OF_RANGE, "deadline_ms", None)),
     ("ten thousand digits", "/predict", raw('{"x":' + "9" * 10_000 + "}"), Code.NUMBER_OUT_OF_RANGE, None, None),
     ("deep lists", "/predict", raw("[" * 100_000), Code.TOO_DEEP, None, None),
     ("deep objects", "/predict", raw('{"a":' * 100_000), Code.TOO_DEEP, None, None),
     ("another route", "/predictions", body(), Code.NOT_FOUND, None, None),
     ("a slash behind", f"/predict/?{SECRET}", body(), Code.NOT_FOUND, None, None),
+    ("a line feed behind", "/predict%0a", body(), Code.NOT_FOUND, None, None),
+    ("a line feed behind a model's", "/models/student/predict%0a", body(), Code.NOT_FOUND, None, None),
+    ("a NUL behind", "/predict%00", body(), Code.NOT_FOUND, None, None),
     ("a route below", "/predict/more", body(), Code.NOT_FOUND, None, None),
     ("a path from the wire", "/models/%2e%2e/predict", body(), Code.UNKNOWN_MODEL, "name", None),
     ("an experiment", "/predict", body(experiment=SECRET), Code.UNKNOWN_EXPERIMENT, "experiment", None),
@@ -183,6 +194,42 @@ def test_each_fault_has_its_code_its_field_and_its_row(client: TestClient, case:
     assert problem.keys() <= {"type", "title", "status", "detail", "code", "field", "row", "error"}
     assert SECRET not in reply.text
     assert "Traceback" not in reply.text
+
+
+MALFORMED = [
+    ("", "it ends too early"),
+    ('{"candidates":', "it ends too early"),
+    ('{"candidates":[{"ad_id":"\\ud800"}]}', "a string holds half of a surrogate pair"),
+    ('{"candidates":[{"ad_id":"\\ud800 and more text behind"}]}', "a string holds half of a surrogate pair"),
+    ('{"candidates":[{"ad_id":"\\udc00"}]}', "a string holds half of a surrogate pair"),
+    ('{"candidates":[{"ad_id":"\\ud83d\\ude00 \\ude00"}]}', "a string holds half of a surrogate pair"),
+    ('{"candidates":[{"ad_id":"\\ud83d\\ude00 \\\\ud800"', "it ends too early"),
+    ('{"candidates":[{"ad_id":"\\ud8zz"}]}', "invalid character in unicode escape (byte 30)"),
+    ('{"candidates":[{},]}', "trailing comma in array (byte 18)"),
+    ('{"candidates":[{"price":NaN}]}', "invalid character (byte 24)"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), MALFORMED)
+def test_what_is_said_of_malformed_json_is_true(client: TestClient, text: str, what: str):
+    """And said once. A body of thousands of exponents, which another decoder reads, has other words for some."""
+    short = client.post("/predict", **raw(text))
+    padding = '{"z":[' + ",".join(["1e-5"] * 9000) + "],"
+    long = client.post("/predict", **raw(padding + text.removeprefix("{")))
+
+    assert short.json()["detail"] == f"expected JSON: {what}"
+    assert long.json()["code"] == "malformed_json"
+    assert ("half of a surrogate pair" in long.json()["detail"]) == ("half of a surrogate pair" in what)
+
+
+def test_a_path_with_a_line_feed_is_no_route(client: TestClient):
+    """Whatever the route; nor does it count as one."""
+    before = metric(client.get("/metrics").text, "retort_requests_total", route="other", code="404")
+
+    for path in ("/health/live%0a", "/metrics%0a", "/experiments%0A", "/openapi.json%0a", "/docs%0a"):
+        assert (client.get(path).status_code, client.get(path).json()["code"]) == (404, "not_found")
+
+    assert metric(client.get("/metrics").text, "retort_requests_total", route="other", code="404") == before + 10
 
 
 def test_a_refusal_is_counted_by_its_code(client: TestClient):
@@ -473,6 +520,8 @@ def heavy_bodies() -> Iterator[tuple[str, bytes]]:
     yield "deep objects", b'{"a":' * (LIMIT // 5)
     yield "spaces", b" " * (LIMIT - 1) + b"{"
     yield "escapes", b'{"request_id":"' + b"\\u00e9" * (LIMIT // 6 - 20) + b'"}'
+    yield "escapes and half a pair", b'{"request_id":"' + b"\\u00e9" * (LIMIT // 6 - 20) + b"\\ud800" + b'"}'
+    yield "pairs and a bad end", b'{"request_id":"' + b"\\ud83d\\ude00" * (LIMIT // 12 - 20) + b'",}'
     yield "one bad byte at the end", b'{"request_id":"' + b"a" * (LIMIT - 50) + b'\xff"}'
     yield "many members", b"{" + b",".join(b'"%d":1' % number for number in range(LIMIT // 12)) + b"}"
 

@@ -471,7 +471,7 @@ def test_show_example_prints_a_curl_that_works(one_worker: Running):
 
 
 WRONG: list[tuple[str, list[str], dict[str, str], int, str]] = [
-    ("no repository", [], {}, 2, "--repository (RETORT_REPOSITORY): Field required"),
+    ("no repository", [], {}, 2, "--repository (RETORT_REPOSITORY): is missing"),
     ("a repository that is not there", ["--repository", "/nowhere"], {}, 2, "no folder /nowhere"),
     ("a wrong number", ["--repository", ".", "--workers", "none"], {}, 2, "--workers (RETORT_WORKERS)"),
     ("an unknown option", ["--repository", ".", "--wurkers", "2"], {}, 2, "--wurkers"),
