@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -23,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
-from service import descriptions
+from service import descriptions, page
 from service.asgi import CLOSE, Answer, refuse, send_answer
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.metrics import CONTENT_TYPE, Metrics
@@ -50,6 +51,8 @@ class Service(FastAPI):
             title="Retort",
             summary="Calibrated click probabilities for raw ad requests, A/B tested.",
             version="1",
+            docs_url=None,  # a page of our own
+            redoc_url=None,
             redirect_slashes=False,  # a redirect would repeat the host and the query that a client sent
             lifespan=type(self)._lifespan,
             default_response_class=Response,
@@ -299,6 +302,12 @@ def _add_routes(app: Service) -> None:
         # In a thread: adding up many workers' files takes milliseconds that requests need not wait for.
         text = await asyncio.to_thread(app.metrics.exposition)
         return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    docs_page = functools.cache(lambda: page.render(app.openapi()))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(docs_page(), headers=page.HEADERS, media_type="text/html; charset=utf-8")
 
     @app.get(
         "/experiments",
