@@ -2,14 +2,13 @@
 
     alpha = softmax(w_i z_i + b_i)        z_E = scale * sum_i alpha_i z_i + bias
 
-Three rules, each measured (a gate trained otherwise was worse than the plain average):
+Four rules, each measured (a gate trained otherwise was worse than the plain average):
 
 - it starts at zero, where alpha is 1/M and the ensemble is the average;
-- it learns from its own cross-entropy with clicks on rows the teachers did not train on (validation part B),
-never
+- it learns from its own cross-entropy with clicks on rows the teachers did not train on (validation part B), never
   from the distillation loss, which would have it choose the teacher that is easiest to imitate;
-- it is kept only where it beats the average on other rows again (part C). Either way scale and bias are
-fitted on B.
+- its numbers have a prior (`PRIOR_SD`), or a gate that switches runs off to where float32 stops agreeing with itself;
+- it is kept only where it beats the average on other rows again (part C). Either way scale and bias are fitted on B.
 """
 
 from __future__ import annotations
@@ -24,6 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.calibrate import fit_platt
+
+PRIOR_SD = 1.0
+"""Of each w_i and b_i: a teacher's say changes by a factor e for a logit of its own, or for being itself."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,11 @@ def cross_entropy(logit: ArrayLike, label: ArrayLike) -> float:
 
 
 def _learned(start: Gate, z: NDArray[np.float64], y: NDArray[np.floating]) -> Gate:
-    """Minimise CE(y, z_E) over w and b: a few numbers, so the whole part is one batch (L-BFGS, float64)."""
+    """Minimise CE(y, z_E) over w and b: a few numbers, so the whole part is one batch (L-BFGS, float64).
+
+    With a Gaussian prior of standard deviation `PRIOR_SD` on each number. Without, clicks of some parts can be fitted a
+    little better by a gate that switches, and w and b run off to thousands, where float32 no longer agrees with itself.
+    """
     module = GateModule(start).double()
     teacher_logits, label = torch.from_numpy(z), torch.from_numpy(y.astype(np.float64))
     optimizer = torch.optim.LBFGS(
@@ -130,6 +136,8 @@ def _learned(start: Gate, z: NDArray[np.float64], y: NDArray[np.floating]) -> Ga
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = functional.binary_cross_entropy_with_logits(module(teacher_logits)[0], label)
+        squares = module.weights.square().sum() + module.biases.square().sum()
+        value = value + squares / (2 * PRIOR_SD**2 * len(label))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -77,6 +77,23 @@ def test_equal_teachers_leave_the_average_unless_the_gate_wins_again() -> None:
     assert "average" in chosen
 
 
+def test_weights_stay_where_float32_agrees_with_itself() -> None:
+    """Clicks that a switch between teachers fits best, without bound, leave a gate of ordinary numbers."""
+    rng = np.random.default_rng(3)
+    right, wrong = rng.normal(size=4000), rng.normal(size=4000)
+    # Wherever teacher 1 says more than 0, it alone is right; elsewhere teacher 2 alone is.
+    teacher_logits = np.stack([np.where(right > 0, right, wrong), np.where(right > 0, wrong, right)], axis=1)
+    teacher_logits[:, 0] = np.where(right > 0, np.abs(teacher_logits[:, 0]) + 0.5, -np.abs(teacher_logits[:, 0]))
+    label = (rng.random(4000) < 1 / (1 + np.exp(-3 * right))).astype(np.float32)
+
+    gate = fit_gate(teacher_logits, label, rows_b=np.arange(2000), rows_c=np.arange(2000, 4000)).gate
+
+    assert gate.chosen == "gate"
+    assert max(np.abs([*gate.weights, *gate.biases])) < 10
+    in_float32 = GateModule(gate)(torch.from_numpy(teacher_logits.astype(np.float32)))[0].detach().numpy()
+    np.testing.assert_allclose(in_float32, gate.ensemble_logit(teacher_logits.astype(np.float32)), atol=1e-5)
+
+
 def test_part_c_never_changes_the_fitted_numbers() -> None:
     """Rows C decide between two fits; they enter neither."""
     rng = np.random.default_rng(5)
