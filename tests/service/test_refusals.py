@@ -6,7 +6,6 @@ Never a 500, never a stack trace, never an echo of what came.
 import asyncio
 import gc
 import json
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from service.errors import PROBLEMS, Code, Refusal
 from service.predict import decode_request, refuse_wide_integers
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
-from tests.service.running import CONTEXT, ROOT, ask, candidate, make_app, metric, request_of, started
+from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
 
 SECRET = "s3cret-v4lue"
 JSON_HEADER = {"content-type": "application/json"}
@@ -397,8 +396,8 @@ def test_nothing_is_answered_before_the_models_are_proven(repository: Path):
 
 
 def test_an_ensemble_that_would_be_late_is_replaced_by_the_student(tmp_path: Path):
-    """With 10 ms and an ensemble that takes several times that: the student's scores, its name, the reason; counted.
-    Without a deadline the ensemble answers; with one that even the student misses, nobody does."""
+    """With less time than the ensemble takes: the student's scores, its name, the reason; counted. Without a deadline
+    the ensemble answers; with one that even the student misses, nobody does."""
     root = tmp_path / "repository"
     root.mkdir()
     write_slow_ensemble(root)
@@ -406,9 +405,11 @@ def test_an_ensemble_that_would_be_late_is_replaced_by_the_student(tmp_path: Pat
 
     async def three() -> tuple[Any, Any, Any, str]:
         async with started(make_app(root)) as app:
+            assert app.plan is not None
+            takes_ms = 1000 * app.plan.live["ensemble"].scorer.estimate.seconds(2)
             bodies = [
                 request_of(1, 2, arm="ensemble", **deadline)
-                for deadline in ({}, {"deadline_ms": 10}, {"deadline_ms": 0.01})
+                for deadline in ({}, {"deadline_ms": 0.9 * takes_ms}, {"deadline_ms": 0.01})
             ]
             replies = [await ask(app, "/predict", json.dumps(body).encode()) for body in bodies]
             metrics = await ask(app, "/metrics", method="GET")
@@ -475,16 +476,6 @@ def test_every_code_in_the_table_is_produced_by_a_request():
     shown_elsewhere |= {Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE}  # test_protocol.py
 
     assert {case[3] for case in CASES} | shown_elsewhere == set(Code) == set(PROBLEMS) == set(REFUSAL_EXAMPLES)
-
-
-def test_the_documentation_lists_every_code_with_its_status():
-    """docs/api.md has one row for each code, no more and no less."""
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-
-    rows = re.findall(r"^\| (\d{3}) \| `([a-z_]+)` \|", text, flags=re.MULTILINE)
-
-    assert {(code, int(status)) for status, code in rows} == {(str(c), p.status) for c, p in PROBLEMS.items()}
-    assert len(rows) == len(PROBLEMS)
 
 
 LIMIT = 1 << 19
