@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import models
 from models.errors import ModelNotFoundError
 from service.errors import ConfigError, ExperimentError, ModelLoadError, NoModelError
 from service.experiments.file import Arm, Experiment, ExperimentFile, read_experiments
@@ -24,7 +25,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).parent / "experiments" / "shipped.yaml"
+SHIPPED = Path(models.__file__).parent / "experiments.yaml"
 
 
 def implied_experiments(models: list[str]) -> ExperimentFile:

@@ -41,7 +41,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     write_tiny_bundle(repository, "student")
     write_tiny_bundle(repository, "ensemble", teachers=2)
     experiments = folder / "experiments.yaml"
-    shipped = (ROOT / "service/experiments/shipped.yaml").read_text(encoding="utf-8")
+    shipped = (ROOT / "models/experiments.yaml").read_text(encoding="utf-8")
     experiments.write_text(shipped, encoding="utf-8")
     service_port, prometheus_port = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RETORT_")}

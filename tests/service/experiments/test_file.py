@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +38,17 @@ def test_the_shipped_experiment_is_ensemble_against_student():
     assert shipped.control.name == "ensemble"
     assert [(owned.start, owned.stop) for owned in shipped.ranges()] == [(0, 5000), (5000, 10_000)]
     assert all(arm.follow for arm in shipped.arms)
+
+
+def test_there_is_one_shipped_experiment():
+    """What `make serve` names, what is installed with the package and what runs where no file is named is one file."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    files = [path for path in ROOT.glob("[ms]*/**/*.yaml") if "student-vs-ensemble" in path.read_text(encoding="utf-8")]
+
+    assert files == [SHIPPED]
+    assert f"EXPERIMENTS ?= {SHIPPED.relative_to(ROOT)}\n" in makefile
+    assert SHIPPED.name in project["tool"]["setuptools"]["package-data"]["models"]
 
 
 def test_yaml_and_json_say_the_same():
