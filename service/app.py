@@ -133,9 +133,9 @@ class Service(FastAPI):
             detail = "this version was refused at load"
             raise Refusal(Code.NOT_READY, detail, field="version", headers=(RETRY_AFTER,)) from None
         except LoadDeferredError as error:
-            detail = "this version is not loaded yet: others are, one after the other; try again"
+            detail = "versions that are not live are loaded one after the other: try again"
             wait = (b"retry-after", b"%d" % math.ceil(error.seconds))
-            raise Refusal(Code.NOT_READY, detail, field="version", headers=(wait,)) from None
+            raise Refusal(Code.VERSION_DEFERRED, detail, field="version", headers=(wait,)) from None
         served = self._served.get(scorer)
         if served is None:
             served = self._served[scorer] = Served(scorer, self.metrics)

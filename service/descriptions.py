@@ -185,6 +185,9 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field="arm"
     ),
     Code.OVERLOADED: Refusal(Code.OVERLOADED, "64 requests are in flight: try again"),
+    Code.VERSION_DEFERRED: Refusal(
+        Code.VERSION_DEFERRED, "versions that are not live are loaded one after the other: try again", field="version"
+    ),
     Code.HEADERS_TOO_LARGE: Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers are too long"),
     Code.INTERNAL: Refusal(Code.INTERNAL, "the service failed; the failure is logged"),
     Code.NOT_READY: Refusal(
@@ -244,7 +247,9 @@ PREDICT_RESPONSES = {
 }
 MODEL_RESPONSES = {
     **answers(_MODEL_ANSWERS, PREDICT_ANSWER_SCHEMA, "Click probabilities of one model"),
-    **problems(Code.UNKNOWN_MODEL, Code.UNKNOWN_VERSION, Code.OUTSIDE_EXPERIMENT, *_BODY_CODES),
+    **problems(
+        *(Code.UNKNOWN_MODEL, Code.UNKNOWN_VERSION, Code.VERSION_DEFERRED, Code.OUTSIDE_EXPERIMENT), *_BODY_CODES
+    ),
 }
 
 _STATUS_SCHEMA = {

@@ -86,6 +86,7 @@ class Code(enum.StrEnum):
     INVALID_DEADLINE = "invalid_deadline"
     OUTSIDE_EXPERIMENT = "outside_experiment"
     OVERLOADED = "overloaded"
+    VERSION_DEFERRED = "version_deferred"
     HEADERS_TOO_LARGE = "headers_too_large"
     INTERNAL = "internal"
     NOT_READY = "not_ready"
@@ -127,6 +128,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),
     Code.OUTSIDE_EXPERIMENT: Problem(422, "A model route takes no experiment"),
     Code.OVERLOADED: Problem(429, "Too many requests in flight"),
+    Code.VERSION_DEFERRED: Problem(429, "This version is not loaded just now"),
     Code.HEADERS_TOO_LARGE: Problem(431, "The headers are too large"),
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
     asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time
-    at most: a request that comes too early is refused with 503. 0: such versions are not served."""
+    at most: a request that comes too early is refused with 429. 0: such versions are not served."""
 
     poll_seconds: float = Field(default=0.25, ge=0.02, le=1.0)
     """How often the repository and the experiment file are looked at."""

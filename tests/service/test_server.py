@@ -353,7 +353,7 @@ def test_a_burst_beyond_the_cap_is_refused_at_once(tmp_path: Path):
 
 
 def test_clients_that_ask_for_every_version_do_not_disturb_the_live_one(own_repository: Path, tmp_path: Path):
-    """Many callers at once, each going through all numbers there are and more: they get scores, 404 or 503; a few
+    """Many callers at once, each going through all numbers there are and more: they get scores, 404 or 429; a few
     versions are loaded, and every caller of the live one is answered by it."""
     for number in range(20):
         write_tiny_bundle(own_repository, "student", bias=float(number))
@@ -376,7 +376,7 @@ def test_clients_that_ask_for_every_version_do_not_disturb_the_live_one(own_repo
             thread.start()
         live = []
         began = time.monotonic()
-        while time.monotonic() < began + 2 or seen != {200, 404, 503}:
+        while time.monotonic() < began + 2 or seen != {200, 404, 429}:
             live.append(running.request("POST", "/models/student/predict", request_of(1)))
             assert time.monotonic() < began + PATIENCE_SECONDS, seen
         stop.set()
