@@ -99,8 +99,7 @@ def check_files(settings: Settings) -> None:
 
 
 def show_example(settings: Settings, host: str, port: int) -> None:
-    """Prints a curl line that works, with raw features from a live bundle's golden rows, and the real
-    answer."""
+    """Prints a curl line that works, with raw features from a live bundle's golden rows, and the real answer."""
     from models.golden import GOLDEN_FILE
     from models.versions import Repository
 

@@ -1,9 +1,8 @@
 """create_app(settings): puts the rooms together, nothing else.
 
-One FastAPI application with every route in its OpenAPI. Requests to the predict routes are answered in front
-of it, from the ASGI call itself: FastAPI's routing and middleware would cost more than the model. The routes
-exist all the same, call the same function and answer byte for byte the same, so the shortcut is only ever a
-shortcut.
+One FastAPI application with every route in its OpenAPI. Requests to the predict routes are answered in front of it,
+from the ASGI call itself: FastAPI's routing and middleware would cost more than the model. The routes exist all the
+same, call the same function and answer byte for byte the same, so the shortcut is only ever a shortcut.
 """
 
 from __future__ import annotations

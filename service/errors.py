@@ -32,8 +32,7 @@ class ConfigError(ServiceError):
 
 
 class ExperimentError(ConfigError):
-    """An experiment file that cannot be used: unreadable, contradictory, or naming models that are not
-    there."""
+    """An experiment file that cannot be used: unreadable, contradictory, or naming models that are not there."""
 
 
 class ModelLoadError(ServiceError):
@@ -139,9 +138,8 @@ PROBLEMS: dict[Code, Problem] = {
 class Refusal(ServiceError):  # noqa: N818 - an answer to a client, not a failure of ours
     """A request that is not answered with scores.
 
-    `detail` says what was expected and what came, by kind, never by value. `field` is a feature's or a
-    member's name as the *service* knows it; `row` the index of the candidate; `headers` go out with the
-    answer.
+    `detail` says what was expected and what came, by kind, never by value. `field` is a feature's or a member's name as
+    the *service* knows it; `row` the index of the candidate; `headers` go out with the answer.
     """
 
     def __init__(

@@ -209,8 +209,7 @@ def _take_candidates(request: PredictRequest, candidates: Any, ids: Any, max_can
 
 
 def _column_length(columns: dict[str, Any]) -> int:
-    """The length all columns have; 0 for no column. Names of columns are the client's and are not
-    repeated."""
+    """The length all columns have; 0 for no column. Names of columns are the client's and are not repeated."""
     count = -1
     for column in columns.values():
         if type(column) is not list:
@@ -268,8 +267,7 @@ def _checked_deadline(value: Any) -> float:
 def refuse_wide_integers(request: PredictRequest, body: bytes) -> None:
     """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
 
-    Where a field does read them, the encoder refuses them itself, so only requests with ignored members come
-    here.
+    Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
     """
     if _WIDE not in body.translate(_DIGITS_TO_ZERO):
         return

@@ -1,8 +1,7 @@
 """Every option of the service: its bound, its meaning, its variable.
 
-An option `max_body_bytes` is `--max-body-bytes` on the command line and `RETORT_MAX_BODY_BYTES` in the
-environment; the command line wins. Settings are read once and handed to `create_app(settings)`: nothing else
-reads the environment.
+An option `max_body_bytes` is `--max-body-bytes` on the command line and `RETORT_MAX_BODY_BYTES` in the environment; the
+command line wins. Settings are read once and handed to `create_app(settings)`: nothing else reads the environment.
 """
 
 from __future__ import annotations
@@ -99,8 +98,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_unknown_variables(self) -> Self:
-        """pydantic-settings ignores a variable it does not know; RETORT_WORKER=8 would then be lost in
-        silence."""
+        """pydantic-settings ignores a variable it does not know; RETORT_WORKER=8 would then be lost in silence."""
         known = sorted(name.upper() for name in type(self).model_fields)
         for name in sorted(os.environ):
             upper = name.upper()

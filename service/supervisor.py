@@ -1,10 +1,9 @@
 """The parent of the workers: one listening socket, N processes, and a new one for each that dies.
 
-Ours rather than uvicorn's, because a worker here owns a slot of the metric files; because a worker that
-cannot start again (say, its model was damaged on disk) must not take the healthy ones with it, which
-uvicorn's supervisor does; because "alive" should mean that the event loop turns, where uvicorn asks a thread
-beside it; and because exit codes should say what happened. Holds no model and no onnxruntime: a restart costs
-one worker, never the program.
+Ours rather than uvicorn's, because a worker here owns a slot of the metric files; because a worker that cannot start
+again (say, its model was damaged on disk) must not take the healthy ones with it, which uvicorn's supervisor does;
+because "alive" should mean that the event loop turns, where uvicorn asks a thread beside it; and because exit codes
+should say what happened. Holds no model and no onnxruntime: a restart costs one worker, never the program.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""One worker process: an event loop, an application, its slot of the metric files, and a line to its
-supervisor.
+"""One worker process: an event loop, an application, its slot of the metric files, and a line to its supervisor.
 
 Imports nothing heavy at the top: the metric files must be chosen before the first metric is made, and a
 signal that arrives while onnxruntime is still being imported must find someone to listen.

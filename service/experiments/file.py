@@ -1,8 +1,7 @@
 """The experiment file: what it may say, and what makes it valid (docs/experiments.md documents every key).
 
-YAML or JSON. Refused whole when anything is wrong; nothing in it is ever repaired: weights that sum to 0.9
-are an error, not 0.9 of the traffic. Knows nothing of bundles: whether a model is there is the registry's
-question.
+YAML or JSON. Refused whole when anything is wrong; nothing in it is ever repaired: weights that sum to 0.9 are an
+error, not 0.9 of the traffic. Knows nothing of bundles: whether a model is there is the registry's question.
 """
 
 from __future__ import annotations
@@ -71,8 +70,7 @@ class Arm(_Part):
     """A number, or `latest`: the model's live version at the moment the phase starts."""
 
     follow: bool = False
-    """With `latest`: go along when the live version changes within the phase (results are then split by
-    version)."""
+    """With `latest`: go along when the live version changes within the phase (results are then split by version)."""
 
     weight: Share
     """Share of the experiment's units, in steps of 0.0001; the arms' weights sum to 1."""
@@ -118,8 +116,7 @@ class LayerPlace(_Part):
 
 
 class Shadow(_Part):
-    """An arm that scores a sample beside the served one, without being returned. Read, checked, not yet acted
-    on."""
+    """An arm that scores a sample beside the served one, without being returned. Read, checked, not yet acted on."""
 
     arm: Name
     """The arm whose model scores in the shadow."""
@@ -314,8 +311,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def parse_experiments(text: str, source: str) -> ExperimentFile:
-    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was
-    expected."""
+    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was expected."""
     try:
         if text.lstrip().startswith("{"):
             data = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
