@@ -23,16 +23,11 @@ from training.loop import NetworkSpec
 from training.recipe import LoadedRecipe, SyntheticSettings
 from training.stages import Step
 
-# What each step's result depends on beside its inputs; the step's own function is always part of its key.
-_READING = ("training/data", "training/encoded_log.py", "models")
-_LEARNING = (
-    "package:torch",
-    "training/zoo",
-    "training/encoded_log.py",
-    "training/loop.py",
-    "training/metrics.py",
-)
-_GATING = ("training/gate.py", "training/calibrate.py")
+# What each step's result depends on beside its inputs and the module of its function; what these import counts as well.
+_WORLD = ("package:numpy", "package:pyarrow", "training/data/synthetic", "models/schema.py")
+_READING = ("package:numpy", "package:pyarrow", "training/data", "training/encoded_log.py", "models")
+_LEARNING = ("package:torch", "package:numpy", "training/zoo", "training/loop.py", "training/metrics.py")
+_GATING = ("package:torch", "package:numpy", "training/gate.py", "training/calibrate.py", "training/loop.py")
 _DISTILLING = (*_LEARNING, "training/distill.py")
 _EXPORTING = (
     *_LEARNING,
@@ -45,7 +40,7 @@ _EXPORTING = (
     "training/parity.py",
     "training/cost.py",
 )
-_MEASURING = ("training/metrics.py", *_GATING)
+_MEASURING = (*_DISTILLING, *_GATING, "training/data/prepare.py")
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
             f"synthetic-{recipe.source.seed}",
             steps.write_synthetic_log,
             {"world": world},
-            code=("training/data/synthetic",),
+            code=_WORLD,
         )
         arguments["source"] = FilesSettings(kind="files", paths=("log.parquet",)).model_dump(mode="json")
     else:

@@ -52,6 +52,20 @@ class HardLabels(NetworkSpec):
     """Learning rate, batch, epochs, patience."""
 
 
+class ControlOptions(FitOptions):
+    """As for a teacher, with as many epochs as a student has."""
+
+    max_epochs: int = Field(default=DistillOptions.model_fields["max_epochs"].default, ge=1)
+    patience: int = Field(default=DistillOptions.model_fields["patience"].default, ge=1)
+
+
+class Untaught(NetworkSpec):
+    """The control: the student's network and how it is trained on clicks alone."""
+
+    fit: ControlOptions
+    """Learning rate, batch, epochs, patience."""
+
+
 class Distilled(NetworkSpec):
     """The student: a network and how it is trained on the ensemble's soft labels."""
 
@@ -72,11 +86,11 @@ class Recipe(_Settings):
     """The log's FeatureSchema, relative to the recipe file. The synthetic log brings its own."""
     split: Split
     """Which rows train, validate and test."""
-    teachers: dict[str, HardLabels] = Field(min_length=1)
+    teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], HardLabels] = Field(min_length=1)
     """The ensemble, by name, in this order."""
     student: Distilled
     """What serves the traffic in the end."""
-    control: HardLabels
+    control: Untaught
     """The student's own network on hard labels: what a user runs today, tuned as hard as the student."""
 
     @model_validator(mode="after")
@@ -91,6 +105,10 @@ class Recipe(_Settings):
                 "control: expected the student's network and sizes (only init_sd, dropout and fit may differ), "
                 f"got {shape(self.control)} against {shape(self.student)}"
             )
+        for budget in ("max_epochs", "patience"):
+            least, got = getattr(self.student.fit, budget), getattr(self.control.fit, budget)
+            if got < least:
+                raise ValueError(f"control.fit.{budget}: expected at least the student's, {least}, got {got}")
         return self
 
     @model_validator(mode="after")
