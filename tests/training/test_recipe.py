@@ -134,10 +134,7 @@ def test_the_documented_recipe_is_good_and_shows_every_key(tmp_path: Path):
     assert set(teacher["options"]) == set().union(*map(options_of, NETWORKS))
     assert fit is not None
     assert set(teacher["fit"]) == set(fit.model_fields)
-    for setting in (Distilled, Untaught):
-        fit = setting.model_fields["fit"].annotation
-        assert fit is not None
-        assert (fit.model_fields["max_epochs"].default, fit.model_fields["patience"].default) == (30, 3)
+    student_fit = Distilled.model_fields["fit"].annotation
     assert student_fit is not None
     assert set(shown["student"]["fit"]) == set(student_fit.model_fields) - set(fit.model_fields)
     assert all(f"{name}," in EXAMPLE or f", {name}\n" in EXAMPLE for name in NETWORKS)
