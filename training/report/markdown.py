@@ -125,7 +125,8 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
     command = f"python -m training sweep {sweep['recipe']['name']} --seeds {seeds}"
     yield f"    {command} --learning-rates {tried} --init-sds {drawn}"
     yield ""
-    yield f"Judged by {sweep['judged_by']}. AUC, logloss (epochs, a seed each) by learning rate and embedding init:"
+    yield f"Judged by {sweep['judged_by']}."
+    yield "AUC, logloss (epochs, a seed each) by learning rate and embedding init:"
     for side, best in sweep["best"].items():
         cells: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
         for trial in sweep["trials"]:
