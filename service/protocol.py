@@ -8,7 +8,8 @@ under load the two are far apart. The guards cost nothing to a request that arri
     answers that nobody reads for UNREAD_SECONDS                   the connection is aborted
     a head beyond MAX_HEAD_BYTES or MAX_HEADERS                    431, and the connection closes
     a body in more than MAX_CHUNKS chunks                          413, likewise: a byte each is 200 ms a megabyte
-    what is no HTTP                                                400, as problem+json like every other refusal
+    what is no HTTP, or names no host, or two                      400, as problem+json like every other refusal
+    `Transfer-Encoding` other than chunked                         415, and the connection closes
     `Upgrade: h2c` or websocket                                    ignored, and the body read (RFC 9110, 7.8)
     a client that closes its half once it has sent a request       gets its answer
     an idle connection that has to end, and a request just came    is answered first
@@ -48,9 +49,14 @@ _TOO_LONG = refuse(Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers
 _TOO_MANY = refuse(Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {MAX_CHUNKS} chunks", headers=(CLOSE,)))
 _MALFORMED = refuse(Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1", headers=(CLOSE,)))
 
+_NO_HOST = refuse(Refusal(Code.MALFORMED_HTTP, "expected one Host header", headers=(CLOSE,)))
+_ENCODED = refuse(
+    Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON", headers=(CLOSE,))
+)
+
 
 class _ExcessError(Exception):
-    """Stops the parser within a piece of data."""
+    """Stops the parser within a piece of data: `GuardedProtocol._excess` says why."""
 
 
 class Arriving:
@@ -183,18 +189,21 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
-            return
+        rest: bytes | None = data
+        while rest is not None and not self._is_deaf and not self.transport.is_closing():
+            rest = self._feed(rest)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """Parses what has arrived; returns what is to be parsed anew."""
         if self._in_head:
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
-            return
+            return self._without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:  # also what a callback raised
             self._refuse(*self._excess or (Code.MALFORMED_HTTP, _MALFORMED))
-            return
+            return None
         if self._incomplete:
             if (self._in_head and self._head_bytes > MAX_HEAD_BYTES) or len(self.headers) > MAX_HEADERS:
                 self._refuse(Code.HEADERS_TOO_LARGE, _TOO_LONG)
@@ -203,6 +212,7 @@ class GuardedProtocol(HttpToolsProtocol):
                     self._patience = self.loop.call_later(REQUEST_SECONDS, self.lose_patience)
                 is_answered = not self._in_head and self.cycle.response_started  # the rest is thrown away as it comes
                 self._arriving.add(self, 0 if is_answered else len(data))
+        return None
 
     def on_message_begin(self) -> None:
         self._unset_keepalive_if_required()  # not before: blank lines begin no message, and an idle connection ends
@@ -214,9 +224,21 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         # What arrived in one piece; `data_received` bounds what comes in many.
-        head_bytes = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+        head_bytes, hosts, is_encoded = len(self.url), 0, False
+        for name, value in self.headers:
+            head_bytes += len(name) + len(value) + 4
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                is_encoded = True
         if len(self.headers) > MAX_HEADERS or head_bytes > MAX_HEAD_BYTES:
             self._excess = (Code.HEADERS_TOO_LARGE, _TOO_LONG)
+            raise _ExcessError
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            self._excess = (Code.MALFORMED_HTTP, _NO_HOST)
+            raise _ExcessError
+        if is_encoded:
+            self._excess = (Code.UNSUPPORTED_ENCODING, _ENCODED)
             raise _ExcessError
         if not self.parser.should_upgrade():
             super().on_headers_complete()
@@ -273,12 +295,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
         self._expect_reading()
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Reads the request again as if nobody had asked for another protocol: the parser stops at its headers."""
+    def _without_upgrade(self, rest: bytes) -> bytes | None:
+        """The request, to be read as if nobody had asked for another protocol: the parser stops at its headers."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse(Code.MALFORMED_HTTP, _MALFORMED)
-            return
+            return None
         lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
         for name, value in self.headers:
             if name == b"connection":
@@ -288,4 +310,4 @@ class GuardedProtocol(HttpToolsProtocol):
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        return b"\r\n".join([*lines, b"", rest])

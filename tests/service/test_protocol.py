@@ -77,8 +77,22 @@ def statuses(received: bytes) -> list[int]:
         POST + LENGTH + b"content-length: 7\r\n\r\n",
         POST + b"content-length: -1\r\n\r\n",
         POST + b"s3cret: a\x00b\r\n\r\n",
+        GOOD.replace(b"host: x\r\n", b""),
+        GOOD.replace(b"host: x\r\n", b"host: x\r\nHost: y\r\n"),
     ],
-    ids=["tls", "http2", "method", "connect", "path", "smuggling", "two-lengths", "length", "header"],
+    ids=[
+        "tls",
+        "http2",
+        "method",
+        "connect",
+        "path",
+        "smuggling",
+        "two-lengths",
+        "length",
+        "header",
+        "no-host",
+        "two-hosts",
+    ],
 )
 def test_what_is_no_http_is_refused_like_everything_else(worker: Running, request_bytes: bytes):
     """400 as problem+json, counted, never logged a line each; the connection ends."""
@@ -107,6 +121,29 @@ def test_a_client_that_would_rather_speak_http2_is_answered(worker: Running, con
 
     assert statuses(received) == [200]
     assert (b"connection: close" in received) == (connection.startswith(b"close"))
+
+
+def test_many_upgrades_in_one_packet_are_answered(worker: Running):
+    """Each is read again, none within the other."""
+    request = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+
+    assert statuses(send(worker, request * 600, answers=600)) == [200] * 600
+
+
+@pytest.mark.parametrize("encoding", [b"gzip, chunked", b"gzip,chunked", b"gzip\r\ntransfer-encoding: chunked"])
+def test_a_compressed_transfer_is_refused(worker: Running, encoding: bytes):
+    """It would be read as if it were plain."""
+    request = POST + b"transfer-encoding: " + encoding + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+    received = send(worker, request)
+
+    assert statuses(received) == [415]
+    assert b'"code":"unsupported_encoding"' in received
+
+
+def test_http_1_0_needs_no_host(worker: Running):
+    """As it always was."""
+    assert statuses(send(worker, b"GET /health/live HTTP/1.0\r\n\r\n")) == [200]
 
 
 def test_requests_may_follow_an_upgrade_that_is_not_made(worker: Running):
