@@ -32,6 +32,7 @@ from models.formats import format_refusal
 from models.golden import GOLDEN_FILE, Golden
 from models.manifest import BUNDLE_FORMAT, Manifest, ModelCard
 from models.onnx_files import external_locations
+from models.problems import problems_of
 from models.schema import FeatureSchema, HashEncoding
 from models.versions import is_model_name, is_version, versions_in
 
@@ -252,9 +253,7 @@ def _validated(model: type[_Model], path: Path, data: bytes) -> _Model:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise BundleError(path, f"{place}: {fault['msg']}".removeprefix(": ")) from None
+        raise BundleError(path, str(problems_of(error, model)[0])) from None
 
 
 def _write_contents(

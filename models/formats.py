@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
 
-def format_refusal(what: str, found: object, newest: int, oldest: int = 1) -> str | None:
+_WHEN_OLDER = {
+    "schema": "write it anew as docs/schema.md says, or have one proposed by `python -m training infer-schema FILE`",
+    "bundle": (
+        "train it again by `python -m training run RECIPE`, its recipe is in manifest.json; "
+        "until then serve it with the Retort that wrote it"
+    ),
+}
+
+
+def format_refusal(what: Literal["schema", "bundle"], found: object, newest: int, oldest: int = 1) -> str | None:
     """Why a file of format `found` cannot be read by code that reads `oldest` to `newest`; None where it can.
 
     >>> format_refusal("bundle", 3, newest=2)
@@ -17,8 +27,5 @@ def format_refusal(what: str, found: object, newest: int, oldest: int = 1) -> st
             "upgrade this installation"
         )
     if found < oldest:
-        return (
-            f"written by an older Retort ({what} format {found}; this one reads from {oldest}): "
-            "bring it up to date with `python -m training migrate`"
-        )
+        return f"written by an older Retort ({what} format {found}; this one reads from {oldest}): {_WHEN_OLDER[what]}"
     return None

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from models.documents import DocumentError, parse_document
 from models.errors import SchemaError
 from models.formats import format_refusal
+from models.problems import Problem, dotted, problems_of, shown
 from models.values import EXPECTED, ValueType, WrongTypeError, check_value, describe
 
 SCHEMA_FORMAT = 1
@@ -138,7 +140,7 @@ class FieldSchema(_Part):
     def _check(self) -> FieldSchema:
         for problem in (self._encoding_problem(), self._role_problem(), self._derived_problem()):
             if problem:
-                raise ValueError(f"field '{self.name}': {problem}")
+                raise ValueError(problem)
         return self
 
     def _encoding_problem(self) -> str | None:
@@ -305,7 +307,10 @@ class FeatureSchema(_Part):
         `source` names the file in errors. Raises `SchemaError` for text that is neither, a key written twice,
         an unknown or missing key, a value out of bounds, and fields that contradict one another.
         """
-        document = _parse(text, source)
+        try:
+            document = parse_document(text)
+        except DocumentError as error:
+            raise SchemaError(f"{source}: {error}") from None
         if not isinstance(document, dict):
             raise SchemaError(f"{source}: expected an object with label and fields, got {describe(document)}")
         refusal = format_refusal("schema", document.get("format_version", SCHEMA_FORMAT), SCHEMA_FORMAT)
@@ -314,7 +319,7 @@ class FeatureSchema(_Part):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            lines = [f"{source}: {place}{message}" for place, message in _problems(error, document)]
+            lines = [f"{source}: {_named(problem, document)}" for problem in problems_of(error, cls)]
             raise SchemaError("\n".join(lines)) from None
 
     @classmethod
@@ -331,52 +336,11 @@ class FeatureSchema(_Part):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _problems(error: ValidationError, document: dict[str, Any]) -> list[tuple[str, str]]:
-    """(place, message) for each fault pydantic found; fields are named as well as counted."""
-    problems = []
-    for fault in error.errors(include_url=False, include_input=False):
-        parts = [part for part in fault["loc"] if part not in ("vocabulary", "hash", *_METHODS["numeric"])]
-        place = ".".join(str(part) for part in parts)
-        if len(parts) >= 2 and parts[0] == "fields" and isinstance(parts[1], int):
-            entry = document["fields"][parts[1]]
-            name = entry.get("name") if isinstance(entry, dict) else None
-            place = ".".join([f"fields[{parts[1]}]", *(str(part) for part in parts[2:])])
-            place += f" ('{name}')" if isinstance(name, str) else ""
-        message = fault["msg"].removeprefix("Value error, ")
-        problems.append((f"{place}: " if place else "", message))
-    return problems
-
-
-def _parse(text: str, source: Path | str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_refuse_twice)
-    except json.JSONDecodeError as not_json:
-        try:
-            import yaml
-        except ImportError:
-            raise SchemaError(f"{source}: not JSON ({not_json}); YAML needs the package pyyaml") from None
-    except ValueError as error:
-        raise SchemaError(f"{source}: {error}") from None
-
-    class Loader(yaml.SafeLoader):
-        """yaml's safe loader, which would otherwise keep the last of two equal keys without a word."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        loader.flatten_mapping(node)
-        return _refuse_twice(loader.construct_pairs(node, deep=True))
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise SchemaError(f"{source}: neither JSON nor YAML: {error}") from None
-    except (ValueError, TypeError) as error:
-        raise SchemaError(f"{source}: {error}") from None
-
-
-def _refuse_twice(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {twice!r} is written twice")
-    return result
+def _named(problem: Problem, document: dict[str, Any]) -> str:
+    """The problem with its field's name beside the place in the list."""
+    place = dotted(problem.path)
+    if len(problem.path) >= 2 and problem.path[0] == "fields":
+        entry = document["fields"][problem.path[1]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        place += f" ({shown(name)})" if isinstance(name, str) else ""
+    return f"{place}: {problem.message}" if place else problem.message

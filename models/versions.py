@@ -9,11 +9,8 @@ never become a path before they were checked.
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from pathlib import Path
-from typing import Literal
 
 from models.checksums import read_regular
 from models.errors import BundleError, ModelNotFoundError
@@ -74,23 +71,6 @@ class Repository:
         if version not in versions:
             raise ModelNotFoundError(f"model {name} has no such version; there are: {_listed(versions)}")
         return self.root / name / str(version)
-
-    def set_live(self, name: str, version: int | Literal["latest"]) -> None:
-        """Make a version live for every process that watches, atomically. Raises `ModelNotFoundError`."""
-        if isinstance(version, str):
-            self.versions(name)
-        else:
-            self.path(name, version)
-        folder = self.root / name
-        temporary = folder / f".{LIVE_FILE}-{secrets.token_hex(8)}"
-        try:
-            with temporary.open("x") as file:
-                file.write(f"{version}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / LIVE_FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def is_model_name(name: str) -> bool:

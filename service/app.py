@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -24,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from models.errors import ModelNotFoundError
 from service import descriptions
 from service.asgi import CLOSE, Answer, refuse, send_answer
-from service.errors import Code, ModelLoadError, Refusal
+from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.metrics import CONTENT_TYPE, Metrics
 from service.plan import Plan, RunningExperiment, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
@@ -123,6 +124,10 @@ class Service(FastAPI):
         except ModelLoadError:
             detail = "this version was refused at load"
             raise Refusal(Code.NOT_READY, detail, field="version", headers=(RETRY_AFTER,)) from None
+        except LoadDeferredError as error:
+            detail = "this version is not loaded yet: others are, one after the other; try again"
+            wait = (b"retry-after", b"%d" % math.ceil(error.seconds))
+            raise Refusal(Code.NOT_READY, detail, field="version", headers=(wait,)) from None
         served = self._served.get(scorer)
         if served is None:
             served = self._served[scorer] = Served(scorer, self.metrics)

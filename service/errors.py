@@ -5,6 +5,7 @@
     │   └── ExperimentError    an experiment file that cannot be used; at reload the last good one is kept
     ├── ModelLoadError         a bundle that must not be served; `reason` is a metric label
     │   └── NoModelError       nothing left to serve with, startup is refused                exit 3
+    ├── LoadDeferredError      a version that a request asks for may not be loaded just now; `seconds` until it may
     └── Refusal                a request is refused: `code`, and the field and row at fault
 
 A refusal is answered as RFC 9457 `application/problem+json` with `code`, `field` and `row` beside it, and
@@ -46,6 +47,15 @@ class ModelLoadError(ServiceError):
 
 class NoModelError(ModelLoadError):
     """A model that traffic needs has no version that loads."""
+
+
+class LoadDeferredError(ServiceError):
+    """A version that one request asks for is not loaded now, because others were just before."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: how long until it may be."""
+        self.seconds = seconds
+        super().__init__(f"another version may be loaded in {seconds:.1f} s")
 
 
 class Code(enum.StrEnum):

@@ -298,30 +298,38 @@ class Predictor:
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
-        if self.in_flight >= self._max_in_flight:
-            self._metrics.count_refusal(Code.OVERLOADED)
-            answer = self._overloaded
-        else:
-            self.in_flight += 1
-            try:
-                if self.plan is None:
-                    detail = "models are being loaded: try again"
-                    raise Refusal(Code.NOT_READY, detail, headers=(RETRY_AFTER,))
-                body = await read_body(scope, receive, self._max_body_bytes)
-                answer = Answer(200, await self._predict(target, body, started, self.plan))
-            except Refusal as refusal:
-                self._metrics.count_refusal(refusal.code)
-                answer = refuse(refusal)
-            except ClientGoneError:
-                return None
-            except Exception:
-                logger.exception("a request to %s failed", target.route)
-                self._metrics.count_refusal(Code.INTERNAL)
-                answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
-            finally:
-                self.in_flight -= 1
+        try:
+            answer = await self._admit(target, scope, receive, started)
+        except Refusal as refusal:
+            self._metrics.count_refusal(refusal.code)
+            answer = refuse(refusal)
+        except ClientGoneError:
+            return None
+        except Exception:
+            logger.exception("a request to %s failed", target.route)
+            self._metrics.count_refusal(Code.INTERNAL)
+            answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
         self._metrics.count_request(target.route, answer.status)
         return answer
+
+    async def _admit(self, target: Target, scope: Scope, receive: Receive, started: float) -> Answer:
+        """Admits a request once its body is there: a place held by half a body would be one for nothing."""
+        if self.in_flight >= self._max_in_flight:  # before the body is read, where that is known already
+            return self._turn_away()
+        if self.plan is None:
+            raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
+        body = await read_body(scope, receive, self._max_body_bytes)
+        if self.in_flight >= self._max_in_flight:
+            return self._turn_away()
+        self.in_flight += 1
+        try:
+            return Answer(200, await self._predict(target, body, started, self.plan))
+        finally:
+            self.in_flight -= 1
+
+    def _turn_away(self) -> Answer:
+        self._metrics.count_refusal(Code.OVERLOADED)
+        return self._overloaded
 
     async def _predict(self, target: Target, body: bytes, started: float, plan: Plan) -> bytes:
         began = perf_counter()

@@ -4,7 +4,8 @@ A deadline counts from the first byte of the request, not from the moment the ev
 under load the two are far apart. The guards cost nothing to a request that arrives whole:
 
     a request that is still not complete after REQUEST_SECONDS     408, and the connection closes
-    a request line with headers beyond MAX_HEAD_BYTES              431, likewise
+    more incomplete requests, or bytes of them, than `Arriving`    408 for those that have been arriving longest
+    a head beyond MAX_HEAD_BYTES or MAX_HEADERS                    431, and the connection closes
     a body in more than MAX_CHUNKS chunks                          413, likewise: a byte each is 200 ms a megabyte
     what is no HTTP                                                400, as problem+json like every other refusal
     `Upgrade: h2c` or websocket                                    ignored, and the body read (RFC 9110, 7.8)
@@ -31,7 +32,11 @@ FIRST_BYTE = "retort.first_byte"
 REQUEST_SECONDS = 3.0
 MAX_HEAD_BYTES = 1 << 16
 """Beyond what arrives in one piece with a request's first byte."""
+MAX_HEADERS = 256
 MAX_CHUNKS = 10_000
+MAX_ARRIVING = 1024
+MAX_ARRIVING_BODIES = 128
+"""So many bodies of the greatest length, half arrived, may be held at once."""
 
 _TOO_SLOW = refuse(Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time", headers=(CLOSE,)))
 _TOO_LONG = refuse(Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers are too long", headers=(CLOSE,)))
@@ -39,13 +44,45 @@ _TOO_MANY = refuse(Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {MAX
 _MALFORMED = refuse(Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1", headers=(CLOSE,)))
 
 
+class Arriving:
+    """The requests of a worker that have begun to arrive and are not whole yet, and what they hold of its memory.
+
+    Beyond a bound it is not the newest that goes but the one that has been arriving longest: so clients that hold
+    halves of requests open shorten the patience with halves, and nobody else is kept out. A request that arrives in
+    one piece is never here.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int) -> None:
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._sizes: dict[GuardedProtocol, int] = {}  # longest first
+        self._bytes = 0
+
+    def add(self, connection: GuardedProtocol, size: int) -> None:
+        """Takes note of `size` bytes more of a connection's incomplete request."""
+        self._sizes[connection] = self._sizes.get(connection, 0) + size
+        self._bytes += size
+        while len(self._sizes) > self._max_requests or self._bytes > self._max_bytes:
+            longest = next(iter(self._sizes))
+            self.remove(longest)
+            longest.lose_patience()
+
+    def remove(self, connection: GuardedProtocol) -> None:
+        """The connection's request is whole, or is no longer waited for."""
+        self._bytes -= self._sizes.pop(connection, 0)
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """Notes in `scope["state"]` when the first byte of a request was parsed, in `perf_counter` seconds, and bounds
     what a client can hold open."""
 
-    def __init__(self, *, count_refusal: Callable[[Code], object] = lambda _: None, **given: Any) -> None:
-        """`count_refusal` is told of requests that are refused here; the rest is uvicorn's."""
+    def __init__(
+        self, *, arriving: Arriving, count_refusal: Callable[[Code], object] = lambda _: None, **given: Any
+    ) -> None:
+        """`arriving` is shared by a worker's connections, `count_refusal` told of requests that are refused here;
+        the rest is uvicorn's."""
         super().__init__(**given)
+        self._arriving = arriving
         self._count_refusal = count_refusal
         self._incomplete = False
         self._in_head = False
@@ -87,12 +124,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(Code.MALFORMED_HTTP, _MALFORMED)
             return
         if self._incomplete:
-            if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            if (self._in_head and self._head_bytes > MAX_HEAD_BYTES) or len(self.headers) > MAX_HEADERS:
                 self._refuse(Code.HEADERS_TOO_LARGE, _TOO_LONG)
             elif self._chunks > MAX_CHUNKS:
                 self._refuse(Code.BODY_TOO_LARGE, _TOO_MANY)
-            elif self._patience is None:
-                self._patience = self.loop.call_later(REQUEST_SECONDS, self._lose_patience)
+            else:
+                if self._patience is None:
+                    self._patience = self.loop.call_later(REQUEST_SECONDS, self.lose_patience)
+                is_answered = not self._in_head and self.cycle.response_started  # the rest is thrown away as it comes
+                self._arriving.add(self, 0 if is_answered else len(data))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -119,11 +159,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+            self._arriving.remove(self)
 
-    def _lose_patience(self) -> None:
-        self._patience = None
+    def lose_patience(self) -> None:
+        """The request that is arriving has been waited for long enough."""
+        self._stop_waiting()
         if self.pipeline:  # we have not read on ourselves, because an earlier request is not answered yet
-            self._patience = self.loop.call_later(REQUEST_SECONDS, self._lose_patience)
+            self._patience = self.loop.call_later(REQUEST_SECONDS, self.lose_patience)
         else:
             self._refuse(Code.REQUEST_TIMEOUT, _TOO_SLOW)
 

@@ -7,6 +7,10 @@ stays live. It is tried again only when its files change.
 
 With `latest`, the live version is the newest that loads. This is also what a worker started later finds, so
 that workers agree although one of them never saw the version before.
+
+Any client may ask for any version of a model. That must not cost those who are scored by the live one: versions
+that are not there are refused from memory, the others are loaded one at a time and for a small share of the time,
+few are kept, and only what nothing else needs is ever released.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TypeVar
 
 from models.bundle import read_bundle
 from models.errors import BundleError, ModelNotFoundError, ModelsError
 from models.versions import Repository
-from service.errors import ModelLoadError
+from service.errors import LoadDeferredError, ModelLoadError
 from service.metrics import Metrics
 from service.scorer import Scorer
 
@@ -33,6 +38,11 @@ Version = tuple[str, int]
 Signature = tuple[tuple[str, int, int], ...]
 T = TypeVar("T")
 
+LOAD_SHARE = 0.05
+"""Share of the time that may go into loading versions for single requests."""
+LOAD_SECONDS = 1.0
+"""The shortest time after which a request that came too early is told to try again."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
@@ -41,6 +51,7 @@ class _Wish:
 
     name: str
     versions: tuple[int, ...]
+    present: frozenset[int]
     problem: str | None = None
 
 
@@ -55,9 +66,12 @@ class Registry:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="retort-load")
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="retort-look")
         self._loading: dict[Version, asyncio.Future[Scorer]] = {}
-        self._refused: dict[Version, tuple[Signature, ModelLoadError]] = {}
+        self._refused: dict[Version, tuple[Signature, str, str]] = {}  # by which files, reason, message
         self._live_problems: dict[str, str] = {}
+        self._present: dict[str, frozenset[int]] = {}
         self._extra: OrderedDict[Version, None] = OrderedDict()
+        self._is_loading_extra = False
+        self._next_extra = 0.0  # `monotonic` time from which on another may be loaded
         self.loaded: dict[Version, Scorer] = {}
         self.live: dict[str, int] = {}
         self.pinned: set[Version] = set()
@@ -79,11 +93,13 @@ class Registry:
     async def refresh(self) -> bool:
         """Follows the repository: loads what should be live and is not. True if anything else is live now."""
         wishes = await self.look(self._read_wishes)
+        if wishes:  # none at all is a file system that is away, not a decision
+            self._present = {wish.name: wish.present for wish in wishes}
         before = dict(self.live)
         for wish in wishes:
             await self._follow(wish)
         gone = self.live.keys() - {wish.name for wish in wishes} - self.followed
-        for name in gone if wishes else ():  # none left at all is a file system that is away, not a decision
+        for name in gone if wishes else ():
             logger.warning("model %s is no longer in the repository", name)
             del self.live[name]
         if self.live == before:
@@ -94,17 +110,17 @@ class Registry:
     def _read_wishes(self) -> list[_Wish]:
         wishes = []
         for name in self._repository.names():
+            versions: list[int] = []
             try:
                 versions = self._repository.versions(name)
-                if not versions:
-                    continue
                 live = self._repository.live(name)
             except ModelNotFoundError:  # removed between two looks
                 continue
             except (BundleError, OSError) as error:
-                wishes.append(_Wish(name, (), str(error)))
+                wishes.append(_Wish(name, (), frozenset(versions), str(error)))
                 continue
-            wishes.append(_Wish(name, tuple(reversed(versions)) if live == versions[-1] else (live,)))
+            wanted = tuple(reversed(versions)) if live == versions[-1] else (live,)
+            wishes.append(_Wish(name, wanted, frozenset(versions)))
         return wishes
 
     async def _follow(self, wish: _Wish) -> None:
@@ -141,7 +157,14 @@ class Registry:
             future = asyncio.ensure_future(self._load(key))
             self._loading[key] = future
             future.add_done_callback(lambda _: self._loading.pop(key, None))
-        return await asyncio.shield(future)
+        scorer = await asyncio.shield(future)
+        if key not in self.loaded:  # released before whoever waited for it could say that it is needed
+            self._keep(key, scorer)
+        return scorer
+
+    def _keep(self, key: Version, scorer: Scorer) -> None:
+        self.loaded[key] = scorer
+        self._metrics.model_info.labels(key[0], str(key[1]), scorer.bundle.sha256).set(1)
 
     async def _load(self, key: Version) -> Scorer:
         name, version = key
@@ -151,18 +174,17 @@ class Registry:
             raise ModelLoadError(name, "error", f"model {name} version {version}: {error}") from error
         before = self._refused.get(key)
         if before is not None and before[0] == signature:
-            raise before[1]
+            raise ModelLoadError(name, *before[1:])
         loop = asyncio.get_running_loop()
         try:
             scorer = await loop.run_in_executor(self._loader, _build, name, path)
         except ModelLoadError as error:
-            self._refused[key] = (signature, error)
+            self._refused[key] = (signature, error.reason, str(error))
             self._metrics.model_load_failures.labels(name, error.reason).inc()
             logger.error("model %s version %d is refused (%s): %s", name, version, error.reason, error)
             raise
         self._refused.pop(key, None)
-        self.loaded[key] = scorer
-        self._metrics.model_info.labels(name, str(version), scorer.bundle.sha256).set(1)
+        self._keep(key, scorer)
         logger.info("model %s version %d is loaded and golden-checked", name, version)
         return scorer
 
@@ -173,22 +195,43 @@ class Registry:
         return path, tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
 
     async def load_extra(self, name: str, version: int) -> Scorer:
-        """A version that one request asks for: loaded, and kept until others were asked for more recently."""
+        """A version that one request asks for: loaded, and kept until others were asked for more recently.
+
+        A request waits for a load of its own only. Raises what `load` raises, and `LoadDeferredError` where it would
+        be the next load too soon.
+        """
         key = (name, version)
         scorer = self.loaded.get(key)
-        if scorer is None and self._max_extra == 0:
-            raise ModelNotFoundError(f"model {name} version {version} is neither live nor in an experiment")
         if scorer is None:
-            scorer = await self.load(name, version)
+            if self._max_extra == 0:
+                raise ModelNotFoundError(f"model {name} version {version} is neither live nor in an experiment")
+            if version not in self._present.get(name, ()):
+                raise ModelNotFoundError(f"model {name} has no version {version}")
+            scorer = await self._load_in_turn(key)
         if key not in self.pinned and self.live.get(name) != version:
             self._extra[key] = None
             self._extra.move_to_end(key)
             self.release()
         return scorer
 
+    async def _load_in_turn(self, key: Version) -> Scorer:
+        began = monotonic()
+        if self._is_loading_extra or began < self._next_extra:
+            refused = self._refused.get(key)
+            if refused is not None:
+                raise ModelLoadError(key[0], *refused[1:])
+            raise LoadDeferredError(max(LOAD_SECONDS, self._next_extra - began))
+        self._is_loading_extra = True
+        try:
+            return await self.load(*key)
+        finally:
+            ended = monotonic()
+            self._next_extra = ended + (ended - began) / LOAD_SHARE
+            self._is_loading_extra = False
+
     def refusals(self) -> list[str]:
         """Why versions were refused, for people."""
-        return [str(error) for _, error in self._refused.values()] + list(self._live_problems.values())
+        return [message for _, _, message in self._refused.values()] + list(self._live_problems.values())
 
     def release(self) -> None:
         """Forgets versions that nothing needs any more; requests that hold one finish with it."""

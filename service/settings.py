@@ -57,16 +57,17 @@ class Settings(BaseSettings):
     """Most candidates in one request; more are refused with 422."""
 
     max_in_flight: int = Field(default=64, ge=1, le=100_000)
-    """Most requests a worker has admitted and not yet answered; beyond it 429 before any work."""
+    """Most requests a worker has admitted and not yet answered; beyond it 429 before any work. A request is admitted
+    when its body is there: who sends slowly holds no place."""
 
     max_run_rows: int = Field(default=64, ge=1, le=100_000)
     """Requests that wait together for one model are scored in one run, up to this many candidates (one
     request is never split)."""
 
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
-    """Versions that are neither live nor in an experiment, kept loaded because
-    `/models/{name}/versions/{v}/predict` asked for them; the least recently asked goes first. 0: such
-    versions are not served."""
+    """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
+    asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time
+    at most: a request that comes too early is refused with 503. 0: such versions are not served."""
 
     poll_seconds: float = Field(default=0.25, ge=0.02, le=1.0)
     """How often the repository and the experiment file are looked at."""

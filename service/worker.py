@@ -98,7 +98,7 @@ def _serve(
 ) -> int:
     import uvicorn
 
-    from service.protocol import GuardedProtocol
+    from service.protocol import MAX_ARRIVING, MAX_ARRIVING_BODIES, Arriving, GuardedProtocol
 
     class Server(uvicorn.Server):
         """uvicorn's server, which drains before it closes and leaves the exit code to us."""
@@ -126,10 +126,12 @@ def _serve(
             self.should_exit = self.should_exit or bool(stopping)
             yield
 
+    arriving = Arriving(MAX_ARRIVING, MAX_ARRIVING_BODIES * settings.max_body_bytes)
+    protocol = functools.partial(GuardedProtocol, arriving=arriving, count_refusal=app.metrics.count_refusal)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=functools.partial(GuardedProtocol, count_refusal=app.metrics.count_refusal),  # type: ignore[arg-type]
+        http=protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,

@@ -94,13 +94,25 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser(
         "sweep",
-        help="tune student and control with the same budget",
-        description="Tries the same grid of learning rate, embedding init and epochs for the student and for its "
-        "hard-label control, judged on validation rows only. The last line printed is the path of sweep.json; a report "
-        "of the same folder shows it.",
+        help="tune teachers, student and control with the same budget",
+        description="Tries one grid of learning rate and embedding init for every teacher and for the hard-label "
+        "control, then for the student on the ensemble of the teachers found; epochs by early stopping; judged on "
+        "validation rows only. Prints the best settings as --set values, and last the path of sweep.json; a report of "
+        "the same folder shows it.",
     )
     _add_recipe(sweep)
-    sweep.add_argument("--seeds", type=_positive, default=2, metavar="N", help="seeds a trial (default 2)")
+    sweep.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seeds a trial (default 3)")
+    sweep.add_argument(
+        "--sides",
+        nargs="+",
+        default=["teachers", "control", "student"],
+        choices=["teachers", "control", "student"],
+        help="what to tune (default: all); the rest stays as the recipe has it",
+    )
+    sweep.add_argument(
+        "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .001 .002 .004 .008 .016)"
+    )
+    sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .1 .3 .5)")
     sweep.set_defaults(command=_sweep)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
@@ -202,7 +214,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from training.progress import Display
     from training.recipe import load_recipe
     from training.run import only_one
-    from training.sweep import sweep
+    from training.sweep import INIT_SDS, LEARNING_RATES, sweep
 
     out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
     out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +227,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             workers=arguments.workers,
             watcher=display,
+            sides=arguments.sides,
+            learning_rates=arguments.learning_rates or LEARNING_RATES,
+            init_sds=arguments.init_sds or INIT_SDS,
         )
-    print(json.dumps(found["best"], indent=1), file=sys.stderr)
+    print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
     print(out / "sweep.json")
     return 0

@@ -72,9 +72,8 @@ class SeedSteps:
     teachers: Mapping[str, Step]
     """The refitted ones, as are `ensemble`, `student` and `control`."""
     measure: Step
-    first_student: Step
-    first_control: Step
-    """As first trained, stopped by validation rows."""
+    firsts: Mapping[str, Step]
+    """As first trained, stopped by validation rows: student, control, teachers.<name> (of copies, the first)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
             f"synthetic-{recipe.source.seed}",
             steps.write_synthetic_log,
             {"world": world},
-            code=("training/data/synthetic.py",),
+            code=("training/data/synthetic",),
         )
         arguments["source"] = FilesSettings(kind="files", paths=("log.parquet",)).model_dump(mode="json")
     else:
@@ -252,8 +251,11 @@ class _SeedPlan:
             control=control.again,
             teachers={name: fit.again for name, fit in teachers.items()},
             measure=measure,
-            first_student=student.first,
-            first_control=control.first,
+            firsts={
+                "student": student.first,
+                "control": control.first,
+                **{f"teachers.{name}": teachers[recipe.names_of(name)[0]].first for name in recipe.teachers},
+            },
         )
 
     def _step(

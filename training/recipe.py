@@ -5,14 +5,15 @@ by its path, written as YAML: `--set student.fit.kd_weight=0.5 --set teachers.dn
 The recipe travels into the bundle it produces.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from models.documents import DocumentError, parse_document
+from models.problems import problems_of, shown
 from models.schema import FeatureSchema
 from training.data.sources import FilesSettings, KuaiRandSettings, MovieLensSettings
 from training.data.split import Split
@@ -32,14 +33,14 @@ class _Settings(BaseModel):
 
 
 class SyntheticSettings(_Settings):
-    """The built-in log, made by `training/data/synthetic.py`: needs no file, and its true probabilities are known."""
+    """The built-in log, made by `training/data/synthetic/`: needs no file, and its true probabilities are known."""
 
     kind: Literal["synthetic"]
     seed: int = Field(0, ge=0)
     """Seed of the world and of its log. Seeds of training are another matter: `--seeds`."""
     rows: int = Field(185_000, ge=1_000)
     """Impressions in the whole log."""
-    days: int = Field(8, ge=3)
+    days: int = Field(8, ge=3, le=365)
     """Days it spans."""
 
 
@@ -232,21 +233,23 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     """Read, override and check a recipe; RecipeError says what is wrong and where."""
     path = _find(name_or_path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: not readable as YAML: {error}") from None
+        tree = parse_document(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except DocumentError as error:
+        raise RecipeError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
+        raise RecipeError(f"{path}: expected a mapping of settings, got {shown(tree)}")
     for override in overrides:
         _override(tree, override)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{path}:\n" + "\n".join(_faults(error))) from None
+        raise RecipeError("\n  ".join([f"{path}:", *map(str, problems_of(error, Recipe))])) from None
     if isinstance(recipe.source, SyntheticSettings):
         from training.data.synthetic import World
 
-        schema = World(**recipe.source.model_dump(exclude={"kind"})).schema()
+        schema = World.schema()
     else:
         schema = FeatureSchema.from_file(path.parent / str(recipe.schema_file))
     return LoadedRecipe(recipe=recipe, base=path.parent, schema=schema)
@@ -274,21 +277,17 @@ def _override(tree: dict[str, Any], text: str) -> None:
         raise RecipeError(f"--set {text}: expected path=value, as in --set student.fit.kd_weight=0.5")
     place: Any = tree
     for depth, key in enumerate(keys[:-1]):
-        place = place.setdefault(key, {})
+        # A copy: a YAML anchor makes one mapping of several, and only the one named is meant.
+        inner = place.get(key, {})
+        place[key] = dict(inner) if isinstance(inner, dict) else inner
+        place = place[key]
         if not isinstance(place, dict):
             raise RecipeError(f"--set {text}: {'.'.join(keys[: depth + 1])} is a single value and has no parts")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}: the value is not YAML: {error}") from None
+        parsed = parse_document(value)
+    except DocumentError as error:
+        raise RecipeError(f"--set {text}: the value is {error}") from None
     if parsed is None:
         place.pop(keys[-1], None)
     else:
         place[keys[-1]] = parsed
-
-
-def _faults(error: ValidationError) -> Iterator[str]:
-    for fault in error.errors(include_url=False):
-        place = ".".join(str(part) for part in fault["loc"])
-        came = "" if fault["type"] == "missing" else f", got {fault['input']!r:.80}"
-        yield f"  {place or 'recipe'}: {fault['msg']}{came}"

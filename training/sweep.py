@@ -1,8 +1,10 @@
-"""`python -m training sweep`: the same grid, the same budget and the same judge for the student and for its control.
+"""`python -m training sweep`: one grid, one budget and one judge for teachers, student and control alike.
 
-A distilled student beats an untuned control easily and means nothing by it. So both sides try every pair of learning
-rate and embedding init; the number of epochs is found by each side's own early stopping; and both are judged by AUC
-on validation part A, averaged over seeds of training. Test rows are not looked at.
+A distilled student beats an untuned control easily and means nothing by it, and an ensemble of untuned teachers sells
+distillation short. So every side tries every pair of learning rate and embedding init; the number of epochs is found
+by each side's own early stopping; and all are judged by AUC on validation part A, averaged over seeds of training.
+Teachers and control are tuned first, the student then on the ensemble of the teachers found. Test rows are not
+looked at.
 
 Trials are the very steps of a run whose recipe says the same, so they are cached, and a run with the values chosen
 here finds its first fits done.
@@ -19,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from training.encoded_log import EncodedLog, Part
+from training.errors import RecipeError
 from training.loop import load_fit
 from training.metrics import auc, logloss, sigmoid
 from training.pipeline import plan
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.stages import Step, Watcher, run_steps
 
-LEARNING_RATES = (0.001, 0.002, 0.004, 0.008)
+LEARNING_RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 INIT_SDS = (0.1, 0.3, 0.5)
-SIDES = ("student", "control")
+SIDES = ("teachers", "control", "student")
 
 
 def sweep(
@@ -39,40 +42,43 @@ def sweep(
     data: Path | None,
     workers: int,
     watcher: Watcher,
+    sides: Sequence[str] = SIDES,
     learning_rates: Sequence[float] = LEARNING_RATES,
     init_sds: Sequence[float] = INIT_SDS,
 ) -> dict[str, Any]:
     """Run every trial and write what was found to `out`/sweep.json; returns the same.
 
-    `best` names for each side the pair of highest mean AUC; `trials` has a row a side, pair and seed.
+    `sides` are of `SIDES`; what is left out stays as the recipe has it. `best` names for each side (`teachers.dnn`,
+    `control`, `student`) the pair of highest mean AUC; `trials` has a row a side, pair and seed; `settings` are the
+    `--set` values that make a run of the best.
     """
+    unknown = sorted(set(sides) - set(SIDES))
+    if unknown or not sides or not learning_rates or not init_sds:
+        raise RecipeError(f"sweep: expected sides among {list(SIDES)} and a grid that is not empty, got {list(sides)}")
     out.mkdir(parents=True, exist_ok=True)
-    steps: list[tuple[dict[str, Any], Step]] = []
-    prepared: Step | None = None
-    for learning_rate, init_sd in itertools.product(learning_rates, init_sds):
-        changes = [
-            f"{side}.{key}={value}"
-            for side in SIDES
-            for key, value in (("fit.learning_rate", learning_rate), ("options.init_sd", init_sd))
+    settings = list(overrides)
+    trials: list[dict[str, Any]] = []
+    best: dict[str, dict[str, Any]] = {}
+    # The student learns from the teachers, so what is best for it depends on what was best for them.
+    for round_of_sides in (("teachers", "control"), ("student",)):
+        names = _names(load_recipe(recipe, overrides).recipe, [side for side in round_of_sides if side in sides])
+        planned = _planned(recipe, names, settings, seeds, out, data, learning_rates, init_sds)
+        run_steps([step for _, step, _ in planned], out, workers=workers, watcher=watcher)
+        for trial, step, prepared in planned:
+            trials.append(trial | _judged(step.folder(out), prepared.folder(out)))
+        best |= {name: best_of(trials, name) for name in names}
+        settings += [
+            f"{name}.{key}={best[name][value]}"
+            for name in names
+            for key, value in (("fit.learning_rate", "learning_rate"), ("options.init_sd", "init_sd"))
         ]
-        laid_out = plan(load_recipe(recipe, [*overrides, *changes]), list(seeds), runs=out, data=data)
-        prepared = laid_out.prepare
-        for of_seed in laid_out.seeds:
-            for side, refit in (("student", of_seed.student), ("control", of_seed.control)):
-                trial = {"side": side, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
-                steps.append((trial, refit.needs["first"]))
-    if prepared is None:
-        raise ValueError("expected at least one learning rate and one init_sd, got none")
-    run_steps([step for _, step in steps], out, workers=workers, watcher=watcher)
 
-    log = EncodedLog.open(prepared.folder(out) / "log")
-    rows = log.rows([Part.VALID_A])
-    trials = [trial | _judged(step.folder(out), log, rows) for trial, step in steps]
     found = {
         "recipe": load_recipe(recipe, overrides).recipe.model_dump(mode="json"),
         "judged_by": "AUC on validation part A, mean over seeds",
         "grid": {"learning_rate": list(learning_rates), "init_sd": list(init_sds), "seeds": list(seeds)},
-        "best": {side: best_of(trials, side) for side in SIDES},
+        "best": best,
+        "settings": settings,
         "trials": trials,
     }
     (out / "sweep.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -80,20 +86,54 @@ def sweep(
 
 
 def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
-    """The pair of highest mean AUC over seeds among a side's trials; the first of equals."""
+    """The pair of highest mean AUC over seeds among a side's trials, with its spread; the first of equals."""
     pairs: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for trial in trials:
         if trial["side"] == side:
             pairs.setdefault((trial["learning_rate"], trial["init_sd"]), []).append(trial)
-    means = [
+    means: list[dict[str, Any]] = [
         {"learning_rate": pair[0], "init_sd": pair[1]}
         | {name: float(np.mean([trial[name] for trial in same])) for name in ("valid_auc", "valid_logloss", "epochs")}
+        | {"valid_auc_sd": float(np.std([trial["valid_auc"] for trial in same], ddof=1)) if len(same) > 1 else None}
         for pair, same in pairs.items()
     ]
     return max(means, key=lambda mean: mean["valid_auc"])
 
 
-def _judged(folder: Path, log: EncodedLog, rows: Any) -> dict[str, float]:
+def _names(recipe: Recipe, sides: Sequence[str]) -> list[str]:
+    """Where in a recipe the sides' networks stand: `teachers` is each of them."""
+    return [
+        name
+        for side in sides
+        for name in ([f"teachers.{t}" for t in recipe.teachers] if side == "teachers" else [side])
+    ]
+
+
+def _planned(
+    recipe: str,
+    names: Sequence[str],
+    settings: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    data: Path | None,
+    learning_rates: Sequence[float],
+    init_sds: Sequence[float],
+) -> list[tuple[dict[str, Any], Step, Step]]:
+    """A row a trial: what it is, the step that fits it, the step that prepared its log."""
+    trials = []
+    for learning_rate, init_sd in itertools.product(learning_rates, init_sds):
+        changes = [f"{name}.fit.learning_rate={learning_rate}" for name in names]
+        changes += [f"{name}.options.init_sd={init_sd}" for name in names]
+        laid_out = plan(load_recipe(recipe, [*settings, *changes]), list(seeds), runs=out, data=data)
+        for of_seed, name in itertools.product(laid_out.seeds, names):
+            trial = {"side": name, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
+            trials.append((trial, of_seed.firsts[name], laid_out.prepare))
+    return trials
+
+
+def _judged(folder: Path, prepared: Path) -> dict[str, float]:
+    log = EncodedLog.open(prepared / "log")
+    rows = log.rows([Part.VALID_A])
     logit = np.load(folder / "logit.npy")[rows]
     return {
         "epochs": load_fit(folder)[1],

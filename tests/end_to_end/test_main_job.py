@@ -1,6 +1,5 @@
 """The main job as its users run it: a log in, models out, a live service that scores raw ads as the networks do."""
 
-import gzip
 import json
 import os
 import signal
@@ -12,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.fitting import EncoderFitter
+from models.schema import FeatureSchema
 from tests.end_to_end.small_run import ROOT, post, tiny_run, training
+from training.data.clicks import ClickLog
+from training.data.faults import Faults
+from training.data.readers import FileSource
+from training.metrics import xauc
 
 MODELS = ("student", "control_train", "control_train_valid", "average", "ensemble")
 
@@ -116,12 +121,31 @@ def test_a_wrong_command_exits_2_and_a_wrong_recipe_1_with_a_reason_and_no_trace
     assert "Traceback" not in wrong_recipe.stderr
 
 
-def test_generate_writes_a_log_that_its_schema_reads(tmp_path: Path):
-    done = training("generate", str(tmp_path / "log.csv.gz"), "--rows", "2000", "--days", "3", "--seed", "5")
-    again = training("generate", str(tmp_path / "again.csv.gz"), "--rows", "2000", "--days", "3", "--seed", "5")
+@pytest.mark.parametrize("name", ["log.csv.gz", "log.parquet"])
+def test_generate_writes_a_log_that_its_schema_reads(name: str, tmp_path: Path):
+    """Every row, label, time, unit and truth, and every cell of every field as a value of its type."""
+    done = training("generate", str(tmp_path / name), "--rows", "2000", "--days", "3", "--seed", "5")
 
     facts = json.loads(done.stdout)
-    assert facts["rows"] == 2000
-    assert 0.5 < facts["bayes_xauc"] < 1
-    other = json.loads(again.stdout)
-    assert gzip.decompress(Path(facts["log"]).read_bytes()) == gzip.decompress(Path(other["log"]).read_bytes())
+    schema, faults = FeatureSchema.from_file(Path(facts["schema"])), Faults()
+    log = ClickLog(FileSource((Path(facts["log"]),)), schema)
+    fitter, chunks = EncoderFitter(schema), list(log.read(faults))
+    for clicks in chunks:
+        fitter.update(log.fields(clicks))
+    encoder = fitter.finish()
+    assert (faults.bad_rows, faults.blank_lines) == (0, 0)
+    assert sum(len(clicks) for clicks in chunks) == facts["rows"] == 2000
+    assert np.mean(np.concatenate([clicks.label for clicks in chunks])) == pytest.approx(facts["ctr"])
+    truth = np.concatenate([clicks.truth for clicks in chunks if clicks.truth is not None])
+    assert xauc(truth, truth) == pytest.approx(facts["bayes_xauc"], abs=1e-4)
+    for clicks in chunks:
+        assert set(encoder.encode_columns(log.fields(clicks)).bad.values()) == {0}
+
+
+def test_generate_writes_the_same_log_again(tmp_path: Path):
+    options = ("--rows", "2000", "--days", "3", "--seed", "5")
+    logs = [
+        json.loads(training("generate", str(tmp_path / name), *options).stdout)["log"] for name in ("a.csv", "b.csv")
+    ]
+
+    assert Path(logs[0]).read_bytes() == Path(logs[1]).read_bytes()

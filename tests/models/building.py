@@ -1,12 +1,20 @@
 """Small builders for the tests of this room: schemas of one field, object arrays, encoders."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.encoder import Encoder
 from models.schema import FeatureSchema
+
+
+def set_live(repository: Path, name: str, version: int | str) -> None:
+    """Roll a model to a version (or `latest`) as docs/bundle.md says: beside first, then renamed."""
+    beside = repository / name / "live.new"
+    beside.write_text(f"{version}\n", encoding="utf-8")
+    beside.replace(repository / name / "live")
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:

@@ -419,7 +419,7 @@ def test_a_newer_schema_in_a_bundle_says_what_to_do(tiny: Path):
     ("file", "change", "reason"),
     [
         ("manifest.json", lambda m: m.update(extra=1), "extra"),
-        ("manifest.json", lambda m: (m.pop("parity_error"), None)[1], "parity_error: Field required"),
+        ("manifest.json", lambda m: (m.pop("parity_error"), None)[1], "parity_error: is missing"),
         ("manifest.json", lambda m: m.update(created="yesterday"), "created"),
         ("manifest.json", lambda m: m.update(created="2026-01-01T00:00:00"), "created"),
         ("manifest.json", lambda m: m["table_sizes"].update(ad_id=7), "table_sizes: field 'ad_id'"),

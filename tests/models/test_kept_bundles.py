@@ -1,7 +1,7 @@
-"""Bundles of earlier formats, kept for ever: this release loads each, or refuses it naming the command to migrate.
+"""Bundles of earlier formats, kept for ever: this release loads each, or refuses it naming the command that helps.
 
-bundles/v1/tiny/1 was written by the first release. It is never written anew; if this test fails, the code is
-wrong, or the format has changed and wants a number and a migration.
+bundles/v1/tiny/1 was written by the first release. It is never written anew; if this test fails, the code is wrong, or
+the format has changed and wants a number.
 """
 
 from pathlib import Path

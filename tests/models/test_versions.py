@@ -1,13 +1,15 @@
 """The repository: which models and versions there are, and which is live."""
 
+import re
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from models.errors import BundleError, ModelNotFoundError
 from models.versions import Repository
 
+DOCS = Path(__file__).parents[2] / "docs" / "bundle.md"
 OUTSIDE = ["..", ".", "", "../secret", "student/..", "/etc", "Student", "student\n", "a\x00b", "x" * 65, "é"]
 
 
@@ -52,7 +54,6 @@ def test_a_name_from_outside_never_becomes_a_path(repository: Repository, name: 
         lambda: repository.versions(name),
         lambda: repository.live(name),
         lambda: repository.path(name, 1),
-        lambda: repository.set_live(name, "latest"),
     ):
         with pytest.raises(ModelNotFoundError, match="there are: ensemble, student"):
             ask()
@@ -63,8 +64,6 @@ def test_an_unknown_version_is_not_found(repository: Repository, version: int):
     """With those there are."""
     with pytest.raises(ModelNotFoundError, match="there are: 1, 2, 10"):
         repository.path("student", version)
-    with pytest.raises(ModelNotFoundError):
-        repository.set_live("student", version)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +113,14 @@ def test_a_live_file_is_a_file(repository: Repository, tmp_path: Path, kind: str
         repository.live("student")
 
 
-def test_live_is_set_atomically(repository: Repository):
-    """What was there stays until the new one stands; nothing else is left behind."""
-    before = set((repository.root / "student").iterdir())
-    wanted: list[Any] = [1, "latest", 2]
+def test_the_documented_roll_back_is_one(repository: Repository):
+    """What an SRE copies from docs/bundle.md, as it stands there; what it writes beside is no version."""
+    (root,) = re.findall(r"cd (models/repository)/student\n", DOCS.read_text(encoding="utf-8"))
+    (commands,) = re.findall(r"```sh\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    versions = repository.versions("student")
 
-    for version in wanted:
-        repository.set_live("student", version)
-        assert repository.live("student") == (10 if version == "latest" else version)
+    subprocess.run(["sh", "-ec", commands.replace(root, str(repository.root))], check=True)
 
-    assert set((repository.root / "student").iterdir()) - before == {repository.root / "student" / "live"}
-    assert (repository.root / "student" / "live").read_text(encoding="utf-8") == "2\n"
+    assert repository.live("student") == 1
+    assert repository.versions("student") == versions
+    assert not (repository.root / "student" / "live.new").exists()

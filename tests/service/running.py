@@ -25,6 +25,9 @@ from tests.models.tiny_bundle import tiny_model
 
 ROOT = Path(__file__).parents[2]
 
+PATIENCE_SECONDS = 120.0
+"""How long tests wait for what takes a moment on a quiet machine: processes that start while others use every core."""
+
 CONTEXT: dict[str, Any] = {"device": "phone", "hour": 13, "age": 30, "premium": True, "visited": ["x.org", "y.org"]}
 
 
@@ -53,7 +56,7 @@ def expected_pctr(request: dict[str, Any], bias: float = 0.0) -> list[float]:
 
 def make_app(repository: Path, experiments: Path | None = None, **settings: Any) -> Service:
     """An application that looks at the disk often, so that tests wait little."""
-    return create_app(Settings(repository=repository, experiments=experiments, poll_seconds=0.02, **settings))
+    return create_app(Settings(repository=repository, experiments=experiments, **{"poll_seconds": 0.02, **settings}))
 
 
 def wait_until_ready(client: TestClient) -> None:
@@ -61,7 +64,7 @@ def wait_until_ready(client: TestClient) -> None:
     wait_for(lambda: client.get("/health/ready").status_code == 200, "the application is ready")
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Returns as soon as `condition` holds; fails when it does not in time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -145,7 +148,7 @@ async def ask(
 async def started(app: Service) -> AsyncIterator[Service]:
     """An application with its background tasks running and its models proven, in this event loop."""
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.until_ready(), 20)
+        await asyncio.wait_for(app.until_ready(), PATIENCE_SECONDS)
         yield app
 
 
@@ -172,7 +175,7 @@ class Running:
     ) -> Reply:
         """One request, over a connection of its own unless one is given."""
         own = connection is None
-        connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
             connection.request(method, path, data, {"content-type": "application/json"})
@@ -194,7 +197,7 @@ class Running:
     def ready_count(self) -> int:
         return self.log_text().count(" is ready")
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 20.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = PATIENCE_SECONDS) -> int:
         """Sends the signal and returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait(seconds)
@@ -225,9 +228,9 @@ def running_service(
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(10)
+                process.wait(PATIENCE_SECONDS)
         if process.stdout is not None:
             process.stdout.close()

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from service.app import Service
 from service.descriptions import REFUSAL_EXAMPLES
 from service.errors import PROBLEMS, Code, Refusal
 from service.predict import decode_request, refuse_wide_integers
@@ -252,12 +253,49 @@ def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_read(repository
     assert [taken for taken, _ in sender.answered[:2]] == [0, 0]
 
 
+async def post(app: Service, receive: Any) -> list[dict[str, Any]]:
+    """One request whose body comes from `receive`; what was sent back."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "state": {}}
+    await app(scope, receive, send)
+    return sent
+
+
 def test_beyond_the_cap_requests_are_refused_before_any_work(repository: Path):
     """With two in flight and room for two, the third gets 429 and Retry-After without its body being read; when the
     two are answered, there is room again."""
 
     async def crowd() -> tuple[Any, list[Any], Any]:
         async with started(make_app(repository, max_in_flight=2)) as app:
+            body = json.dumps(request_of(1)).encode()
+
+            async def never() -> dict[str, Any]:
+                raise AssertionError("the body of a refused request was read")
+
+            inside = [asyncio.create_task(ask(app, "/predict", body)) for _ in range(2)]
+            await asyncio.sleep(0)  # now they wait for their scores
+            refused = await post(app, never)
+            return refused, [await task for task in inside], await ask(app, "/predict", body)
+
+    refused, answered, after = asyncio.run(crowd())
+
+    assert refused[0]["status"] == 429
+    assert (b"retry-after", b"1") in refused[0]["headers"]
+    assert json.loads(refused[1]["body"])["code"] == "overloaded"
+    assert [reply.status for reply in answered] == [200, 200]
+    assert after.status == 200
+
+
+def test_a_body_that_is_still_being_sent_holds_no_place(repository: Path):
+    """Ten half bodies and room for one: who sends whole is answered meanwhile. A half that becomes whole while the
+    place is taken is refused then."""
+
+    async def crowd() -> tuple[Any, list[int]]:
+        async with started(make_app(repository, max_in_flight=1)) as app:
             release = asyncio.Event()
             body = json.dumps(request_of(1)).encode()
 
@@ -265,34 +303,16 @@ def test_beyond_the_cap_requests_are_refused_before_any_work(repository: Path):
                 await release.wait()
                 return {"type": "http.request", "body": body, "more_body": False}
 
-            async def never() -> dict[str, Any]:
-                raise AssertionError("the body of a refused request was read")
-
-            async def post(receive: Any) -> list[dict[str, Any]]:
-                sent: list[dict[str, Any]] = []
-
-                async def send(message: dict[str, Any]) -> None:
-                    sent.append(message)
-
-                await app(
-                    {"type": "http", "method": "POST", "path": "/predict", "headers": [], "state": {}}, receive, send
-                )
-                return sent
-
-            inside = [asyncio.create_task(post(slow_body)) for _ in range(2)]
+            halves = [asyncio.create_task(post(app, slow_body)) for _ in range(10)]
             await asyncio.sleep(0)
-            refused = await post(never)
+            whole = await ask(app, "/predict", body)
             release.set()
-            answered = [await task for task in inside]
-            return refused, answered, await ask(app, "/predict", body)
+            return whole, sorted([(await half)[0]["status"] for half in halves])
 
-    refused, answered, after = asyncio.run(crowd())
+    whole, statuses = asyncio.run(crowd())
 
-    assert refused[0]["status"] == 429
-    assert (b"retry-after", b"1") in refused[0]["headers"]
-    assert json.loads(refused[1]["body"])["code"] == "overloaded"
-    assert [sent[0]["status"] for sent in answered] == [200, 200]
-    assert after.status == 200
+    assert whole.status == 200
+    assert statuses == [200] + [429] * 9
 
 
 def test_what_waits_for_its_turn_counts_as_in_flight(repository: Path):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from models.versions import Repository
 from service.app import Service
+from service.errors import ModelLoadError
+from service.metrics import Metrics
+from service.registry import LOAD_SHARE, Registry
+from tests.models.building import set_live
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_other_inputs, write_wrong_golden
-from tests.service.running import ask, expected_pctr, make_app, metric, request_of, started
+from tests.service.running import PATIENCE_SECONDS, Reply, ask, expected_pctr, make_app, metric, request_of, started
 
 
 async def version_of(app: Service, path: str = "/models/student/predict") -> int:
@@ -29,7 +33,8 @@ async def is_live(app: Service, version: int) -> bool:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    for _ in range(1000):
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
         if await condition():
             return
         await asyncio.sleep(0.01)
@@ -176,12 +181,11 @@ def test_a_repaired_version_is_tried_again(own_repository: Path):
 def test_writing_the_live_file_rolls_back_and_forward(own_repository: Path):
     """A number pins, `latest` lets go; nonsense changes nothing and is counted."""
     write_tiny_bundle(own_repository, "student", bias=2.0)
-    repository = Repository(own_repository)
 
     async def roll(app: Service) -> tuple[list[int], str]:
         seen = [await version_of(app)]
         for live, version in ((1, 1), ("latest", 2), (1, 1)):
-            repository.set_live("student", live)  # type: ignore[arg-type]
+            set_live(own_repository, "student", live)
             await eventually(partial(is_live, app, version), f"{live} is live")
             seen.append(await version_of(app))
         (own_repository / "student" / "live").write_text("newest")
@@ -232,6 +236,24 @@ def test_a_model_that_appears_later_is_served(own_repository: Path):
     assert in_app(own_repository, publish) == (404, 1)
 
 
+async def ask_version(app: Service, version: int) -> Reply:
+    reply = await ask(app, f"/models/student/versions/{version}/predict", json.dumps(request_of(1)).encode())
+    assert reply is not None
+    return reply
+
+
+async def ask_patiently(app: Service, version: int) -> Reply:
+    """Again as long as the answer is to come back later."""
+    replies: list[Reply] = []
+
+    async def answered() -> bool:
+        replies.append(await ask_version(app, version))
+        return replies[-1].status != 503
+
+    await eventually(answered, f"version {version} is answered")
+    return replies[-1]
+
+
 def test_versions_that_are_asked_for_are_kept_within_bounds(own_repository: Path):
     """With room for one extra version, asking for two of them in turn keeps one; a version that is not live is
     answered by itself, and one that is not there is a 404."""
@@ -239,27 +261,120 @@ def test_versions_that_are_asked_for_are_kept_within_bounds(own_repository: Path
         write_tiny_bundle(own_repository, "student", bias=bias)
 
     async def visit(app: Service) -> tuple[list[int], float, int]:
-        paths = [f"/models/student/versions/{version}/predict" for version in (1, 2, 1, 3, 4)]
-        seen = [await version_of(app, path) for path in paths]
+        seen = [(await ask_patiently(app, version)).json()["version"] for version in (1, 2, 1, 3, 4)]
         loaded = metric(await scrape(app), "retort_model_info", model="student")
-        missing = await ask(app, "/models/student/versions/5/predict", json.dumps(request_of(1)).encode())
-        assert missing is not None
-        return seen, loaded, missing.status
+        return seen, loaded, (await ask_version(app, 5)).status
 
     assert in_app(own_repository, visit, max_loaded_extra=1) == ([1, 2, 1, 3, 4], 2, 404)
+
+
+def test_a_storm_of_versions_loads_one_and_asks_the_rest_to_come_back(own_repository: Path):
+    """Twenty versions asked for at once: one is loaded, for the others it is 503 with Retry-After, without a place of
+    admission held; the live one is answered all along."""
+    for number in range(20):
+        write_tiny_bundle(own_repository, "student", bias=float(number))
+
+    async def storm(app: Service) -> tuple[list[Reply], float]:
+        asking = [asyncio.create_task(ask_version(app, version)) for version in range(1, 21)]
+        await asyncio.sleep(0)
+        waiting, live = app.predictor.in_flight, await version_of(app)
+        assert (waiting, live) == (1, 21)
+        replies = [await task for task in asking]
+        return replies, metric(await scrape(app), "retort_model_info", model="student")
+
+    replies, loaded = in_app(own_repository, storm, max_in_flight=30)
+
+    assert sorted(reply.status for reply in replies) == [200] + [503] * 19
+    assert loaded == 2
+    for reply in replies:
+        if reply.status == 503:
+            assert (reply.json()["code"], reply.json()["field"]) == ("not_ready", "version")
+            assert int(reply.headers["retry-after"]) >= 1
+
+
+def test_loads_for_single_requests_take_a_small_share_of_the_time(own_repository: Path):
+    """Whoever asks for one version after the other, as fast as they are answered, does not keep a core busy."""
+    for number in range(5):
+        write_tiny_bundle(own_repository, "student", bias=float(number))
+
+    async def visit(app: Service) -> tuple[float, float]:
+        loading, began = 0.0, time.monotonic()
+        for version in (1, 2, 3, 4, 5):
+            reply = None
+            while reply is None or reply.status == 503:
+                await asyncio.sleep(0.001)
+                asked = time.monotonic()
+                reply = await ask_version(app, version)
+            loading += time.monotonic() - asked
+        await ask_patiently(app, 1)
+        return loading, time.monotonic() - began
+
+    loading, altogether = in_app(own_repository, visit, max_loaded_extra=1)
+
+    assert loading / altogether < 3 * LOAD_SHARE  # and not nearly 1; some of it is waiting for the processor
+
+
+def test_a_version_that_is_not_there_is_refused_from_memory(own_repository: Path):
+    """The disk is not asked for each number that a client thinks of."""
+
+    async def visit(app: Service) -> list[int]:
+        def look(_: object) -> Any:
+            raise AssertionError("the disk was asked")
+
+        app._registry._sign = look  # type: ignore[method-assign]
+        return [(await ask_version(app, version)).status for version in range(2, 100)]
+
+    assert in_app(own_repository, visit, poll_seconds=1.0) == [404] * 98
+
+
+def test_a_version_is_not_released_before_it_is_live(own_repository: Path):
+    """Loaded, but not yet live when other versions are cleared away: it stays, or is taken back."""
+
+    async def load_and_clear() -> set[tuple[str, int]]:
+        registry = Registry(own_repository, Metrics(), max_extra=0)
+        loading = asyncio.create_task(registry.load("student", 1))
+        await eventually(partial(has_begun, registry), "the load has begun")
+        registry._loading["student", 1].add_done_callback(lambda _: registry.release())
+        await loading
+        registry.close()
+        return set(registry.loaded)
+
+    async def has_begun(registry: Registry) -> bool:
+        return ("student", 1) in registry._loading
+
+    assert asyncio.run(load_and_clear()) == {("student", 1)}
 
 
 def test_a_refused_version_that_is_asked_for_is_not_ready(own_repository: Path):
     """It is there and must not be served: 503, not a score, and it is not loaded again for every request."""
     write_wrong_golden(own_repository, "student")
 
-    async def visit(app: Service) -> tuple[list[int], float]:
-        body = json.dumps(request_of(1)).encode()
-        replies = [await ask(app, "/models/student/versions/2/predict", body) for _ in range(5)]
+    async def visit(app: Service) -> tuple[list[str], float]:
+        details = [(await ask_version(app, 2)).json()["detail"] for _ in range(5)]
         failures = metric(await scrape(app), "retort_model_load_failures_total")
-        return [reply.status for reply in replies if reply is not None], failures
+        return details, failures
 
-    assert in_app(own_repository, visit) == ([503] * 5, 1)
+    assert in_app(own_repository, visit) == (["this version was refused at load"] * 5, 1)
+
+
+def test_what_is_remembered_of_a_refusal_holds_no_request(own_repository: Path):
+    """Each refusal is told by an error of its own: one that is raised again keeps the frames of everybody it met."""
+    write_wrong_golden(own_repository, "student")
+
+    async def refuse_twice() -> list[ModelLoadError]:
+        registry = Registry(own_repository, Metrics(), max_extra=1)
+        errors = []
+        for _ in range(2):
+            with pytest.raises(ModelLoadError) as caught:
+                await registry.load("student", 2)
+            errors.append(caught.value)
+        registry.close()
+        return errors
+
+    first, second = asyncio.run(refuse_twice())
+
+    assert first is not second
+    assert (first.reason, str(first)) == (second.reason, str(second))
 
 
 def test_a_repository_that_goes_away_and_comes_back_changes_nothing(own_repository: Path):

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from tests.models.tiny_bundle import write_tiny_bundle
+from tests.service.bundles import write_slow_ensemble
 from tests.service.running import (
+    PATIENCE_SECONDS,
     ROOT,
     Running,
     clean_environment,
@@ -39,7 +41,7 @@ def run_program(*options: str, **variables: str) -> subprocess.CompletedProcess[
         text=True,
         cwd=ROOT,
         env=clean_environment(**variables),
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
 
 
@@ -168,7 +170,7 @@ def test_sigterm_under_load_loses_no_request(repository: Path, tmp_path: Path):
         ready = running.request("GET", "/health/ready", connection=probe)
         for load in loads:
             load.stop()
-        code = running.process.wait(20)
+        code = running.process.wait(PATIENCE_SECONDS)
 
     assert code == 0
     assert (ready.status, ready.headers["connection"]) == (503, "close")
@@ -191,7 +193,7 @@ def test_readiness_falls_before_the_door_closes_also_for_who_holds_no_connection
             time.sleep(0.01)
 
         assert 503 in seen
-        assert running.process.wait(20) == 0
+        assert running.process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_request_in_flight_at_the_end_is_answered(repository: Path, tmp_path: Path):
@@ -209,7 +211,7 @@ def test_a_request_in_flight_at_the_end_is_answered(repository: Path, tmp_path: 
             reply = b""
             while part := connection.recv(65536):
                 reply += part
-        code = running.process.wait(20)
+        code = running.process.wait(PATIENCE_SECONDS)
 
     assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"connection: close" in reply.lower()
@@ -217,25 +219,66 @@ def test_a_request_in_flight_at_the_end_is_answered(repository: Path, tmp_path: 
     assert code == 0
 
 
-def test_a_burst_beyond_the_cap_is_refused_at_once(repository: Path, tmp_path: Path):
-    """With room for one, two halves of bodies in two connections: the second is told to come back later; then the
-    first is answered."""
+def test_a_burst_beyond_the_cap_is_refused_at_once(tmp_path: Path):
+    """With room for one and a model that is slow, of many requests at once some are scored and the rest are told to
+    come back later."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    write_slow_ensemble(root)
     body = json.dumps(request_of(1)).encode()
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    options = ("--repository", str(repository), "--max-in-flight", "1")
-    with running_service(tmp_path / "log", *options) as running:
+    request = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    options = ("--repository", str(root), "--max-in-flight", "1")
+    with running_service(tmp_path / "log", *options) as running, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", running.port)
-        with socket.create_connection(address, timeout=10) as first, socket.create_connection(address, 10) as second:
-            first.sendall(head + body[:10])
-            time.sleep(0.2)
-            second.sendall(head + body)
-            refused = second.recv(65536)
-            first.sendall(body[10:])
-            answered = first.recv(65536)
+        clients = [stack.enter_context(socket.create_connection(address, PATIENCE_SECONDS)) for _ in range(20)]
+        for client in clients:
+            client.sendall(request)
+        replies = [client.recv(65536) for client in clients]
+        after = running.request("POST", "/predict", request_of(1))
 
-    assert refused.startswith(b"HTTP/1.1 429 ")
-    assert b"retry-after: 1\r\n" in refused.lower()
-    assert answered.startswith(b"HTTP/1.1 200 ")
+    answered = [reply for reply in replies if reply.startswith(b"HTTP/1.1 200 ")]
+    refused = [reply for reply in replies if reply.startswith(b"HTTP/1.1 429 ")]
+    assert len(answered) + len(refused) == 20
+    assert answered
+    assert refused
+    assert all(b"retry-after: 1\r\n" in reply.lower() for reply in refused)
+    assert after.status == 200
+
+
+def test_clients_that_ask_for_every_version_do_not_disturb_the_live_one(own_repository: Path, tmp_path: Path):
+    """Many callers at once, each going through all numbers there are and more: they get scores, 404 or 503; a few
+    versions are loaded, and every caller of the live one is answered by it."""
+    for number in range(20):
+        write_tiny_bundle(own_repository, "student", bias=float(number))
+    seen: set[int] = set()
+    stop = threading.Event()
+
+    def ask_on(first: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE_SECONDS)
+        version = first
+        while not stop.is_set():
+            version = version % 30 + 1
+            path = f"/models/student/versions/{version}/predict"
+            seen.add(running.request("POST", path, request_of(1), connection).status)
+        connection.close()
+
+    options = ("--repository", str(own_repository), "--max-in-flight", "8")
+    with running_service(tmp_path / "log", *options) as running:
+        threads = [threading.Thread(target=ask_on, args=(number,)) for number in range(7)]
+        for thread in threads:
+            thread.start()
+        live = []
+        began = time.monotonic()
+        while time.monotonic() < began + 2 or seen != {200, 404, 503}:
+            live.append(running.request("POST", "/models/student/predict", request_of(1)))
+            assert time.monotonic() < began + PATIENCE_SECONDS, seen
+        stop.set()
+        for thread in threads:
+            thread.join()
+        loaded = metric(running.metrics(), "retort_model_info", model="student")
+
+    assert {(reply.status, reply.json()["version"]) for reply in live} == {(200, 21)}
+    assert loaded <= 3
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from models.versions import Repository
 from service.app import Service
 from service.errors import ConfigError, NoModelError
 from service.watch import implied_experiments
+from tests.models.building import set_live
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_wrong_golden
 from tests.service.running import ask, make_app, metric, request_of, started
@@ -165,7 +165,7 @@ def test_an_arm_may_name_a_version_that_is_not_live(own_repository: Path, tmp_pa
     )
 
     async def ask_both(app: Service) -> list[int]:
-        Repository(own_repository).set_live("student", 1)
+        set_live(own_repository, "student", 1)
         await asyncio.sleep(0.2)
         return [(await answer(app, arm=name))["version"] for name in ("student", "new")]
 

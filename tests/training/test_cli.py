@@ -41,9 +41,9 @@ def test_generate_writes_the_log_that_the_shipped_recipe_trains_on(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["log.csv", "--rows", "2"], r"source\.synthetic\.rows: .*greater than or equal to 1000, got 2"),
-        (["log.csv", "--rows", "2000", "--days", "1"], r"source\.synthetic\.days: .*greater than or equal to 3, got 1"),
-        (["log.csv", "--seed", "-1"], r"source\.synthetic\.seed: .*greater than or equal to 0, got -1"),
+        (["log.csv", "--rows", "2"], r"source\.rows: expected at least 1000, got 2"),
+        (["log.csv", "--rows", "2000", "--days", "1"], r"source\.days: expected at least 3, got 1"),
+        (["log.csv", "--seed", "-1"], r"source\.seed: expected at least 0, got -1"),
         (["log.txt", "--rows", "2000"], r"log\.txt: .*expected \.parquet, \.csv"),
         (["taken/log.csv", "--rows", "2000"], r"taken/log\.csv: .*cannot be written"),
     ],

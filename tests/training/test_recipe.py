@@ -1,5 +1,6 @@
 """A recipe is checked whole before anything runs, and says where it is wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,26 @@ def test_the_default_recipe_trains_the_teachers_it_promises():
     assert list(load_recipe("synthetic").recipe.teachers) == ["lr", "fm", "dnn", "deepfm", "dcnv2", "ipnn"]
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_a_recipe_as_a_bundles_manifest_holds_it_is_one(name: str, tmp_path: Path):
+    """Whoever has nothing left but the bundle trains it again."""
+    loaded = load_recipe(name)
+    (tmp_path / "recipe.json").write_text(loaded.recipe.model_dump_json(), encoding="utf-8")
+    if loaded.recipe.schema_file is not None:
+        (tmp_path / loaded.recipe.schema_file).write_text(loaded.schema.to_json(), encoding="utf-8")
+
+    again = load_recipe(str(tmp_path / "recipe.json"))
+
+    assert (again.recipe, again.schema) == (loaded.recipe, loaded.schema)
+
+
+def test_the_document_shows_the_default_recipes_source():
+    """Whoever changes the default log changes the page that says what it is."""
+    source = load_recipe("synthetic").recipe.source.model_dump()
+
+    assert f"source: {{{', '.join(f'{key}: {value}' for key, value in source.items())}}}" in DOCUMENT
+
+
 def test_an_override_changes_one_value_and_null_drops_one():
     loaded = load_recipe("synthetic", ["student.fit.kd_weight=0.25", "teachers.ipnn=null", "source.seed=7"])
 
@@ -33,24 +54,48 @@ def test_an_override_changes_one_value_and_null_drops_one():
     assert loaded.recipe.source.seed == 7
 
 
+def test_an_override_of_what_a_yaml_anchor_shares_changes_only_the_one_named(tmp_path: Path):
+    tree = yaml.safe_load((Path(__file__).parents[2] / "training/recipes/synthetic.yaml").read_text(encoding="utf-8"))
+    tree["control"]["fit"] = tree["teachers"]["dnn"]["fit"] = {"learning_rate": 0.02}
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(tree))
+    assert "&id001" in (tmp_path / "shared.yaml").read_text()
+
+    recipe = load_recipe(str(tmp_path / "shared.yaml"), ["control.fit.learning_rate=0.5"]).recipe
+
+    assert recipe.control.fit.learning_rate == 0.5
+    assert recipe.teachers["dnn"].fit.learning_rate == 0.02
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("student.fit.kd_weight=2", r"student.fit.kd_weight: .*less than or equal to 1, got 2"),
-        ("student.fit.kdweight=0.5", r"student.fit.kdweight: Extra inputs are not permitted"),
-        ("teachers.deepfm.network=deepfn", r"expected one of .*'deepfm'.*got 'deepfn'"),
+        ("student.fit.kd_weight=2", r"student.fit.kd_weight: expected at most 1, got 2$"),
+        (
+            "student.fit.kdweight=0.5",
+            r"student.fit.kdweight: unknown key. Did you mean kd_weight\? Known here: learning_rate, ",
+        ),
+        ("teachers.deepfm.network=deepfn", r"\n  teachers.deepfm: network: expected one of .*'deepfm'.*got 'deepfn'"),
         ("teachers.deepfm.options.crosses=2", r"expected options among .*got \['crosses'\]"),
         ("student.options.hidden=[64]", r"control: expected the student's network and sizes"),
-        ("source.kind=kafka", r"source: .*'kafka'"),
+        ("source.kind=kafka", r"source.kind: expected one of 'synthetic', .*, got 'kafka'"),
         ("schema_file=x.yaml", r"schema_file: expected for every log but the synthetic one"),
         ("name.first=x", r"--set name.first=x: name is a single value"),
+        ("split.by=column", r"split.last_days: unknown key. Known here: .*column, train, valid, test"),
+        (
+            "split={by: column, column: 3, train: [[1]]}",
+            r"split.train\[0\]: expected text or a whole number, got a list",
+        ),
+        ("split.last_days.valid=0", r"split.last_days.valid: expected more than 0, got 0"),
+        ("source.days=1000", r"source.days: expected at most 365, got 1000"),
         ("student", r"--set student: expected path=value"),
-        ("student.fit.kd_weight=[", r"the value is not YAML"),
+        ("student.fit.kd_weight=[", r"--set student.fit.kd_weight=\[: the value is neither JSON nor YAML: .*line 1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place(override: str, said: str):
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=said) as caught:
         load_recipe("synthetic", [override])
+
+    assert not re.search("Value error|Input should|Extra inputs|Field required", str(caught.value))
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
@@ -59,7 +104,7 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones():
 
 
 def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path):
-    for text in ("- a\n- b\n", "a: [", "\x00"):
+    for text in ("- a\n- b\n", "a: [", "\x00", "name: a\nname: b"):
         (tmp_path / "recipe.yaml").write_text(text)
         with pytest.raises(RecipeError, match=r"recipe\.yaml"):
             load_recipe(str(tmp_path / "recipe.yaml"))

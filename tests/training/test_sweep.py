@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
+from training.errors import RecipeError
+from training.pipeline import plan
+from training.recipe import load_recipe
 from training.stages import Step
 from training.sweep import best_of, sweep
 
@@ -41,34 +47,79 @@ def test_the_pair_with_the_highest_mean_wins() -> None:
     assert best["valid_auc"] == 0.71
 
 
-def test_both_sides_try_the_whole_grid(tmp_path: Path) -> None:
-    """Every pair, side and seed has its trial, and the winner of each side is the best of its own."""
+def tiny_recipe(folder: Path) -> str:
+    """A recipe of two teachers and a student; 3000 rows."""
     network = {"network": "dnn", "options": {"dim": 2, "hidden": [8], "init_sd": 0.1}}
+    fit = {"learning_rate": 0.02, "max_epochs": 1}
     recipe = {
         "name": "tiny",
         "source": {"kind": "synthetic", "seed": 0, "rows": 3000, "days": 4},
         "split": {"by": "time", "last_days": {"valid": 1, "test": 1}},
-        "teachers": {"lr": {"network": "lr", "options": {}, "fit": {"learning_rate": 0.01, "max_epochs": 1}}},
-        "student": network | {"fit": {"learning_rate": 0.01, "max_epochs": 1}},
-        "control": network | {"fit": {"learning_rate": 0.01, "max_epochs": 1}},
+        "teachers": {
+            "lr": {"network": "lr", "options": {}, "fit": fit},
+            "fm": {"network": "fm", "options": {"dim": 2, "init_sd": 0.1}, "fit": fit},
+        },
+        "student": network | {"fit": fit},
+        "control": network | {"fit": fit},
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    return str(folder / "tiny.yaml")
 
-    found = sweep(
-        str(tmp_path / "tiny.yaml"),
-        overrides=[],
-        seeds=[1, 2],
-        out=tmp_path / "out",
-        data=None,
-        workers=1,
-        watcher=Silence(),
-        learning_rates=(0.01, 0.03),
-        init_sds=(0.1,),
-    )
 
-    tried = {(t["side"], t["learning_rate"], t["init_sd"], t["seed"]) for t in found["trials"]}
-    assert tried == {
-        (side, rate, 0.1, seed) for side in ("student", "control") for rate in (0.01, 0.03) for seed in (1, 2)
+def swept(folder: Path, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "overrides": [],
+        "seeds": [1, 2],
+        "out": folder / "out",
+        "data": None,
+        "workers": 1,
+        "watcher": Silence(),
+        "learning_rates": (0.01, 0.03),
+        "init_sds": (0.2,),
     }
-    assert found["best"]["student"] == best_of(found["trials"], "student")
-    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == found
+    return sweep(tiny_recipe(folder), **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One sweep of all sides: its folder and what it found."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, swept(folder)
+
+
+def test_every_side_tries_the_whole_grid(whole: tuple[Path, dict[str, Any]]) -> None:
+    """Every pair, side and seed has its trial, and the winner of each side is the best of its own."""
+    folder, found = whole
+
+    sides = ("teachers.lr", "teachers.fm", "control", "student")
+    tried = [(t["side"], t["learning_rate"], t["init_sd"], t["seed"]) for t in found["trials"]]
+    assert len(tried) == len(set(tried))
+    assert set(tried) == set(itertools.product(sides, (0.01, 0.03), (0.2,), (1, 2)))
+    assert found["best"] == {side: best_of(found["trials"], side) for side in sides}
+    assert json.loads((folder / "out" / "sweep.json").read_text()) == found
+
+
+def test_its_settings_make_a_run_of_what_it_found(whole: tuple[Path, dict[str, Any]]) -> None:
+    """As `--set` values they give the recipe whose student learnt from the teachers found, already fitted."""
+    folder, found = whole
+
+    loaded = load_recipe(tiny_recipe(folder), found["settings"])
+    steps = plan(loaded, [1, 2], runs=folder / "out", data=None).seeds
+
+    assert loaded.recipe.student.fit.learning_rate == found["best"]["student"]["learning_rate"]
+    assert loaded.recipe.teachers["fm"].options["init_sd"] == found["best"]["teachers.fm"]["init_sd"]
+    for of_seed in steps:
+        for refit in (of_seed.student, of_seed.control, *of_seed.teachers.values()):
+            assert (refit.needs["first"].folder(folder / "out") / "fit.json").exists()
+
+
+def test_a_side_left_out_stays_as_the_recipe_has_it(tmp_path: Path) -> None:
+    found = swept(tmp_path, sides=["control"], seeds=[1])
+
+    assert set(found["best"]) == {"control"}
+    assert load_recipe(tiny_recipe(tmp_path), found["settings"]).recipe.student.fit.learning_rate == 0.02
+
+
+def test_a_side_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'pupil'"):
+        swept(tmp_path, sides=["pupil"])

@@ -96,7 +96,10 @@ class _Inference:
         binary = [name for name, p in self.profiles.items() if _is_binary(p)]
         if said is not None:
             if said not in self.profiles:
-                raise DataError(f"--label {said}: no such column.{closest(said, list(self.profiles))}")
+                raise DataError(
+                    f"--label {said}: no such column.{closest(said, list(self.profiles))} "
+                    f"Only 0 and 1 are in {', '.join(binary) or 'none'}; all columns: {', '.join(self.profiles)}"
+                )
             if said not in binary:
                 came = ", ".join(shown(v) for v in self.profiles[said].examples(4)) or "nothing"
                 raise DataError(

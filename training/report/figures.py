@@ -3,7 +3,8 @@
     test, train, before_refit   {model: [{seed, auc, logloss, ...}], teachers: {name: [...]}}, one entry a seed
     summary                     the same with mean, sd, least and most over seeds
     differences                 one model against another, seed by seed
-    answer, targets             what a reader wants first
+    answer                      what a reader wants first
+    targets                     what the built-in log's recipe promises; empty for other logs
     cost, conditions            milliseconds of session.run, sizes; on what machine
     data, parts, fields         what was trained on what
     calibration, gate, curves   why it came out so
@@ -13,6 +14,7 @@ Units: AUCs and losses as they are, shares from 0 to 1, times in milliseconds or
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -37,6 +39,8 @@ PAIRS = (
     ("ensemble", "control_train_valid"),
     ("ensemble", "best_teacher"),
     ("ensemble", "average"),
+    ("average", "best_teacher"),
+    ("best_teacher", "control_train_valid"),
     ("control_train_valid", "control_train"),
 )
 COUNTS = ("1", "50", "200")
@@ -144,15 +148,16 @@ def _best_teacher(test: Mapping[str, Any], metric: str) -> str | None:
 
 def _differences(test: Mapping[str, Any], best_teacher: str | None) -> list[Tree]:
     """model minus against, seed by seed, for every metric both have."""
+    sides = {**test, "best_teacher": test["teachers"].get(best_teacher)}
     found = []
     for model, against in PAIRS:
-        other = test["teachers"].get(best_teacher) if against == "best_teacher" else test.get(against)
-        if model not in test or not other:
+        one, other = sides.get(model), sides.get(against)
+        if not one or not other:
             continue
         metrics = {
-            metric: _difference(metric, test[model], other)
+            metric: _difference(metric, one, other)
             for metric in COMPARED
-            if all(entry.get(metric) is not None for entry in (*test[model], *other))
+            if all(entry.get(metric) is not None for entry in (*one, *other))
         }
         found.append({"model": model, "against": against, "metrics": metrics})
     return found
@@ -215,11 +220,20 @@ def _parts(prepared: Mapping[str, Any]) -> list[Tree]:
             "part": name,
             "rows": prepared["rows"].get(name, 0),
             "click_rate": prepared["label_rate"].get(name),
+            "level_noise": _level_noise(prepared["rows"].get(name, 0), prepared["label_rate"].get(name)),
             "first": prepared["first_time"].get(name) or None,
             "last": prepared["last_time"].get(name) or None,
         }
         for name in names
     ]
+
+
+def _level_noise(rows: int, click_rate: float | None) -> float | None:
+    """Relative standard deviation of the number of clicks among so many impressions, by the chance of clicks alone.
+
+    That of independent clicks at one rate, sqrt((1 - p) / (n p)): a bound, because rates that vary give less.
+    """
+    return math.sqrt((1 - click_rate) / (rows * click_rate)) if rows and click_rate else None
 
 
 def _data(prepared: Mapping[str, Any]) -> Tree:

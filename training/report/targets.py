@@ -1,38 +1,48 @@
-"""What a run sets out to reach, whether it did, and if not, why: numbers in words, taken from the report itself.
+"""What the built-in log's recipe promises, whether this run reached it, and if not, why.
 
-The gains are asked for where the truth is known, on the built-in log: real logs have no figure they must reach. The
-control is always the hard-label network that saw the same rows as the student, validation included.
+A target is a promise about a log whose truth is known, so no other log has any: there the same differences stand in the
+report, paired by seed, and nobody says what they should have been. The control is always the hard-label network that
+saw the same rows as the student, validation included.
+
+A reason is made of this run's own numbers: the steps that a gain is made of (best teacher, average, gate, student), its
+values seed by seed, the student's distance from its ensemble, what the refit and the chance of clicks did to the level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from training.report.values import find
 
 Tree = dict[str, Any]
 
 CONTROL = "control_train_valid"
+PROMISED_BY = "synthetic"
+"""The kind of source whose recipes promise these targets."""
 
 
 def judge(report: Mapping[str, Any]) -> list[Tree]:
-    """Each target: `name`, `wanted`, `found` (null: not known here), `reached`, `reason` where it was not.
+    """Each target of the built-in log; none for another.
 
-    A reason is a list of sentences; `{/json/pointer|format}` in one stands for that number of the report.
+    A target has `name`, `relation` and `wanted`, `found` and its `sd` between seeds (null for one seed, or where it is
+    no mean over seeds), `format`, `reached`, and `reason` where it was not: sentences in which `{/json/pointer|format}`
+    stands for that number of the report.
     """
-    targets: list[Tree | None] = [_cheaper(report)]
-    if report["summary"]["test"].get("ensemble"):
-        targets.insert(0, _ensemble_on_the_whole(report))
-    if report["headline"]["auc"] == "xauc" and CONTROL in report["test"]:
-        targets = [
-            _ensemble_gain(report),
-            _student_gain(report),
-            _student_logloss(report),
-            _student_every_seed(report),
-            _above_best_teacher(report),
-            _near_its_ensemble(report),
-            *targets,
-            _calibrated(report),
-        ]
+    is_promised = find(report, "/recipe/source/kind") == PROMISED_BY
+    if not is_promised or report["headline"]["auc"] != "xauc" or CONTROL not in report["test"]:
+        return []
+    targets = [
+        _ensemble_gain(report),
+        _student_gain(report),
+        _student_logloss(report),
+        _student_every_seed(report),
+        _above_best_teacher(report),
+        _near_its_ensemble(report),
+        _ensemble_on_the_whole(report),
+        _cheaper(report),
+        _calibrated(report),
+    ]
     return [target for target in targets if target is not None]
 
 
@@ -44,47 +54,45 @@ def find_difference(report: Mapping[str, Any], model: str, against: str, metric:
     return None
 
 
-def _target(name: str, wanted: float, found: float, reached: bool, form: str, reason: list[str], relation: str) -> Tree:
+_REACHED = {
+    "at least": lambda found, wanted: found >= wanted,
+    "at most": lambda found, wanted: found <= wanted,
+    "above": lambda found, wanted: found > wanted,
+}
+
+
+def _target(
+    name: str, relation: str, wanted: float, found: float, form: str, reason: Sequence[str], sd: float | None = None
+) -> Tree:
+    reached = bool(_REACHED[relation](found, wanted))
     return {
         "name": name,
         "relation": relation,
         "wanted": wanted,
         "found": found,
+        "sd": sd,
         "format": form,
         "reached": reached,
-        "reason": [] if reached else reason,
+        "reason": [] if reached else [sentence for sentence in reason if sentence],
     }
-
-
-def _at_least(name: str, wanted: float, found: float, form: str, reason: list[str]) -> Tree:
-    return _target(name, wanted, found, found >= wanted, form, reason, "at least")
-
-
-def _at_most(name: str, wanted: float, found: float, form: str, reason: list[str]) -> Tree:
-    return _target(name, wanted, found, found <= wanted, form, reason, "at most")
 
 
 def _ensemble_gain(report: Mapping[str, Any]) -> Tree | None:
     found = find_difference(report, "ensemble", CONTROL, "xauc")
     if found is None:
         return None
-    best = find_difference(report, "ensemble", "best_teacher", "xauc")
-    average = find_difference(report, "ensemble", "average", "xauc")
-    reason = [f"the ensemble gains {{{found[1]}/mean|gain}} over the control on average"]
-    if best:
-        reason.append(f"combining the teachers adds {{{best[1]}/mean|gain}} to the best of them alone")
-    if average:
-        reason.append(f"the gate adds {{{average[1]}/mean|gain}} to their plain average")
-    reason += _control_reason(report)
-    return _at_least("ensemble over the control, xAUC", 0.008, found[0]["mean"], "gain", reason)
+    reason = [_by_seed(*found), _steps_of_the_ensemble(report, "xauc"), _control_reason(report)]
+    name = "ensemble over the control, xAUC"
+    return _target(name, "at least", 0.008, found[0]["mean"], "gain", reason, found[0]["sd"])
 
 
 def _student_gain(report: Mapping[str, Any]) -> Tree | None:
     found = find_difference(report, "student", CONTROL, "xauc")
     if found is None:
         return None
-    return _at_least(
-        "student over the control, xAUC", 0.010, found[0]["mean"], "gain", _student_reason(report, found[1], "xauc")
+    reason = [_by_seed(*found), *_imitation(report, "xauc"), _control_reason(report)]
+    return _target(
+        "student over the control, xAUC", "at least", 0.010, found[0]["mean"], "gain", reason, found[0]["sd"]
     )
 
 
@@ -92,8 +100,18 @@ def _student_logloss(report: Mapping[str, Any]) -> Tree | None:
     found = find_difference(report, "student", CONTROL, "logloss")
     if found is None:
         return None
-    reason = _student_reason(report, found[1], "logloss")
-    return _at_most("student against the control, logloss", -0.005, found[0]["mean"], "gain", reason)
+    truth = find_difference(report, "student", CONTROL, "xlogloss")
+    reason = [
+        _by_seed(*found),
+        f"under the true probabilities, without the chance of clicks, it is {{{truth[1]}/mean|gain}}" if truth else "",
+        *_imitation(report, "logloss"),
+        "predicted over actual clicks is {/summary/test/student/predicted_over_actual/mean|number} for the student, "
+        f"{{/summary/test/{CONTROL}/predicted_over_actual/mean|number}} for the control, "
+        "{/bayes/test/predicted_over_actual|number} for the truth itself",
+    ]
+    return _target(
+        "student against the control, logloss", "at most", -0.005, found[0]["mean"], "gain", reason, found[0]["sd"]
+    )
 
 
 def _student_every_seed(report: Mapping[str, Any]) -> Tree | None:
@@ -101,27 +119,32 @@ def _student_every_seed(report: Mapping[str, Any]) -> Tree | None:
     loss = find_difference(report, "student", CONTROL, "logloss")
     if auc is None or loss is None:
         return None
-    worse, path = min((auc, loss), key=lambda pair: pair[0]["better_in"])
-    reason = [f"better in {{{path}/better_in|count}} of {{{path}/of|count}} seeds"]
-    return _at_least("seeds in which the student is better in both", worse["of"], worse["better_in"], "count", reason)
+    is_better = [gain > 0 > less for gain, less in zip(auc[0]["by_seed"], loss[0]["by_seed"], strict=True)]
+    reason = [
+        f"with seed {{/seeds/{k}|count}} the student differs from the control by {{{auc[1]}/by_seed/{k}|gain}} in xAUC "
+        f"and {{{loss[1]}/by_seed/{k}|gain}} in logloss, its ensemble is {{/kl_ensemble_student/{k}|figure}} nats away"
+        for k, better in enumerate(is_better)
+        if not better
+    ]
+    name = "seeds in which the student is better in both"
+    return _target(name, "at least", len(is_better), sum(is_better), "count", reason)
 
 
 def _above_best_teacher(report: Mapping[str, Any]) -> Tree | None:
     found = find_difference(report, "student", "best_teacher", "xauc")
     if found is None:
         return None
-    reason = [
-        "the best refitted teacher alone is {/best_teacher|text}, chosen by its test figure",
-        f"the student differs from it by {{{found[1]}/mean|gain}}",
-    ]
+    ensemble = find_difference(report, "ensemble", "best_teacher", "xauc")
+    own = find_difference(report, "student", "ensemble", "xauc")
+    steps = ""
+    if ensemble and own:
+        steps = (
+            f"the ensemble stands {{{ensemble[1]}/mean|gain}} above that teacher, the student {{{own[1]}/mean|gain}} "
+            f"from the ensemble ({_kl(report)})"
+        )
+    reason = ["the best refitted teacher is {/best_teacher|text}, chosen by these very rows", _by_seed(*found), steps]
     return _target(
-        "student over the best single teacher, xAUC",
-        0.0,
-        found[0]["mean"],
-        found[0]["mean"] > 0,
-        "gain",
-        reason,
-        "above",
+        "student over the best single teacher, xAUC", "above", 0.0, found[0]["mean"], "gain", reason, found[0]["sd"]
     )
 
 
@@ -129,64 +152,108 @@ def _near_its_ensemble(report: Mapping[str, Any]) -> Tree | None:
     kept = report["answer"]["kept_of_ensemble_gain"]
     if kept is None:
         return None
+    ensemble = find_difference(report, "ensemble", CONTROL, "xauc")
+    own = find_difference(report, "student", "ensemble", "xauc")
+    places = [f"/curves/{i}" for i, curve in enumerate(report["curves"]) if curve["model"] == "student"]
+    epochs = [f"{{{at}/seeds/{k}/epochs|count}}" for at in places for k in range(len(report["seeds"]))]
     reason = [
-        "the student keeps {/answer/kept_of_ensemble_gain|share} of the gain of its ensemble",
-        "its logit is {/kl_ensemble_student/0|figure} nats of KL from the ensemble's on test rows",
+        f"the ensemble’s gain, {_by_seed(*ensemble)}" if ensemble else "",
+        f"the student less its ensemble, {_by_seed(*own)}" if own else "",
+        f"how far it is from its ensemble on test rows, {_kl(report)}",
+        f"its distance on validation rows was least at epoch {', '.join(epochs)}, of at most "
+        "{/recipe/student/fit/max_epochs|count}",
     ]
-    return _at_least("share of the ensemble's gain that the student keeps", 0.95, kept, "share", reason)
+    return _target("share of the ensemble's gain that the student keeps", "at least", 0.95, kept, "share", reason)
 
 
-def _ensemble_on_the_whole(report: Mapping[str, Any]) -> Tree:
-    found = report["summary"]["test"]["ensemble"]["predicted_over_actual"]["mean"]
-    rates = {entry["part"]: index for index, entry in enumerate(report["parts"])}
-    reason = [
-        f"calibration was fitted on validation part C, where {{/parts/{rates['valid_c']}/click_rate|percent}} of "
-        f"impressions were clicked; on test rows it was {{/parts/{rates['test']}/click_rate|percent}}"
-    ]
-    return _at_most("ensemble, predicted over actual clicks, off by", 0.05, abs(found - 1), "share", reason)
-
-
-def _calibrated(report: Mapping[str, Any]) -> Tree | None:
-    """The calibration error against the truth, and what label noise alone gives a perfect model of this size."""
-    student = report["summary"]["test"]["student"]
-    ensemble = report["summary"]["test"]["ensemble"]
-    if not student.get("xece") or not ensemble.get("ece_floor"):
+def _ensemble_on_the_whole(report: Mapping[str, Any]) -> Tree | None:
+    found = report["summary"]["test"]["ensemble"].get("predicted_over_actual")
+    if not found:
         return None
+    part = {entry["part"]: f"/parts/{index}" for index, entry in enumerate(report["parts"])}
+    seeds = [f"{{/test/ensemble/{k}/predicted_over_actual|number}}" for k in range(len(report["seeds"]))]
     reason = [
-        "against the true probabilities the student is off by {/summary/test/student/xece/mean|figure}, its ensemble "
-        "by {/summary/test/ensemble/xece/mean|figure}",
-        "before the refit, where calibration was fitted, the student was off by "
-        "{/summary/before_refit/student/xece/mean|figure}",
+        f"predicted over actual clicks is {', '.join(seeds)} by seed; "
+        "{/bayes/test/predicted_over_actual|number} for the truth itself on the same rows",
+        "before the refit it was {/summary/before_refit/ensemble/predicted_over_actual/mean|number}",
+        f"{{{part['train']}/click_rate|percent}} of training impressions were clicked, "
+        f"{{{part['valid_c']}/click_rate|percent}} of part C, which sets the level, and "
+        f"{{{part['test']}/click_rate|percent}} of test impressions",
+        f"the chance of clicks alone moves the level of part C by {{{part['valid_c']}/level_noise|percent}} and "
+        f"that of test rows by {{{part['test']}/level_noise|percent}} (one standard deviation)",
     ]
-    return _at_most(
-        "student, calibration error against the truth (twice the noise floor of the ensemble)",
-        2 * ensemble["ece_floor"]["mean"],
-        student["xece"]["mean"],
-        "figure",
-        reason,
-    )
+    name = "ensemble, predicted over actual clicks, off by"
+    return _target(name, "at most", 0.05, abs(found["mean"] - 1), "share", reason)
 
 
 def _cheaper(report: Mapping[str, Any]) -> Tree:
     found = report["answer"]["times_cheaper_than_ensemble"]["50"]
     reason = [
-        "the ensemble takes {/cost/ensemble/50/p50_ms|ms} ms and the student {/cost/student/50/p50_ms|ms} ms",
-        "with few fields and small networks most of that is the running of nodes, not their arithmetic",
+        "at {/candidates/1|count} candidates the ensemble takes {/cost/ensemble/50/p50_ms|ms} ms and the student "
+        "{/cost/student/50/p50_ms|ms} ms; at {/candidates/0|count}, "
+        "{/cost/ensemble/1/p50_ms|ms} and {/cost/student/1/p50_ms|ms}; at {/candidates/2|count} it is "
+        "{/answer/times_cheaper_than_ensemble/200|ratio} times",
+        "the ensemble has {/cost/ensemble/parameters_dense|count} parameters in layers, the student "
+        "{/cost/student/parameters_dense|count}",
     ]
-    return _at_least(
-        "times the student is cheaper than the ensemble, session.run at 50 candidates", 5.0, found, "ratio", reason
+    name = "times the student is cheaper than the ensemble, session.run at 50 candidates"
+    return _target(name, "at least", 5.0, found, "ratio", reason)
+
+
+def _calibrated(report: Mapping[str, Any]) -> Tree | None:
+    """The calibration error against the truth, and what label noise alone gives a perfect model of this size."""
+    student = report["summary"]["test"]["student"].get("xece")
+    floor = report["summary"]["test"]["ensemble"].get("ece_floor")
+    if not student or not floor:
+        return None
+    reason = [
+        "against the true probabilities the student is off by {/summary/test/student/xece/mean|figure}, its ensemble "
+        "by {/summary/test/ensemble/xece/mean|figure}",
+        "before the refit, with the networks that calibration was fitted to, the student was off by "
+        "{/summary/before_refit/student/xece/mean|figure}",
+        "it predicts {/summary/test/student/predicted_over_actual/mean|number} of the actual clicks, the truth itself "
+        "{/bayes/test/predicted_over_actual|number}",
+    ]
+    name = "student, calibration error against the truth (twice the noise floor of the ensemble)"
+    return _target(name, "at most", 2 * floor["mean"], student["mean"], "figure", reason, student["sd"])
+
+
+def _by_seed(difference: Mapping[str, Any], at: str) -> str:
+    return "by seed: " + ", ".join(f"{{{at}/by_seed/{k}|gain}}" for k in range(difference["of"]))
+
+
+def _kl(report: Mapping[str, Any]) -> str:
+    """How far the student is from what it imitates."""
+    seeds = ", ".join(f"{{/kl_ensemble_student/{k}|figure}}" for k in range(len(report["kl_ensemble_student"])))
+    return f"KL by seed: {seeds} nats"
+
+
+def _steps_of_the_ensemble(report: Mapping[str, Any], metric: str) -> str:
+    """The ensemble's gain as a sum: the best teacher, the average on top of it, the gate on top of that."""
+    best = find_difference(report, "best_teacher", CONTROL, metric)
+    average = find_difference(report, "average", "best_teacher", metric)
+    gate = find_difference(report, "ensemble", "average", metric)
+    if not (best and average and gate):
+        return ""
+    return (
+        f"of it the best teacher alone ({{/best_teacher|text}}) is {{{best[1]}/mean|gain}}, the plain average on top "
+        f"{{{average[1]}/mean|gain}}, the gate on top of that {{{gate[1]}/mean|gain}}"
     )
 
 
-def _student_reason(report: Mapping[str, Any], path: str, metric: str) -> list[str]:
-    reason = [f"the student differs from the control by {{{path}/mean|gain}}"]
+def _imitation(report: Mapping[str, Any], metric: str) -> list[str]:
+    """The student's difference from the control as a sum: the ensemble's, and the student's from the ensemble."""
     ensemble = find_difference(report, "ensemble", CONTROL, metric)
-    if ensemble:
-        reason.append(f"its ensemble, which it imitates, by {{{ensemble[1]}/mean|gain}}")
-    return reason + _control_reason(report)
+    own = find_difference(report, "student", "ensemble", metric)
+    if not (ensemble and own):
+        return []
+    return [
+        f"its ensemble differs from the control by {{{ensemble[1]}/mean|gain}}, the student from its ensemble by "
+        f"{{{own[1]}/mean|gain}} ({_kl(report)})",
+    ]
 
 
-def _control_reason(report: Mapping[str, Any]) -> list[str]:
+def _control_reason(report: Mapping[str, Any]) -> str:
     """A strong control is the commonest reason, and no fault."""
     fresh = find_difference(report, CONTROL, "control_train", "xauc")
-    return [f"training on validation rows too gave the control {{{fresh[1]}/mean|gain}} of xAUC"] if fresh else []
+    return f"validation rows gave the control {{{fresh[1]}/mean|gain}} of xAUC" if fresh else ""

@@ -99,11 +99,11 @@ class Values:
             return MISSING
         return f'<{tag} data-at="{html.escape(at)}" data-form="{form}">{html.escape(FORMS[form](value))}</{tag}>'
 
-    def spread(self, at: str, form: str = "figure") -> str:
-        """mean ± sd of an entry of the summary; the mean alone for one seed."""
-        if not self.has(f"{at}/mean"):
+    def spread(self, at: str, form: str = "figure", *, mean: str = "mean") -> str:
+        """mean ± sd of an entry that has both keys; the mean alone for one seed."""
+        if not self.has(f"{at}/{mean}"):
             return MISSING
-        shown = self.show(f"{at}/mean", form)
+        shown = self.show(f"{at}/{mean}", form)
         if not self.has(f"{at}/sd"):
             return shown
         sd = "figure" if form == "gain" else form

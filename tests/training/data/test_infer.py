@@ -319,7 +319,10 @@ def test_the_label_can_be_named(tmp_path: Path):
     path = write(tmp_path / "log.csv", as_csv(BASE | {"bought": (CLICK & (ADS < 9)).astype(int)}))
 
     assert FeatureSchema.from_text(infer_schema([path], label="bought").text).label.column == "bought"
-    with pytest.raises(DataError, match=r"--label boght: no such column\. Did you mean 'bought'\?"):
+    with pytest.raises(
+        DataError,
+        match=r"--label boght: no such column\. Did you mean 'bought'\? Only 0 and 1 are in \S.*; all columns: \S",
+    ):
         infer_schema([path], label="boght")
     with pytest.raises(DataError, match="--label ad_id: expected only 0 and 1, got 'a"):
         infer_schema([path], label="ad_id")

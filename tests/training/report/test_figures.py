@@ -2,17 +2,25 @@
 
 import json
 import math
+import re
 
 import pytest
 
-from tests.training.report.run import ODD, PREPARED, measure, report
+from tests.training.report.run import COSTS, ODD, PREPARED, RECIPE, cost, measure, real_report, report
 from training.report import write_report
+from training.report.values import look_up
 
 
 def target(found: dict, words: str) -> dict:
     """The one target whose name holds these words."""
     (only,) = [target for target in found["targets"] if words in target["name"]]
     return only
+
+
+def is_shown_from_the_run(found: dict, missed: dict) -> bool:
+    """Whether every sentence of the reason holds numbers, and each of them is in the report."""
+    places = [re.findall(r"\{(/[^|{}]*)\|\w+\}", sentence) for sentence in missed["reason"]]
+    return bool(places) and all(at and all(look_up(found, place) is not None for place in at) for at in places)
 
 
 def test_every_model_has_one_entry_a_seed():
@@ -100,13 +108,18 @@ def test_the_answer_weighs_gain_against_cost():
 
 
 def test_a_real_log_is_judged_by_what_can_be_known():
-    """Without the truth: AUC and logloss, and no gain that has to be reached."""
-    found = report(measure(1, truth=False), measure(2, truth=False), world=None)
+    """Without the truth: AUC and logloss, the same differences paired by seed, and nothing that has to be reached."""
+    found = real_report(1, 2)
 
     assert found["headline"] == {"auc": "auc", "logloss": "logloss"}
     assert found["bayes"] == {"test": None, "log": None}
-    assert all("xAUC" not in target["name"] for target in found["targets"])
-    assert "predicted over actual" in found["targets"][0]["name"]
+    assert found["targets"] == []
+    assert (found["answer"]["targets"], found["answer"]["targets_reached"]) == (0, 0)
+    pairs = {(pair["model"], pair["against"]): pair["metrics"] for pair in found["differences"]}
+    for against in ("control_train_valid", "ensemble", "best_teacher", "average"):
+        for metric in ("auc", "logloss"):
+            assert len(pairs["student", against][metric]["by_seed"]) == 2
+            assert pairs["student", against][metric]["sd"] is not None
 
 
 def test_targets_are_those_of_the_built_in_log():
@@ -115,6 +128,16 @@ def test_targets_are_those_of_the_built_in_log():
     assert [target["wanted"] for target in found["targets"][:4]] == [0.008, 0.010, -0.005, 3]
     assert all(target["reached"] and not target["reason"] for target in found["targets"])
     assert found["answer"]["targets_reached"] == found["answer"]["targets"] == len(found["targets"]) == 9
+    gain = found["targets"][1]
+    assert (gain["found"], gain["sd"]) == (pytest.approx(0.0128), pytest.approx(0.0002))
+
+
+def test_a_log_of_known_truth_that_is_not_the_built_in_one_is_promised_nothing():
+    """Somebody else's simulation: its figures are in expectation, its targets are its owner's."""
+    found = report(recipe=RECIPE | {"source": {"kind": "files", "paths": ["simulated.csv"]}})
+
+    assert found["headline"]["auc"] == "xauc"
+    assert found["targets"] == []
 
 
 @pytest.mark.parametrize(
@@ -128,20 +151,86 @@ def test_targets_are_those_of_the_built_in_log():
     ],
 )
 def test_what_is_not_reached_says_why(gain: float, words: str):
-    """Each reason is made of the run's own numbers."""
-    missed = target(report(*(measure(seed, gain=gain) for seed in (1, 2))), words)
+    """Every sentence of a reason is about this run."""
+    found = report(*(measure(seed, gain=gain) for seed in (1, 2)))
+
+    missed = target(found, words)
 
     assert not missed["reached"]
-    assert any("{/" in sentence for sentence in missed["reason"])
+    assert is_shown_from_the_run(found, missed)
+
+
+def test_an_ensemble_without_gain_says_which_step_gives_none():
+    weak = measure(1)
+    weak["test"]["ensemble"]["xauc"] = weak["test"]["control_train_valid"]["xauc"]
+
+    found = report(weak)
+    missed = target(found, "ensemble over the control")
+
+    assert (missed["reached"], missed["found"]) == (False, 0)
+    assert is_shown_from_the_run(found, missed)
+    assert "the gate on top of that" in missed["reason"][1]
+
+
+def test_a_student_off_the_truth_is_compared_with_its_ensemble_and_with_itself_before_the_refit():
+    off = measure(1)
+    off["test"]["student"]["xece"] = 0.05
+
+    found = report(off)
+    missed = target(found, "calibration error")
+
+    assert (missed["reached"], missed["found"]) == (False, 0.05)
+    assert is_shown_from_the_run(found, missed)
+
+
+def test_the_steps_of_a_gain_add_up_to_it():
+    """What a reason takes apart: best teacher, average, gate, student."""
+    found = report(measure(1), measure(2))
+    by_pair = {(pair["model"], pair["against"]): pair["metrics"]["xauc"]["mean"] for pair in found["differences"]}
+
+    steps = [("best_teacher", "control_train_valid"), ("average", "best_teacher"), ("ensemble", "average")]
+    assert sum(by_pair[step] for step in steps) == pytest.approx(by_pair["ensemble", "control_train_valid"])
+    steps = [("ensemble", "control_train_valid"), ("student", "ensemble")]
+    assert sum(by_pair[step] for step in steps) == pytest.approx(by_pair["student", "control_train_valid"])
+
+
+def test_a_seed_counts_only_where_the_student_is_better_in_both():
+    """Better xAUC in one seed and better logloss in another is better in none; the reason names the seeds."""
+    ranks_worse, loses_more = measure(1), measure(2)
+    ranks_worse["test"]["student"]["xauc"] = 0.6
+    loses_more["test"]["student"]["logloss"] = 0.9
+
+    missed = target(report(ranks_worse, loses_more, measure(3)), "seeds in which")
+
+    assert (missed["wanted"], missed["found"]) == (3, 1)
+    assert ["{/seeds/0|count}" in missed["reason"][0], "{/seeds/1|count}" in missed["reason"][1]] == [True, True]
 
 
 def test_an_ensemble_that_predicts_too_many_clicks_is_said_to():
+    """Beside the level of the parts, and how far chance alone moves it."""
     off = measure(1)
     off["test"]["ensemble"]["predicted_over_actual"] = 0.79
 
-    missed = target(report(off), "predicted over actual")
+    found = report(off)
+    missed = target(found, "predicted over actual")
 
     assert (missed["reached"], missed["found"]) == (False, pytest.approx(0.21))
+    assert is_shown_from_the_run(found, missed)
+    noise = {part["part"]: part["level_noise"] for part in found["parts"]}
+    assert noise["valid_c"] == pytest.approx(math.sqrt((1 - 0.159) / (660 * 0.159)))
+
+
+def test_a_student_that_is_not_cheap_says_where_the_time_goes():
+    """At one candidate, at many, and how many parameters there are to multiply."""
+    costs = COSTS | {"cost": COSTS["cost"] | {"ensemble": cost(0.2)}}
+
+    found = report(costs=costs)
+    missed = target(found, "cheaper")
+
+    assert not missed["reached"]
+    assert is_shown_from_the_run(found, missed)
+    said = " ".join(missed["reason"])
+    assert all(place in said for place in ("/cost/student/1/p50_ms", "/cost/ensemble/50/p50_ms", "parameters_dense"))
 
 
 def test_a_figure_that_rows_do_not_define_is_null():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.report.run import ODD, measure, report
+from tests.training.report.run import ODD, measure, real_report, report
 from training.report import render
 from training.report.page import STYLE
 from training.report.values import FORMS, look_up, pointer
@@ -64,7 +64,7 @@ def bound(page: Page) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("truth", [True, False])
 def test_every_number_on_the_page_is_in_the_json(seeds: int, truth: bool):
     """Bound to its place and written from it. Only ticks of an axis and the recipe, which is the JSON, are apart."""
-    found = report(*(measure(seed, truth=truth) for seed in range(1, seeds + 1)))
+    found = report(*(measure(seed) for seed in range(1, seeds + 1))) if truth else real_report(*range(1, seeds + 1))
     page = Page(render(found))
 
     for text, attributes in bound(page):
@@ -183,8 +183,23 @@ def test_what_was_not_reached_is_listed_with_its_reason():
     page = Page(render(report(*(measure(seed, gain=0.002) for seed in (1, 2)))))
 
     reasons = "".join(page.shown("li"))
-    assert "student over the control, xAUC: the student differs from the control by +0.0023" in reasons
+    assert (
+        "student over the control, xAUC: by seed: +0.0022, +0.0024; its ensemble differs from the control by" in reasons
+    )
     assert "What was not reached, and why" in page.shown("h3")
+
+
+def test_a_real_log_shows_its_differences_and_promises_nothing():
+    """No target, reached or missed: student against control, ensemble and best teacher, by seed and with spread."""
+    page = Page(render(real_report(1, 2, 3)))
+
+    assert "What was promised" not in page.shown("h2")
+    assert "targets" not in "".join(page.shown("section"))
+    rows = [row for row in page.shown("tr") if "student − " in row]
+    for against in ("control, same rows", "ensemble (gate)", "best single teacher"):
+        (row,) = [row for row in rows if f"student − {against}" in row]
+        assert "±" in row
+        assert re.search(r"[0-3]/3", row)
 
 
 def test_what_is_not_known_is_a_dash():
@@ -205,5 +220,5 @@ def test_the_recipe_is_shown_whole():
 def test_a_page_without_sweep_or_published_models_is_a_page():
     found = report(measure(1), sweep=None, published=[], seconds=None, world=None)
 
-    assert "How student and control were tuned" not in render(found)
+    assert "How the networks were tuned" not in render(found)
     Page(render(found))

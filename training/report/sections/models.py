@@ -1,0 +1,128 @@
+"""Every model beside the others: figures on test rows, differences paired by seed, quality against cost."""
+
+from __future__ import annotations
+
+import html
+
+from training.report import charts
+from training.report.pieces import METRICS, details, figure, models_of, section, table, title
+from training.report.values import MISSING, Values, pointer
+
+
+def every_model(v: Values) -> str:
+    """Every model on test rows."""
+    shown = [
+        name for name in METRICS if any(v.has(f"/summary/test/{model}/{name}") for model in ("student", "ensemble"))
+    ]
+    rows = [
+        [label, *(v.spread(f"{at}/{name}", METRICS[name][1]) for name in shown)]
+        for label, at in models_of(v, "summary", "test")
+    ]
+    if v.has("/bayes/test"):
+        truth = [v.show(f"/bayes/test/{name}", METRICS[name][1]) for name in shown]
+        rows.append(["the truth itself (best possible)", *truth])
+    note = (
+        "<p>Mean over seeds, ± standard deviation between them. xAUC and xlogloss are taken under the known true "
+        "probabilities, so they carry no label noise; ECE floor is what a perfect model shows on as many rows.</p>"
+        if v.has("/summary/test/student/xauc")
+        else "<p>Mean over seeds, ± standard deviation between them. ECE floor is what a perfect model shows on as "
+        "many rows. The spread between seeds leaves out the luck of which rows are in the test part.</p>"
+    )
+    body = note + table(["test rows", *(METRICS[name][0] for name in shown)], rows, strong=0)
+    return section("Every model, and the controls", body + _seeds(v) + _on_train(v), "models")
+
+
+def _seeds(v: Values) -> str:
+    shown = [name for name in METRICS if v.get(f"/test/student/0/{name}") is not None]
+    rows = []
+    for label, at in models_of(v, "test"):
+        for index in range(len(v.get(at))):
+            rows.append(
+                [
+                    label,
+                    v.show(f"{at}/{index}/seed", "count"),
+                    *(v.show(f"{at}/{index}/{name}", METRICS[name][1]) for name in shown),
+                ]
+            )
+    rows_of_seeds = table(["test rows", "seed", *(METRICS[name][0] for name in shown)], rows)
+    return details("Seed by seed", rows_of_seeds)
+
+
+def _on_train(v: Values) -> str:
+    shown = [name for name in METRICS if v.has(f"/summary/train/student/{name}")]
+    rows = [
+        [label, *(v.spread(f"{at}/{name}", METRICS[name][1]) for name in shown)]
+        for label, at in models_of(v, "summary", "train")
+    ]
+    note = "<p>A model far better here than on test rows has learned its rows by heart.</p>"
+    return details("On training rows", note + table(["training rows", *(METRICS[n][0] for n in shown)], rows))
+
+
+def differences(v: Values) -> str:
+    """One model against another on the same rows, seed by seed."""
+    shown = [
+        name
+        for name in ("xauc", "auc", "xlogloss", "logloss", "normalised_entropy", "gauc", "ece")
+        if any(name in pair["metrics"] for pair in v.get("/differences"))
+    ]
+    rows = []
+    for index, pair in enumerate(v.get("/differences")):
+        cells = []
+        for name in shown:
+            at = pointer("differences", index, "metrics", name)
+            if not v.has(at):
+                cells.append(MISSING)
+                continue
+            won = f"{v.show(f'{at}/better_in', 'count')}/{v.show(f'{at}/of', 'count')}"
+            cells.append(f'{v.spread(at, "gain")} <span class="sd">{won}</span>')
+        rows.append([f"{title(v, pair['model'])} − {title(v, pair['against'])}", *cells])
+    note = (
+        "<p>Test rows, seed against seed: mean difference ± its standard deviation, and in how many seeds the first of "
+        "the two is better. The best single teacher is chosen by these very rows, which favours it.</p>"
+    )
+    return section("Differences, paired by seed", note + table(["", *(METRICS[n][0] for n in shown)], rows), "pairs")
+
+
+def cost_and_quality(v: Values) -> str:
+    """What each model costs in session.run, and what it gives for it."""
+    metric = v.get("/headline/auc")
+    marks = []
+    places = [("student", "/cost/student", "/summary/test/student", "s1")]
+    places += [("control", "/cost/control", f"/summary/test/{v.get('/answer/against')}", "s3")]
+    places += [("ensemble", "/cost/ensemble", "/summary/test/ensemble", "s2")]
+    places += [
+        (name, pointer("cost", "teachers", name), pointer("summary", "test", "teachers", name), "rest")
+        for name in v.get("/cost/teachers") or {}
+    ]
+    for name, cost, quality, style in places:
+        x, y = v.get(f"{cost}/50/p50_ms"), v.get(f"{quality}/{metric}/mean")
+        if x is not None and y is not None:
+            marks.append(charts.Mark(name, x, y, style, v.get(f"{quality}/{metric}/sd") or 0.0))
+    drawing = charts.scatter(
+        marks,
+        x_title="median milliseconds of session.run, logarithmic",
+        y_title=f"{METRICS[metric][0]} on test rows",
+        label=f"{METRICS[metric][0]} against latency of student, control, ensemble and teachers",
+    )
+    counts = list(enumerate(("1", "50", "200")))
+    heads = [
+        f"{kind} at {v.show(pointer('candidates', index), 'count')}" for index, _ in counts for kind in ("p50", "p99")
+    ]
+    rows = []
+    for name, cost, quality, _ in places:
+        if not v.has(cost):
+            continue
+        times = [v.show(f"{cost}/{count}/{kind}_ms", "ms") for _, count in counts for kind in ("p50", "p99")]
+        sizes = [v.show(f"{cost}/{key}", "count") for key in ("parameters_embedding", "parameters_dense")]
+        quality_cell = v.spread(f"{quality}/{metric}")
+        rows.append([html.escape(name), quality_cell, *times, *sizes, v.show(f"{cost}/bytes", "bytes")])
+    note = (
+        f"<p>Milliseconds of one core ({v.show('/conditions/cpu', 'text')}, onnxruntime "
+        f"{v.show('/conditions/onnxruntime', 'text')}), one request of so many candidates; models take turns, so noise "
+        "meets all alike. Parsing and encoding come on top and are the same for all. A bar is one standard deviation "
+        f"between seeds. The drawing is at {v.show('/candidates/1', 'count')} candidates.</p>"
+    )
+    costs = table(
+        ["", METRICS[metric][0], *heads, "embedding parameters", "dense parameters", "size on disk"], rows, strong=0
+    )
+    return section("Quality against cost", note + figure(drawing) + costs, "cost")
