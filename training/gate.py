@@ -16,8 +16,8 @@ Three rules, each measured (a gate trained otherwise was worse than the plain av
 
 - it starts at zero, where alpha is 1/M and the ensemble is the average;
 - it learns from its own cross-entropy with clicks on rows the teachers did not train on (validation part B), never
-  from the distillation loss, which would have it choose the teacher that is easiest to imitate. `on: train` is what
-  the paper probably did, for comparison;
+  from the distillation loss, which would have it choose the teacher that is easiest to imitate. `learns_on: train` is
+  what the paper probably did, for comparison;
 - it is kept only where it beats the average on other rows again (part C). Either way scale and bias are fitted on B.
 """
 
@@ -49,7 +49,7 @@ class GateOptions(BaseModel):
 
     form: Form = "per_teacher"
     """What the weights of the teachers depend on."""
-    on: Literal["held_out", "train"] = "held_out"
+    learns_on: Literal["held_out", "train"] = "held_out"
     """Rows that a gate over finished teachers learns from: validation part B, or the rows that its teachers learned
     from. A co-trained gate learns with its teachers, on training rows."""
     fallback: bool = True
@@ -227,7 +227,7 @@ def fit_gate(
     """
     options = options or GateOptions()
     learn_from = rows_b
-    if options.on == "train":
+    if options.learns_on == "train":
         if rows_train is None:
             raise ValueError("rows_train: expected the rows that the gate is to learn from, got none")
         learn_from = rows_train
@@ -270,7 +270,7 @@ def _learned(
     rows = rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
     z = torch.from_numpy(np.asarray(teacher_logits[rows], dtype=np.float64))
     y = torch.from_numpy(np.asarray(label[rows], dtype=np.float64))
-    may_speak = None if unseen is None or options.on == "held_out" else torch.from_numpy(unseen[rows])
+    may_speak = None if unseen is None or options.learns_on == "held_out" else torch.from_numpy(unseen[rows])
     if options.form == "stacking":
         return _stacked(z, y)
 
@@ -308,7 +308,7 @@ def _stacked(z: Tensor, y: Tensor) -> Gate:
         tuple((sizes / scale).log().tolist()),
         tuple(1.0 if value >= 0 else -1.0 for value in coefficients.tolist()),
         float(scale),
-        float(constant),
+        float(constant.detach()),
         "gate",
     )
 
