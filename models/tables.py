@@ -63,8 +63,7 @@ class VocabularyTable:
         assert isinstance(encoding, VocabularyEncoding)
         read = _read_vocabulary(field, values, encoding.max_size)
         self.field = field
-        self.values = list(values)
-        self.size = FIRST_VALUE + len(self.values)
+        self.size = FIRST_VALUE + len(values)
         self.types = _TYPES[field.type]
         self._ids: dict[Any, int] = dict(zip(read, count(FIRST_VALUE), strict=False))
         # None is no key of strings: CPython looks up faster in a dict of nothing but str. The caller knows a None.
@@ -73,6 +72,12 @@ class VocabularyTable:
         else:
             self._ids[None] = MISSING
         self.get = self._ids.get
+
+    @property
+    def values(self) -> list[str]:
+        """Canonical values in id order; written anew, so that a million of them are not held twice."""
+        *known, _missing = self._ids
+        return list(map(canonical, known))
 
     def encode(self, value: object) -> int:
         """The id of a raw value; raises `WrongTypeError`."""
@@ -252,8 +257,8 @@ def _read_vocabulary(
 ) -> Sequence[str | int | float | bool]:
     """Canonical strings as the Python values a request brings.
 
-    Refuses values that are not canonical for the field, stand twice or are too many. A million strings take a
-    fraction of a second, so nothing here is called once a value.
+    Refuses values that are not canonical for the field, stand twice or are too many. There may be millions
+    (docs/benchmarks.md), so no Python function here is called once a value.
     """
     if max_size is not None and len(values) > max_size:
         raise VocabularyError(field.name, f"expected at most {max_size} values, got {len(values)}")

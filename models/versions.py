@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from models.checksums import read_regular
 from models.errors import BundleError, ModelNotFoundError
 from models.manifest import NAME_PATTERN
 
 LIVE_FILE = "live"
-LATEST = "latest"
+LATEST: Literal["latest"] = "latest"
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -44,7 +45,12 @@ class Repository:
         return versions
 
     def live(self, name: str) -> int:
-        """The version to serve: the one that `live` names, or the latest.
+        """The version to serve: the one that `live` names, or the latest. Raises as `wish` does."""
+        wish = self.wish(name)
+        return self.versions(name)[-1] if wish == LATEST else wish
+
+    def wish(self, name: str) -> int | Literal["latest"]:
+        """What the model's live file says; `latest` where there is none.
 
         Raises `ModelNotFoundError` for an unknown model; `BundleError` for a live file that says neither a
         number nor `latest`, or a version that is not there.
@@ -52,13 +58,13 @@ class Repository:
         versions = self.versions(name)
         path = self.root / name / LIVE_FILE
         if not path.exists() and not path.is_symlink():
-            return versions[-1]
+            return LATEST
         try:
             text = read_regular(path).decode("utf-8", errors="replace").removesuffix("\n")
         except OSError as error:
             raise BundleError(path, f"cannot be read: {error.strerror}") from None
         if text == LATEST:
-            return versions[-1]
+            return LATEST
         if not _VERSION.fullmatch(text):
             raise BundleError(path, "expected a version's number, or latest")
         if int(text) not in versions:

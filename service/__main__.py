@@ -33,12 +33,12 @@ Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the 
 
 routes      POST /predict, /models/{name}/predict, /models/{name}/versions/{version}/predict
             GET /health/live, /health/ready, /metrics, /experiments, /docs
-files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is
-served: a
-            number, or `latest`. Publish by renaming a finished folder into place, roll back by writing
-            `live`; the experiment file is replaced the same way. All workers follow within a second; what
-            cannot be used is refused and logged, and what was in force stays.
+files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is served:
+            a number, or `latest`. Publish by renaming a finished folder into place, roll back by writing `live`;
+            the experiment file is replaced the same way. All workers follow within a second; what cannot be used
+            is refused and logged, and what was in force stays.
 signals     SIGTERM, SIGINT: readiness falls, what is in flight is answered, exit 0
+            SIGHUP: logged and nothing else, there is nothing to reload
 exit codes  0 stopped as asked, 2 wrong option, variable or file, 3 no model to serve, 1 unforeseen
 """
 

@@ -6,7 +6,9 @@ does not load, or whose golden rows come out differently, is refused, counted an
 stays live. It is tried again only when its files change.
 
 With `latest`, the live version is the newest that loads. This is also what a worker started later finds, so
-that workers agree although one of them never saw the version before.
+that workers agree although one of them never saw the version before. With a number it is that version or, where
+it cannot be served, still the one that was live; each edit of the live file that comes to nothing is logged and
+counted.
 
 Any client may ask for any version of a model. That must not cost those who are scored by the live one: versions
 that are not there are refused from memory, the others are loaded one at a time and for a small share of the time,
@@ -27,7 +29,7 @@ from typing import TypeVar
 
 from models.bundle import read_bundle
 from models.errors import BundleError, ModelNotFoundError, ModelsError
-from models.versions import Repository
+from models.versions import LATEST, LIVE_FILE, Repository
 from service.errors import LoadDeferredError, ModelLoadError
 from service.metrics import Metrics
 from service.scorer import Scorer
@@ -35,6 +37,7 @@ from service.scorer import Scorer
 logger = logging.getLogger(__name__)
 
 Version = tuple[str, int]
+Fingerprint = tuple[int, int, int]
 Signature = tuple[tuple[str, int, int], ...]
 T = TypeVar("T")
 
@@ -46,13 +49,27 @@ LOAD_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What the repository says about one model: versions to try, best first, or why its live file is no
-    use."""
+    """What the repository says about one model."""
 
     name: str
-    versions: tuple[int, ...]
     present: frozenset[int]
+    edit: Fingerprint | None
+    """State of the live file."""
+    versions: tuple[int, ...] = ()
+    """To try, best first."""
+    is_pinned: bool = False
+    """Whether the live file names a version."""
     problem: str | None = None
+    """Why the live file is no use."""
+
+
+def fingerprint_of(path: Path) -> Fingerprint | None:
+    """What tells one state of a file from the next; None while it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Registry:
@@ -67,7 +84,7 @@ class Registry:
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="retort-look")
         self._loading: dict[Version, asyncio.Future[Scorer]] = {}
         self._refused: dict[Version, tuple[Signature, str, str]] = {}  # by which files, reason, message
-        self._live_problems: dict[str, str] = {}
+        self._live_problems: dict[str, tuple[Fingerprint | None, str]] = {}
         self._present: dict[str, frozenset[int]] = {}
         self._extra: OrderedDict[Version, None] = OrderedDict()
         self._is_loading_extra = False
@@ -111,37 +128,44 @@ class Registry:
         wishes = []
         for name in self._repository.names():
             versions: list[int] = []
+            edit = fingerprint_of(self._repository.root / name / LIVE_FILE)
             try:
                 versions = self._repository.versions(name)
-                live = self._repository.live(name)
+                wish = self._repository.wish(name)
             except ModelNotFoundError:  # removed between two looks
                 continue
             except (BundleError, OSError) as error:
-                wishes.append(_Wish(name, (), frozenset(versions), str(error)))
+                wishes.append(_Wish(name, frozenset(versions), edit, problem=str(error)))
                 continue
-            wanted = tuple(reversed(versions)) if live == versions[-1] else (live,)
-            wishes.append(_Wish(name, wanted, frozenset(versions)))
+            wanted = tuple(reversed(versions)) if wish == LATEST else (wish,)
+            wishes.append(_Wish(name, frozenset(versions), edit, wanted, is_pinned=wish != LATEST))
         return wishes
 
     async def _follow(self, wish: _Wish) -> None:
         """Makes the best version that loads the live one of its model."""
-        if wish.problem != self._live_problems.get(wish.name):
-            if wish.problem is None:
-                del self._live_problems[wish.name]
-            else:
-                self._live_problems[wish.name] = wish.problem
-                self._metrics.model_load_failures.labels(wish.name, "live").inc()
-                logger.error("%s: what is live stays live", wish.problem)
+        problem = wish.problem
         for version in wish.versions:
             try:
                 await self.load(wish.name, version)
-            except (ModelLoadError, ModelNotFoundError):
+            except (ModelLoadError, ModelNotFoundError) as error:
+                if wish.is_pinned:
+                    problem = f"the live file of {wish.name} names version {version}, which is refused: {error}"
                 continue
             before = self.live.get(wish.name)
             if before != version:
                 self.live[wish.name] = version
                 logger.info("model %s: version %d is live (before: %s)", wish.name, version, before or "none")
-            return
+            break
+        self._note_live_problem(wish, problem)
+
+    def _note_live_problem(self, wish: _Wish, problem: str | None) -> None:
+        """Logs and counts, once an edit, that the live file cannot be honoured."""
+        if problem is None:
+            self._live_problems.pop(wish.name, None)
+        elif self._live_problems.get(wish.name) != (wish.edit, problem):
+            self._live_problems[wish.name] = (wish.edit, problem)
+            self._metrics.model_load_failures.labels(wish.name, "live").inc()
+            logger.error("%s; live is still: %s", problem, self.live.get(wish.name, "none"))
 
     async def load(self, name: str, version: int) -> Scorer:
         """A loaded, golden-checked version; loads it if need be.
@@ -231,7 +255,9 @@ class Registry:
 
     def refusals(self) -> list[str]:
         """Why versions were refused, for people."""
-        return [message for _, _, message in self._refused.values()] + list(self._live_problems.values())
+        return [message for _, _, message in self._refused.values()] + [
+            problem for _, problem in self._live_problems.values()
+        ]
 
     def release(self) -> None:
         """Forgets versions that nothing needs any more; requests that hold one finish with it."""

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from service.errors import ConfigError
 from service.settings import Settings
@@ -29,7 +31,7 @@ from service.worker import READY, run_worker
 
 logger = logging.getLogger(__name__)
 
-SHORT_LIFE_SECONDS = 10.0  # a worker that died younger than this is started again with growing patience
+SHORTEST_PATIENCE_SECONDS = 0.5
 LONGEST_PATIENCE_SECONDS = 30.0
 
 
@@ -41,10 +43,16 @@ class _Worker:
     process: SpawnProcess | None = None
     line: Connection | None = None
     ready: bool = False
-    started: float = 0.0
     heard: float = 0.0
     not_before: float = 0.0
     patience: float = 0.0
+
+    def be_patient(self, now: float) -> None:
+        """Says when the next process may start: at once where this one had become ready, whatever ended it; else
+        later each time, since what kept it from becoming ready will probably keep the next one from it too."""
+        longer = min(max(SHORTEST_PATIENCE_SECONDS, 2 * self.patience), LONGEST_PATIENCE_SECONDS)
+        self.patience = 0.0 if self.ready else longer
+        self.not_before = now + self.patience
 
 
 class Supervisor:
@@ -90,10 +98,11 @@ class Supervisor:
         """A socket that turns readable at a signal, so that waiting ends at once."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        before = {
+        before: dict[int, Any] = {
             number: signal.signal(number, lambda number, _frame: self._signals.append(number))
             for number in (signal.SIGTERM, signal.SIGINT)
         }
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, _say_that_there_is_nothing_to_reload)
         wake_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
             yield reader
@@ -111,11 +120,12 @@ class Supervisor:
             args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory),
             name=f"retort-worker-{worker.slot}",
         )
+        hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits, unlike a handler
         process.start()
+        signal.signal(signal.SIGHUP, hang_up)
         theirs.close()
-        now = time.monotonic()
         worker.process, worker.line, worker.ready = process, ours, False
-        worker.started = worker.heard = now
+        worker.heard = time.monotonic()
         logger.info("worker %d started as process %s", worker.slot, process.pid)
 
     def _listen(self, wake: socket.socket, timeout: float) -> None:
@@ -156,10 +166,8 @@ class Supervisor:
             worker.process.exitcode,
         )
         self._bury(worker)
-        young = now - worker.started < SHORT_LIFE_SECONDS
-        worker.patience = min(max(0.5, worker.patience * 2), LONGEST_PATIENCE_SECONDS) if young else 0.0
-        worker.not_before = now + worker.patience
-        if worker.patience == 0.0:
+        worker.be_patient(now)
+        if now >= worker.not_before:
             self._start(worker)
 
     def _kill_if_silent(self, worker: _Worker, now: float) -> None:
@@ -209,6 +217,10 @@ class Supervisor:
                 worker.process.join()
         logger.info("stopped")
         return code
+
+
+def _say_that_there_is_nothing_to_reload(_number: int, _frame: FrameType | None) -> None:
+    logger.info("SIGHUP: nothing to do, the repository and the experiment file are followed without it")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -19,14 +19,12 @@ from service.experiments.file import Arm, Experiment, ExperimentFile, read_exper
 from service.experiments.state import settle_latest
 from service.metrics import Metrics
 from service.plan import Plan, build_plan
-from service.registry import Registry, Version
+from service.registry import Fingerprint, Registry, Version, fingerprint_of
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "experiments" / "shipped.yaml"
-
-Fingerprint = tuple[int, int, int]
 
 
 def implied_experiments(models: list[str]) -> ExperimentFile:
@@ -74,7 +72,7 @@ class Watcher:
         if path is None:
             file = implied_experiments(live)
         else:
-            self._seen = await self._registry.look(self._fingerprint)
+            self._seen = await self._registry.look(lambda: fingerprint_of(path))
             file = await self._registry.look(lambda: read_experiments(path))
         try:
             await self._adopt(file)
@@ -111,7 +109,7 @@ class Watcher:
         waiting = self._waiting_for_models
         if waiting is not None and waiting[0] != self._registry.generation:
             await self._try_to_adopt(waiting[1])
-        fingerprint = await self._registry.look(self._fingerprint)
+        fingerprint = await self._registry.look(lambda: fingerprint_of(path))
         if fingerprint == self._seen:
             return
         self._seen = fingerprint
@@ -122,15 +120,6 @@ class Watcher:
             self._refuse(error)
             return
         await self._try_to_adopt(file)
-
-    def _fingerprint(self) -> Fingerprint | None:
-        """What tells one state of the experiment file from the next; None while it is not there."""
-        assert self._settings.experiments is not None
-        try:
-            status = self._settings.experiments.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_size, status.st_mtime_ns
 
     async def _try_to_adopt(self, file: ExperimentFile) -> None:
         generation = self._registry.generation

@@ -110,10 +110,19 @@ def _parser() -> argparse.ArgumentParser:
         help="what to tune (default: all); the rest stays as the recipe has it",
     )
     sweep.add_argument(
-        "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .001 .002 .004 .008 .016)"
+        "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .002 .004 .008 .016)"
     )
-    sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .1 .3 .5)")
+    sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .03 .1 .3 .5)")
     sweep.set_defaults(command=_sweep)
+
+    results = commands.add_parser(
+        "results",
+        help="reports of runs as Markdown tables",
+        description="Prints what the report.json of one or several runs says, and the sweep it carries, as Markdown: "
+        "every model with its spread over seeds, paired differences, and what was to be reached.",
+    )
+    results.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json of a run")
+    results.set_defaults(command=_results)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
 
@@ -197,6 +206,13 @@ def _generate(arguments: argparse.Namespace) -> int:
     schema = arguments.output.parent / f"{arguments.output.name.partition('.')[0]}.schema.json"
     schema.write_text(world.schema().to_json() + "\n", encoding="utf-8")
     print(json.dumps({"log": str(arguments.output), "schema": str(schema), **facts.to_json()}, indent=1))
+    return 0
+
+
+def _results(arguments: argparse.Namespace) -> int:
+    from training.report.markdown import markdown
+
+    print(markdown(arguments.reports))
     return 0
 
 

@@ -5,8 +5,8 @@ arguments, the source files and packages it names, and the keys of the steps it 
 done; anything else is built in a temporary folder beside it and renamed when complete, so an interrupted run loses only
 the steps that were under way, and a changed recipe redoes only what depends on the change.
 
-Steps without an order between them run side by side, one process a core with one thread each (measured: 1.2 times
-the throughput of one process with two threads, and the same numbers whatever runs beside them).
+Steps without an order between them run side by side, one process a core with one thread each: the numbers are the same
+whatever runs beside them.
 
 This file knows nothing about clicks or networks; `pipeline.py` says which steps there are.
 """

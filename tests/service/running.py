@@ -194,6 +194,9 @@ class Running:
         found = re.findall(r"worker (\d+) started as process (\d+)", self.log_text())
         return {int(slot): int(pid) for slot, pid in found}
 
+    def start_count(self) -> int:
+        return self.log_text().count(" started as process ")
+
     def ready_count(self) -> int:
         return self.log_text().count(" is ready")
 
@@ -205,13 +208,25 @@ class Running:
 
 @contextlib.contextmanager
 def running_service(
-    log: Path, *options: str, wait: bool = True, cwd: Path = ROOT, python: str = sys.executable, **variables: str
+    log: Path,
+    *options: str,
+    wait: bool = True,
+    cwd: Path = ROOT,
+    python: str = sys.executable,
+    own_group: bool = False,
+    **variables: str,
 ) -> Iterator[Running]:
-    """The real program on a free port, stopped at the end whatever happens."""
+    """The real program on a free port, stopped at the end whatever happens; `own_group`: its processes are a group."""
     command = [python, "-m", "service", "--port", "0", "--poll-seconds", "0.1", "--drain-seconds", "0.3", *options]
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=cwd, env=clean_environment(**variables)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=cwd,
+            env=clean_environment(**variables),
+            process_group=0 if own_group else None,
         )
     running = Running(process, log)
     try:

@@ -204,6 +204,40 @@ def test_writing_the_live_file_rolls_back_and_forward(own_repository: Path):
     assert metric(text, "retort_model_load_failures_total") == 1
 
 
+def test_every_edit_of_the_live_file_that_cannot_be_honoured_is_counted(
+    own_repository: Path, caplog: pytest.LogCaptureFixture
+):
+    """A version that was refused long ago, one that is not there, nonsense, and the same nonsense written again: each
+    is logged and counted, once; version 1 stays live, though 3 would load."""
+    write_wrong_golden(own_repository, "student")  # version 2
+    write_tiny_bundle(own_repository, "student", bias=3.0)
+    write_wrong_golden(own_repository, "student")  # version 4, the newest
+    live = own_repository / "student" / "live"
+    live.write_text("1\n")
+
+    async def edit(app: Service) -> list[int]:
+        seen = []
+
+        async def has_counted(count: int) -> bool:
+            text = await scrape(app)
+            return metric(text, "retort_model_load_failures_total", model="student", reason="live") == count
+
+        for count, text in enumerate(("2\n", "7\n", "newest", "newest", "4\n", "2\n"), start=1):
+            live.with_name(".new").write_text(text)
+            live.with_name(".new").replace(live)
+            await eventually(partial(has_counted, count), f"edit {count} is counted")
+            await asyncio.sleep(0.1)  # several more looks at it
+            assert await has_counted(count)
+            seen.append(await version_of(app))
+        return seen
+
+    assert in_app(own_repository, edit) == [1] * 6
+    said = [record.getMessage() for record in caplog.records if "live is still: 1" in record.getMessage()]
+    assert len(said) == 6
+    assert "names version 2, which is refused" in said[0]
+    assert "names version 7, which is not there" in said[1]
+
+
 def test_a_worker_that_starts_beside_a_bad_newest_version_serves_the_one_before(own_repository: Path):
     """So it agrees with the workers that were there before the bad one was published."""
     write_wrong_golden(own_repository, "student")

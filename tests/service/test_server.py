@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from service.supervisor import _Worker
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import (
@@ -127,6 +128,53 @@ def test_two_workers_answer_die_and_come_back(own_repository: Path, tmp_path: Pa
         wait_for(all_new, "version 2 is live in both workers")
         assert running.stop() == 0
     assert "Traceback" not in log.read_text()
+
+
+def test_a_worker_that_is_killed_again_and_again_is_started_again_at_once(repository: Path, tmp_path: Path):
+    """Killed as soon as it is ready, five times: nothing that had become ready waits for its turn, however young it
+    dies; the other worker serves all along."""
+    options = ("--repository", str(repository), "--workers", "2")
+    with running_service(tmp_path / "log", *options) as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        for kill in range(5):
+            os.kill(running.worker_pids()[1], signal.SIGKILL)
+            died = time.monotonic()
+            wait_for(lambda kill=kill: running.start_count() == 3 + kill, "another is started")  # type: ignore[misc]
+            assert time.monotonic() - died < 5
+            assert running.request("POST", "/predict", request_of(1)).status == 200
+            wait_for(lambda kill=kill: running.ready_count() == 3 + kill, "it is ready")  # type: ignore[misc]
+        assert running.stop() == 0
+
+
+def test_only_a_worker_that_never_became_ready_has_to_wait():
+    """Twice as long each time, up to half a minute; one that becomes ready in the end is forgiven."""
+    worker = _Worker(slot=0)
+    waits = []
+
+    for _ in range(8):
+        worker.be_patient(now=100.0)
+        waits.append(worker.not_before - 100.0)
+    worker.ready = True
+    worker.be_patient(now=100.0)
+
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert (worker.not_before, worker.patience) == (100.0, 0.0)
+
+
+def test_sighup_is_logged_and_harms_nobody(repository: Path, tmp_path: Path):
+    """Sent to the whole group, as a terminal that is closed does: every process lives on, also one that is only just
+    being started, and requests are answered."""
+    options = ("--repository", str(repository), "--workers", "2")
+    with running_service(tmp_path / "log", *options, own_group=True) as running:
+        os.killpg(running.process.pid, signal.SIGHUP)  # while the second worker is being started
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        os.killpg(running.process.pid, signal.SIGHUP)
+        wait_for(lambda: "SIGHUP: nothing to do" in running.log_text(), "the signal is logged")
+        statuses = {running.request("POST", "/predict", request_of(1)).status for _ in range(10)}
+
+        assert statuses == {200}
+        assert running.start_count() == 2
+        assert running.stop() == 0
 
 
 def test_an_experiment_file_reaches_every_worker_within_a_second(repository: Path, tmp_path: Path):

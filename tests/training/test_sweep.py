@@ -26,11 +26,11 @@ class Silence:
     def finished(self, step: Step, seconds: float) -> None: ...
 
 
-def test_the_pair_with_the_highest_mean_wins() -> None:
-    """Over seeds, not a lucky one of them; the other side's trials do not count."""
+def test_the_pair_with_the_highest_mean_score_wins() -> None:
+    """Over seeds, not a lucky one of them; logloss counts as AUC does; the other side's trials do not."""
 
-    def trial(side: str, rate: float, seed: int, auc: float) -> dict[str, object]:
-        same = {"init_sd": 0.1, "epochs": 3, "valid_logloss": 0.4}
+    def trial(side: str, rate: float, seed: int, auc: float, logloss: float = 0.4) -> dict[str, object]:
+        same = {"init_sd": 0.1, "epochs": 3, "valid_logloss": logloss}
         return same | {"side": side, "learning_rate": rate, "seed": seed, "valid_auc": auc}
 
     trials = [
@@ -38,6 +38,8 @@ def test_the_pair_with_the_highest_mean_wins() -> None:
         trial("control", 0.1, 2, 0.60),
         trial("control", 0.2, 1, 0.71),
         trial("control", 0.2, 2, 0.71),
+        trial("control", 0.3, 1, 0.72, logloss=0.42),
+        trial("control", 0.3, 2, 0.72, logloss=0.42),
         trial("student", 0.3, 1, 0.99),
     ]
 

@@ -4,7 +4,7 @@
     summary                     the same with mean, sd, least and most over seeds
     differences                 one model against another, seed by seed
     answer                      what a reader wants first
-    targets                     what the built-in log's recipe promises; empty for other logs
+    targets                     what the recipe `synthetic` promises; empty for others
     cost, conditions            milliseconds of session.run, sizes; on what machine
     data, parts, fields         what was trained on what
     calibration, gate, curves   why it came out so

@@ -1,8 +1,8 @@
-"""What the built-in log's recipe promises, whether this run reached it, and if not, why.
+"""What the recipe `synthetic` promises, whether this run reached it, and if not, why.
 
-A target is a promise about a log whose truth is known, so no other log has any: there the same differences stand in the
-report, paired by seed, and nobody says what they should have been. The control is always the hard-label network that
-saw the same rows as the student, validation included.
+A target is that recipe's promise, about a log whose truth is known. No other recipe and no other log has any: there the
+same differences stand in the report, paired by seed, and nobody says what they should have been. The control is always
+the hard-label network that saw the same rows as the student, validation included.
 
 A reason is made of this run's own numbers: the steps that a gain is made of (best teacher, average, gate, student), its
 values seed by seed, the student's distance from its ensemble, what the refit and the chance of clicks did to the level.
@@ -19,17 +19,17 @@ Tree = dict[str, Any]
 
 CONTROL = "control_train_valid"
 PROMISED_BY = "synthetic"
-"""The kind of source whose recipes promise these targets."""
+"""The recipe that promises these targets, and the kind of its source."""
 
 
 def judge(report: Mapping[str, Any]) -> list[Tree]:
-    """Each target of the built-in log; none for another.
+    """Each target of the recipe `synthetic`; none for another.
 
     A target has `name`, `relation` and `wanted`, `found` and its `sd` between seeds (null for one seed, or where it is
     no mean over seeds), `format`, `reached`, and `reason` where it was not: sentences in which `{/json/pointer|format}`
     stands for that number of the report.
     """
-    is_promised = find(report, "/recipe/source/kind") == PROMISED_BY
+    is_promised = find(report, "/recipe/name") == find(report, "/recipe/source/kind") == PROMISED_BY
     if not is_promised or report["headline"]["auc"] != "xauc" or CONTROL not in report["test"]:
         return []
     targets = [

@@ -109,7 +109,7 @@ PREPARED = {
     "seconds": 1.2,
 }
 RECIPE = {
-    "name": "ads",
+    "name": "synthetic",
     "description": "A log of <ads> & clicks.",
     "source": {"kind": "synthetic", "seed": 0},
     "student": {"fit": {"temperature": 1.0, "max_epochs": 30}},

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.training.report.run import COSTS, ODD, PREPARED, RECIPE, cost, measure, real_report, report
+from training.recipe import load_recipe
 from training.report import write_report
 from training.report.values import look_up
 
@@ -132,12 +133,18 @@ def test_targets_are_those_of_the_built_in_log():
     assert (gain["found"], gain["sd"]) == (pytest.approx(0.0128), pytest.approx(0.0002))
 
 
-def test_a_log_of_known_truth_that_is_not_the_built_in_one_is_promised_nothing():
-    """Somebody else's simulation: its figures are in expectation, its targets are its owner's."""
-    found = report(recipe=RECIPE | {"source": {"kind": "files", "paths": ["simulated.csv"]}})
+@pytest.mark.parametrize("changes", [{"source": {"kind": "files", "paths": ["simulated.csv"]}}, {"name": "cotrain"}])
+def test_another_recipe_is_promised_nothing_though_the_truth_is_known(changes: dict):
+    """Somebody else's simulation, or another method on the built-in log: figures in expectation, and no targets."""
+    found = report(recipe=RECIPE | changes)
 
     assert found["headline"]["auc"] == "xauc"
     assert found["targets"] == []
+
+
+def test_the_shipped_recipe_is_the_one_that_promises():
+    """Whoever renames it, or its source, takes its targets away."""
+    assert report(recipe=load_recipe("synthetic").recipe.model_dump(mode="json"))["targets"]
 
 
 @pytest.mark.parametrize(

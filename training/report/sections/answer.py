@@ -86,8 +86,8 @@ def targets(v: Values) -> str:
     if not rows:
         return ""
     note = (
-        "<p>Promised of the built-in log alone, whose true click probabilities are known. All on test rows, means over "
-        "seeds ± standard deviation; the control is the one on the same rows.</p>"
+        "<p>Promised by this recipe alone, on a log whose true click probabilities are known. All on test rows, means "
+        "over seeds ± standard deviation; the control is the one on the same rows.</p>"
     )
     why = f"<h3>What was not reached, and why</h3><ul>{''.join(reasons)}</ul>" if reasons else ""
     return section("What was promised", note + table(["target", "wanted", "found", ""], rows, left=4) + why, "targets")

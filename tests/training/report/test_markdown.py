@@ -1,0 +1,73 @@
+"""Reports as the Markdown of docs/results.md: every number is one of the report's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.report.run import measure, report
+from training.errors import DataError
+from training.report.markdown import markdown
+
+
+def written(folder: Path, name: str, **changes: object) -> Path:
+    path = folder / f"{name}.json"
+    found = report(measure(1), measure(2), **changes) | {"sweep": None}
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_every_model_stands_there_with_its_mean_and_spread(tmp_path: Path):
+    path = written(tmp_path, "one")
+    student = [entry["xauc"] for entry in json.loads(path.read_text())["test"]["student"]]
+
+    text = markdown([path])
+
+    row = next(line for line in text.splitlines() if line.startswith("| student |"))
+    assert f"{sum(student) / 2:.4f} ± " in row
+    for name in ("ensemble", "average", "control_train_valid", "control_train"):
+        assert f"| {name} |" in text
+    assert text.count("| teacher ") == len(json.loads(path.read_text())["test"]["teachers"])
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path):
+    path = written(tmp_path, "one")
+    test = json.loads(path.read_text())["test"]
+    pairs = zip(test["student"], test["control_train_valid"], strict=True)
+    by_seed = ", ".join(f"{one['xauc'] - other['xauc']:+.4f}" for one, other in pairs)
+
+    assert f"({by_seed})" in next(line for line in markdown([path]).splitlines() if "less control_train_valid" in line)
+
+
+def test_a_missed_target_is_in_bold_and_a_sweep_marks_its_best(tmp_path: Path):
+    path = written(tmp_path, "one")
+    found = json.loads(path.read_text())
+    found["targets"] = [{"name": "a gain", "relation": "at least", "wanted": 0.01, "found": 0.002, "reached": False}]
+    trial = {"side": "control", "init_sd": 0.1, "seed": 1, "valid_logloss": 0.4, "epochs": 2}
+    found["sweep"] = {
+        "recipe": {"name": "synthetic"},
+        "judged_by": "AUC",
+        "grid": {"learning_rate": [0.001, 0.002], "init_sd": [0.1], "seeds": [1]},
+        "best": {"control": {"learning_rate": 0.002, "init_sd": 0.1}},
+        "trials": [
+            trial | {"learning_rate": 0.001, "valid_auc": 0.6},
+            trial | {"learning_rate": 0.002, "valid_auc": 0.7},
+        ],
+    }
+    path.write_text(json.dumps(found))
+
+    text = markdown([path])
+
+    assert "| a gain | at least 0.01 | 0.002 | **not reached** |" in text
+    assert "| 0.001 | 0.6000, 0.4000 (2) |" in text
+    assert "| 0.002 | **0.7000, 0.4000 (2)** |" in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_what_is_no_report_is_refused_by_name(tmp_path: Path, content: str):
+    (tmp_path / "other.json").write_text(content)
+
+    with pytest.raises(DataError, match=r"other\.json: expected the report\.json of a run"):
+        markdown([tmp_path / "other.json"])

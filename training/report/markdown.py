@@ -1,0 +1,137 @@
+"""`python -m training results`: reports side by side as Markdown, the tables of docs/results.md.
+
+Every number is taken from report.json and sweep.json as runs wrote them; nothing is computed here but means, spreads
+and paired differences over seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.errors import DataError
+
+MODELS = ("student", "ensemble", "average", "control_train_valid", "control_train")
+COLUMNS = {"auc": "AUC", "logloss": "logloss", "ece": "ECE", "predicted_over_actual": "predicted/actual"}
+UNDER_THE_TRUTH = {
+    "xauc": "xAUC",
+    "xlogloss": "xlogloss",
+    "logloss": "logloss",
+    "xece": "error against the truth",
+    "predicted_over_actual": "predicted/actual",
+}
+
+
+def markdown(reports: Sequence[Path]) -> str:
+    """One section a report, and the sweep that a report carries below it."""
+    return "\n".join(line for path in reports for line in _section(_read(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected the report.json of a run: {error}") from None
+    if not isinstance(report, dict) or "test" not in report:
+        raise DataError(f"{path}: expected the report.json of a run, got JSON without 'test'")
+    return report
+
+
+def _section(report: Mapping[str, Any]) -> Iterator[str]:
+    test, source = report["test"], report["recipe"]["source"]
+    seed = f", log seed {source['seed']}" if source["kind"] == "synthetic" else ""
+    yield f"### {report['name']}{seed}"
+    yield ""
+    yield f"    {_command(report)}"
+    yield ""
+    yield f"{report['created'][:10]}, {report['conditions']['cpu']}, {report['seconds']:.0f} s."
+    yield ""
+    columns = UNDER_THE_TRUTH if report["headline"]["auc"] == "xauc" else COLUMNS
+    models = [(name, test[name]) for name in MODELS]
+    models += [(f"teacher {name}", entries) for name, entries in test["teachers"].items()]
+    rows = [[name, *(_spread([entry[key] for entry in entries]) for key in columns)] for name, entries in models]
+    yield from _table(["test rows", *columns.values()], rows)
+    yield ""
+    yield "Paired by seed, mean ± standard error, and each seed:"
+    yield ""
+    rivals = [(name, test[name]) for name in ("control_train_valid", "ensemble")]
+    rivals.append((f"best teacher ({report['best_teacher']})", test["teachers"][report["best_teacher"]]))
+    rows = [
+        [f"student less {name}", *(_paired(test["student"], entries, key) for key in list(columns)[:3])]
+        for name, entries in rivals
+    ]
+    yield from _table(["", *list(columns.values())[:3]], rows)
+    yield ""
+    if report["targets"]:
+        yield from _table(
+            ["what was to be reached", "wanted", "found", ""], [_target(each) for each in report["targets"]]
+        )
+        yield ""
+    if report.get("sweep"):
+        yield from _sweep(report["sweep"])
+
+
+def _command(report: Mapping[str, Any]) -> str:
+    source = report["recipe"]["source"]
+    seed = f" --set source.seed={source['seed']}" if source.get("seed") else ""
+    return f"python -m training run {report['name']} --seeds {len(report['seeds'])}{seed}"
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    if not found:
+        return ""
+    mean = f"{statistics.mean(found):.4f}"
+    return f"{mean} ± {statistics.stdev(found):.4f}" if len(found) > 1 else mean
+
+
+def _paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], key: str) -> str:
+    differences = [a[key] - b[key] for a, b in zip(one, other, strict=True)]
+    mean = f"{statistics.mean(differences):+.4f}"
+    if len(differences) == 1:
+        return mean
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean} ± {error:.4f} ({', '.join(f'{difference:+.4f}' for difference in differences)})"
+
+
+def _target(target: Mapping[str, Any]) -> list[str]:
+    verdict = "reached" if target["reached"] else "**not reached**"
+    return [target["name"], f"{target['relation']} {target['wanted']:.4g}", f"{target['found']:.4g}", verdict]
+
+
+def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
+    """A table a side of the mean AUC and logloss by learning rate and init; the chosen pair in bold."""
+    grid = sweep["grid"]
+    yield f"#### How its networks were tuned: {len(grid['seeds'])} seeds a trial, judged by {sweep['judged_by']}"
+    yield ""
+    yield f"    python -m training sweep {sweep['recipe']['name']} --seeds {len(grid['seeds'])}"
+    yield ""
+    yield "AUC, logloss (epochs found by early stopping) by learning rate and embedding init."
+    for side, best in sweep["best"].items():
+        cells: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
+        for trial in sweep["trials"]:
+            if trial["side"] == side:
+                cells.setdefault((trial["learning_rate"], trial["init_sd"]), []).append(trial)
+        rows = []
+        for rate in grid["learning_rate"]:
+            row = [f"{rate:g}"]
+            for sd in grid["init_sd"]:
+                trials = cells[rate, sd]
+                auc, logloss = (statistics.mean(t[key] for t in trials) for key in ("valid_auc", "valid_logloss"))
+                text = f"{auc:.4f}, {logloss:.4f} ({'/'.join(str(t['epochs']) for t in trials)})"
+                row.append(f"**{text}**" if (best["learning_rate"], best["init_sd"]) == (rate, sd) else text)
+            rows.append(row)
+        yield ""
+        yield from _table([side, *(f"init {sd:g}" for sd in grid["init_sd"])], rows)
+    yield ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
