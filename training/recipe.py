@@ -216,7 +216,7 @@ def _has_hint(spec: NetworkSpec) -> bool:
     """Whether a network gives a hidden layer. One that cannot be built on fields this plain is asked at training."""
     try:
         return spec.hint_width(_ANY_FIELDS) is not None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RuntimeError):
         return True
 
 
