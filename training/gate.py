@@ -54,7 +54,7 @@ class GateOptions(BaseModel):
     from. A co-trained gate learns with its teachers, on training rows."""
     fallback: bool = True
     """The average takes its place where the gate does not beat it on part C."""
-    hints_l2: float = Field(default=0.01, ge=0)
+    hints_l2: float = Field(default=0.1, ge=0)
     """Of the form `hints`: added to its loss, this times half the squared A, of inputs brought to a spread of 1."""
 
 

@@ -207,7 +207,8 @@ def test_hints_tell_a_gate_what_logits_cannot() -> None:
     fits = {}
     for form in ("per_teacher", "full", "hints"):
         hints = [hint, hint[:, :1]] if form == "hints" else []
-        fits[form] = fit_gate(z, label, rows_b=B, rows_c=C, options=GateOptions(form=form), hints=hints)
+        options = GateOptions(form=form, hints_l2=0.01)
+        fits[form] = fit_gate(z, label, rows_b=B, rows_c=C, options=options, hints=hints)
 
     losses = {form: fit.evidence["gate_ce_c"] for form, fit in fits.items()}
     assert losses["hints"] < min(losses["per_teacher"], losses["full"]) - 0.03
