@@ -46,6 +46,7 @@ from training.loop import (
     measure_clicks,
     rows_to_learn_from,
     run_epochs,
+    score,
     seeded,
 )
 from training.metrics import sigmoid
@@ -289,7 +290,7 @@ def measure_student(
             taught[piece] = imitation.taught_logit(logit, hint).numpy()
             if imitation.hint is not None:
                 hint_loss += imitation.hint(hint, target)[0].item() * len(logit) / len(rows)
-    found = {"valid_kl": kl_divergence(wanted, served, options.temperature)}
+    found = _served(options, wanted, served, log.label[rows])
     if set(options.losses) != {"soft"} or options.auxiliary_head:
         tau_squared = options.temperature**2 if options.scale_by_tau_squared else 1.0
         parts = {
@@ -298,9 +299,15 @@ def measure_student(
             "hint": hint_loss,
         }
         found["valid_kd"] = sum(weight * parts[name] for name, weight in options.losses.items())
-    if options.stop_by == "valid_auc":
-        found |= measure_clicks(served, log.label[rows])
     return found
+
+
+def _served(
+    options: DistillOptions, wanted: NDArray[np.floating], served: NDArray[np.floating], label: NDArray[np.floating]
+) -> dict[str, float]:
+    """What is measured of the served logit alone."""
+    clicks = measure_clicks(served, label) if options.stop_by == "valid_auc" else {}
+    return {"valid_kl": kl_divergence(wanted, served, options.temperature)} | clicks
 
 
 def better_student(options: DistillOptions) -> Any:
@@ -365,7 +372,8 @@ def fit_student(
         epochs=epochs,
         progress=progress,
     )
-    return fine_tuned(log, spec, options, result, seed=seed, train_rows=train_rows, progress=progress)
+    watch = None if valid_rows is None else (valid_rows, targets)
+    return fine_tuned(log, spec, options, result, seed=seed, train_rows=train_rows, watch=watch, progress=progress)
 
 
 def fine_tuned(
@@ -376,11 +384,13 @@ def fine_tuned(
     *,
     seed: int,
     train_rows: NDArray[np.int64],
+    watch: tuple[NDArray[np.int64], EnsembleTargets] | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """The student after the epochs on clicks alone that the options ask for; itself where they ask for none.
 
-    `epochs` stays what distillation took; the history goes on behind it, with `fine_tune` counting.
+    `epochs` stays what distillation took; the history goes on behind it, with `fine_tune` counting and the distance to
+    the ensemble on the rows of `watch`.
     """
     if options.fine_tune is None:
         return result
@@ -393,6 +403,10 @@ def fine_tuned(
         def after_epoch(row: dict[str, float]) -> bool:
             nonlocal state
             state = copy_of_state(learner.network)
+            if watch is not None:
+                rows, targets = watch
+                served = score(log, learner.network, rows)
+                row |= _served(options, targets.of(rows).logit.numpy(), served, log.label[rows])
             return False
 
         rows = run_epochs(

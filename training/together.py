@@ -315,6 +315,8 @@ class Keeper:
         """[epoch][teacher]; nothing where nothing is measured."""
         self.student_measures: dict[int, dict[str, float]] = {}
         """By epoch."""
+        self.watch: tuple[NDArray[np.int64], EnsembleTargets] | None = None
+        """Rows to measure on, and what the kept teachers say of them."""
 
     def keep_teachers(self, epoch: int) -> None:
         """As they stand now."""
@@ -353,7 +355,6 @@ class Snapshots(Keeper):
         self.students: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         """By epoch: the network, and what is learned for its sake."""
         self._best: dict[str, float] = {}
-        self._targets: EnsembleTargets | None = None
 
     def __call__(self, row: dict[str, float]) -> bool:
         epoch, learner = int(row["epoch"]), self.learner
@@ -364,21 +365,21 @@ class Snapshots(Keeper):
         row |= {f"ensemble_{name}": value for name, value in ensemble.items()}
         if not self._best or higher_auc(ensemble, self._best):
             self.keep_teachers(epoch)
-            self._best, self._targets, self.student_measures = ensemble, targets, {}
+            self._best, self.watch, self.student_measures = ensemble, (self.rows, targets), {}
         self._measure_students()
         self._keep_student()
         return epoch - max(self.epochs.teachers, self.epochs.student) >= learner.options.patience
 
     def _measure_students(self) -> None:
         """Those not yet measured against the snapshot: the last, or all after the snapshot has changed."""
-        assert self._targets is not None
+        assert self.watch is not None
         network, imitation = self.learner.network, self.learner.imitation
         standing = copy_of_state(network), copy_of_state(imitation)
         for epoch, states in self.students.items():
             if epoch not in self.student_measures:
                 network.load_state_dict(states[0])
                 imitation.load_state_dict(states[1])
-                self.student_measures[epoch] = measure_student(self.log, network, imitation, self.rows, self._targets)
+                self.student_measures[epoch] = measure_student(self.log, network, imitation, *self.watch)
         network.load_state_dict(standing[0])
         imitation.load_state_dict(standing[1])
 
@@ -445,7 +446,9 @@ def fit_together(
         for row in history
     ]
     result = FitResult(keeper.student_state, keeper.epochs.student, own)
-    result = fine_tuned(log, student, options, result, seed=seed, train_rows=train_rows, progress=progress)
+    result = fine_tuned(
+        log, student, options, result, seed=seed, train_rows=train_rows, watch=keeper.watch, progress=progress
+    )
     return TogetherResult(fits, result, keeper.gate)
 
 

@@ -353,6 +353,7 @@ def test_fine_tuning_goes_on_from_the_kept_epoch_on_clicks_alone(log: EncodedLog
     assert after.epochs == before.epochs
     assert after.history[: len(before.history)] == before.history
     assert [row["fine_tune"] for row in after.history[len(before.history) :]] == [1, 2]
+    assert all("valid_kl" in row for row in after.history)
     moved = (after.state["last.weight"] - before.state["last.weight"]).abs().max()
     assert 0 < moved < 2 * 1e-4 * 2 * math.ceil(len(log.rows([Part.TRAIN])) / 256)
 
