@@ -29,7 +29,7 @@ from training.distill import (
     mixed_logit,
 )
 from training.encoded_log import VALID, EncodedLog, Part
-from training.loop import NetworkSpec, batches
+from training.loop import NetworkSpec, batches, score
 from training.metrics import sigmoid
 
 DNN = NetworkSpec(network="dnn", options={"dim": 4, "hidden": [16, 8], "init_sd": 0.1})
@@ -339,7 +339,21 @@ def test_the_auxiliary_head_takes_the_ensembles_part_and_is_dropped(log: Encoded
     given_ = options(auxiliary_head=True, kd_weight=0.5)
     result = fit_student(log, DNN, given_, targets, seed=1, train=[Part.TRAIN], valid=[Part.VALID_A])
     assert set(result.state) == set(DNN.build(log.fields).state_dict())
-    assert {"valid_kl", "valid_kd"} <= set(result.history[0])
+
+
+def test_a_student_with_an_auxiliary_head_is_stopped_by_what_it_serves(log: EncodedLog) -> None:
+    """The head goes on learning long after the served logit has begun to remember clicks."""
+    given_ = options(auxiliary_head=True, kd_weight=0.5, max_epochs=8, learning_rate=0.03, patience=8)
+    targets = some_targets(log)
+
+    result = fit_student(log, DNN, given_, targets, seed=1, train=[Part.TRAIN], valid=[Part.VALID_A])
+
+    kl = [row["valid_kl"] for row in result.history]
+    rows = log.rows([Part.VALID_A])
+    network = DNN.build(log.fields)
+    network.load_state_dict(result.state)
+    assert kl[result.epochs - 1] == min(kl) < kl[-1]
+    assert min(kl) == pytest.approx(kl_divergence(targets.logit[rows], score(log, network, rows)), rel=1e-4)
 
 
 def test_fine_tuning_goes_on_from_the_kept_epoch_on_clicks_alone(log: EncodedLog) -> None:
