@@ -27,6 +27,8 @@ _EXPECTED: dict[str, str] = {
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a finite number",
+    "decimal_type": "a number",
+    "decimal_parsing": "a number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",

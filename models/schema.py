@@ -327,8 +327,10 @@ class FeatureSchema(_Part):
         """`from_text` of a file; a file that cannot be read is a `SchemaError` too."""
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SchemaError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        except OSError as error:
+            raise SchemaError(f"{path}: cannot be opened: {error.strerror or error}; expected a schema") from None
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"{path}: is no UTF-8 text: {error}") from None
         return cls.from_text(text, path)
 
     def to_json(self) -> str:

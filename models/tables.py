@@ -13,6 +13,7 @@ So an unknown value costs a check and a known one does not: only what `encode` a
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -38,11 +39,15 @@ MISSING = 0
 UNKNOWN = 1
 FIRST_VALUE = 2
 
-CACHE_SIZE = 1 << 17
-"""Values a hashed field remembers. A hit costs a dict look-up, a miss a sha256."""
+CACHE_BYTES = 8 << 20
+"""Memory a hashed field may take to remember values: 50,000 short strings. A hit costs a dict look-up, a miss a
+sha256. Counted in bytes, so that a client cannot fill memory with long strings."""
+
+ENTRY_BYTES = 100
+"""What an entry takes beside its key: its place in the dict, and the id."""
 
 LONGEST_CACHED = 256
-"""Longer strings are hashed anew each time, so that a client cannot fill memory with them."""
+"""Longer strings are hashed anew each time: a few of them would push everything else out."""
 
 _NONE = type(None)
 # True == 1 == 1.0 in a Python dict, so a value of a type that is not listed here never reaches the dict.
@@ -99,6 +104,7 @@ class _CachedTable(ABC):
         self.field = field
         self.types = _TYPES[field.type]
         self._young: dict[Any, int] = {}
+        self._young_bytes = 0
         self._old: dict[Any, int] = {}
         self.get = self._young.get
 
@@ -119,11 +125,14 @@ class _CachedTable(ABC):
             found = self.compute(checked)
         if type(checked) is str and len(checked) > LONGEST_CACHED:
             return found
-        if len(self._young) >= CACHE_SIZE // 2:
+        size = sys.getsizeof(checked) + ENTRY_BYTES
+        if self._young_bytes + size > CACHE_BYTES // 2:
             self._old = self._young
             self._young = {}
+            self._young_bytes = 0
             self.get = self._young.get
         self._young[checked] = found
+        self._young_bytes += size
         return found
 
     def fast(self, values: Sequence[Any]) -> Iterator[int] | None:

@@ -68,10 +68,9 @@ def describe(value: object) -> str:
 def check_value(type_: ValueType, value: object) -> Value:
     """The value as its field means it: None where missing, else a str, int, float or bool as its type says.
 
-    None and "" are missing for every type. An integral float becomes an int for type integer; an int becomes
-    the nearest float64 for type float. Raises `WrongTypeError` for anything else: another type, an integer
-    beyond 64 bits (signed or unsigned), a number that is not finite, a string that is not valid Unicode (it
-    holds a lone surrogate).
+    None and "" are missing for every type. An integral float becomes an int for type integer; an int becomes the
+    nearest float64 for type float. Raises `WrongTypeError` for anything else: another type, an integer beyond 64 bits
+    (signed or unsigned), a number that is not finite, a string that is not valid Unicode (it holds a lone surrogate).
     """
     if value is None or (type(value) is str and not value):
         return None

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.problems import problems_of
 from service.errors import ConfigError
 from service.logs import configure_logging
 from service.settings import PREFIX, Settings
@@ -77,15 +78,14 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if not first["loc"]:
-            raise ConfigError(message) from None
-        name = str(first["loc"][0])
+        first = problems_of(error, Settings)[0]
+        if not first.path:
+            raise ConfigError(first.message) from None
+        name = str(first.path[0])
         if name not in Settings.model_fields:  # where pydantic-settings names the variable instead
             name = name.lower().removeprefix(PREFIX.lower())
         option = f"--{name.replace('_', '-')} ({PREFIX}{name.upper()})"
-        raise ConfigError(f"{option}: {message}") from None
+        raise ConfigError(f"{option}: {first.message}") from None
 
 
 def check_files(settings: Settings) -> None:
@@ -99,8 +99,7 @@ def check_files(settings: Settings) -> None:
 
 
 def show_example(settings: Settings, host: str, port: int) -> None:
-    """Prints a curl line that works, with raw features from a live bundle's golden rows, and the real
-    answer."""
+    """Prints a curl line that works, with raw features from a live bundle's golden rows, and the real answer."""
     from models.golden import GOLDEN_FILE
     from models.versions import Repository
 
@@ -121,7 +120,8 @@ def show_example(settings: Settings, host: str, port: int) -> None:
 
 def serve(settings: Settings) -> int:
     """Serves until told to stop; returns the exit code."""
-    from service.supervisor import Supervisor, listen, metric_files
+    from service.listening import listen
+    from service.supervisor import Supervisor, metric_files
 
     check_files(settings)
     started = time.monotonic()

@@ -1,15 +1,15 @@
 """create_app(settings): puts the rooms together, nothing else.
 
-One FastAPI application with every route in its OpenAPI. Requests to the predict routes are answered in front
-of it, from the ASGI call itself: FastAPI's routing and middleware would cost more than the model. The routes
-exist all the same, call the same function and answer byte for byte the same, so the shortcut is only ever a
-shortcut.
+One FastAPI application with every route in its OpenAPI. Requests to the predict routes are answered in front of it,
+from the ASGI call itself: FastAPI's routing and middleware would cost more than the model. The routes exist all the
+same, call the same function and answer byte for byte the same, so the shortcut is only ever a shortcut.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
-from service import descriptions
+from service import descriptions, page
 from service.asgi import CLOSE, Answer, refuse, send_answer
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.metrics import CONTENT_TYPE, Metrics
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_ROUTE = "/models/{name}/predict"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
+_NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
 _MODEL_PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict")
 
 
@@ -49,6 +50,8 @@ class Service(FastAPI):
             title="Retort",
             summary="Calibrated click probabilities for raw ad requests, A/B tested.",
             version="1",
+            docs_url=None,  # a page of our own
+            redoc_url=None,
             redirect_slashes=False,  # a redirect would repeat the host and the query that a client sent
             lifespan=type(self)._lifespan,
             default_response_class=Response,
@@ -58,8 +61,11 @@ class Service(FastAPI):
         self.failure: BaseException | None = None
         """What stopped the models from being loaded, once that is certain."""
         self.on_failure: Callable[[], object] = lambda: None
+        self.loads_first = False
+        """Whether connections are accepted only once the models are proven: where others serve meanwhile."""
         self.draining = False
         self._ready = asyncio.Event()
+        self._settled = asyncio.Event()  # ready, or failed
         self._registry = Registry(settings.repository, metrics, settings.max_loaded_extra)
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
@@ -113,6 +119,7 @@ class Service(FastAPI):
     def _publish(self, plan: Plan) -> None:
         self.predictor.plan = plan
         self._ready.set()
+        self._settled.set()
 
     async def _load_version(self, name: str, version: int) -> Served:
         """A version that is not live, for the one request that names it."""
@@ -125,9 +132,9 @@ class Service(FastAPI):
             detail = "this version was refused at load"
             raise Refusal(Code.NOT_READY, detail, field="version", headers=(RETRY_AFTER,)) from None
         except LoadDeferredError as error:
-            detail = "this version is not loaded yet: others are, one after the other; try again"
+            detail = "versions that are not live are loaded one after the other: try again"
             wait = (b"retry-after", b"%d" % math.ceil(error.seconds))
-            raise Refusal(Code.NOT_READY, detail, field="version", headers=(wait,)) from None
+            raise Refusal(Code.VERSION_DEFERRED, detail, field="version", headers=(wait,)) from None
         served = self._served.get(scorer)
         if served is None:
             served = self._served[scorer] = Served(scorer, self.metrics)
@@ -135,10 +142,11 @@ class Service(FastAPI):
 
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
-        """Loads and watches in the background: the process is alive at once and ready when golden rows
-        passed."""
+        """Loads and watches in the background: the process is alive at once and ready when golden rows passed."""
         watching = asyncio.create_task(self._watch())
         try:
+            if self.loads_first:
+                await self._settled.wait()
             yield
         finally:
             watching.cancel()
@@ -154,6 +162,7 @@ class Service(FastAPI):
         except Exception as error:
             self.failure = error
             self.on_failure()
+            self._settled.set()
             return
         await self._watcher.follow()
 
@@ -169,7 +178,12 @@ class Service(FastAPI):
                 if answer is not None:
                     await send_answer(send, receive, answer, self.draining)
                 return
-        await self.serve_by_fastapi(scope, receive, send)
+        if scope["path"].isprintable():
+            await self.serve_by_fastapi(scope, receive, send)
+        else:  # Starlette's patterns end in `$`, which would take a line feed for the end
+            self.metrics.count_refusal(_NO_ROUTE.code)
+            self.metrics.count_request("other", _NO_ROUTE.status)
+            await send_answer(send, receive, refuse(_NO_ROUTE), self.draining)
 
     async def serve_by_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Any route, through FastAPI; the predict routes, too, answer the same here, only slower."""
@@ -288,6 +302,12 @@ def _add_routes(app: Service) -> None:
         text = await asyncio.to_thread(app.metrics.exposition)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
+    docs_page = functools.cache(lambda: page.render(app.openapi()))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(docs_page(), headers=page.HEADERS, media_type="text/html; charset=utf-8")
+
     @app.get(
         "/experiments",
         tags=["experiments"],
@@ -359,11 +379,12 @@ def _add_error_handlers(app: Service) -> None:
 
     async def on_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        code = Code.METHOD_NOT_ALLOWED if error.status_code == 405 else Code.NOT_FOUND
-        detail = "this route takes another method" if code is Code.METHOD_NOT_ALLOWED else "there is no such route"
-        headers = tuple((k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items())
-        app.metrics.count_refusal(code)
-        return _response(refuse(Refusal(code, detail, headers=headers)))
+        refusal = _NO_ROUTE
+        if error.status_code == 405:
+            headers = tuple((k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items())
+            refusal = Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method", headers=headers)
+        app.metrics.count_refusal(refusal.code)
+        return _response(refuse(refusal))
 
     async def on_failure(_: Request, error: Exception) -> Response:
         app.metrics.count_refusal(Code.INTERNAL)

@@ -1,5 +1,4 @@
-"""What the OpenAPI page says about the routes: schemas and worked examples, made from the same tables the
-code uses.
+"""What the OpenAPI page says about the routes: schemas and worked examples, made from the same tables the code uses.
 
 The predict routes read their bodies themselves (`predict.py`), so FastAPI cannot derive this; a test holds
 every example here against the running application.
@@ -145,7 +144,7 @@ _MODEL_ANSWERS: dict[str, Any] = {
 #: One worked refusal for each code.
 REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.MALFORMED_HTTP: Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1"),
-    Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: JSON is malformed: invalid character (byte 6)"),
+    Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: invalid character (byte 6)"),
     Code.NUMBER_OUT_OF_RANGE: Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold"),
     Code.TOO_DEEP: Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply"),
     Code.NOT_FOUND: Refusal(Code.NOT_FOUND, "there is no such route"),
@@ -185,6 +184,9 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field="arm"
     ),
     Code.OVERLOADED: Refusal(Code.OVERLOADED, "64 requests are in flight: try again"),
+    Code.VERSION_DEFERRED: Refusal(
+        Code.VERSION_DEFERRED, "versions that are not live are loaded one after the other: try again", field="version"
+    ),
     Code.HEADERS_TOO_LARGE: Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers are too long"),
     Code.INTERNAL: Refusal(Code.INTERNAL, "the service failed; the failure is logged"),
     Code.NOT_READY: Refusal(
@@ -244,7 +246,9 @@ PREDICT_RESPONSES = {
 }
 MODEL_RESPONSES = {
     **answers(_MODEL_ANSWERS, PREDICT_ANSWER_SCHEMA, "Click probabilities of one model"),
-    **problems(Code.UNKNOWN_MODEL, Code.UNKNOWN_VERSION, Code.OUTSIDE_EXPERIMENT, *_BODY_CODES),
+    **problems(
+        *(Code.UNKNOWN_MODEL, Code.UNKNOWN_VERSION, Code.VERSION_DEFERRED, Code.OUTSIDE_EXPERIMENT), *_BODY_CODES
+    ),
 }
 
 _STATUS_SCHEMA = {

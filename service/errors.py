@@ -32,8 +32,7 @@ class ConfigError(ServiceError):
 
 
 class ExperimentError(ConfigError):
-    """An experiment file that cannot be used: unreadable, contradictory, or naming models that are not
-    there."""
+    """An experiment file that cannot be used: unreadable, contradictory, or naming models that are not there."""
 
 
 class ModelLoadError(ServiceError):
@@ -86,6 +85,7 @@ class Code(enum.StrEnum):
     INVALID_DEADLINE = "invalid_deadline"
     OUTSIDE_EXPERIMENT = "outside_experiment"
     OVERLOADED = "overloaded"
+    VERSION_DEFERRED = "version_deferred"
     HEADERS_TOO_LARGE = "headers_too_large"
     INTERNAL = "internal"
     NOT_READY = "not_ready"
@@ -127,6 +127,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),
     Code.OUTSIDE_EXPERIMENT: Problem(422, "A model route takes no experiment"),
     Code.OVERLOADED: Problem(429, "Too many requests in flight"),
+    Code.VERSION_DEFERRED: Problem(429, "This version is not loaded just now"),
     Code.HEADERS_TOO_LARGE: Problem(431, "The headers are too large"),
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),
@@ -137,9 +138,8 @@ PROBLEMS: dict[Code, Problem] = {
 class Refusal(ServiceError):  # noqa: N818 - an answer to a client, not a failure of ours
     """A request that is not answered with scores.
 
-    `detail` says what was expected and what came, by kind, never by value. `field` is a feature's or a
-    member's name as the *service* knows it; `row` the index of the candidate; `headers` go out with the
-    answer.
+    `detail` says what was expected and what came, by kind, never by value. `field` is a feature's or a member's name as
+    the *service* knows it; `row` the index of the candidate; `headers` go out with the answer.
     """
 
     def __init__(

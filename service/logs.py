@@ -15,8 +15,7 @@ from typing import Literal
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, process, message and, for failures, the
-    traceback."""
+    """One JSON object a line: time (UTC), level, logger, process, message and, for failures, the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         members: dict[str, object] = {

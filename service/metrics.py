@@ -60,8 +60,7 @@ class _Cell(Protocol):
 
 
 class Bins:
-    """One child of a histogram, for the hot path: a bisection and two increments, and whole arrays at
-    once."""
+    """One child of a histogram, for the hot path: a bisection and two increments, and whole arrays at once."""
 
     __slots__ = ("_bounds", "_buckets", "_edges", "_sum")
 
@@ -195,8 +194,7 @@ def use_slot_files(directory: Path, slot: int) -> None:
     files: dict[str, _SlotFile] = {}
 
     class SlotValue:
-        """A double in the slot's file: what prometheus_client calls a ValueClass, without lock and without
-        copy."""
+        """A double in the slot's file: what prometheus_client calls a ValueClass, without lock and without copy."""
 
         _multiprocess = True
 

@@ -1,9 +1,8 @@
 """The plan: everything a worker serves right now, as one immutable value.
 
-Requests read it once, at their start; a new version or a new experiment file makes a new plan, which replaces
-the old one between two requests. So no request ever sees half of a change. What the hot path needs for an
-answer (the bytes around the scores, the metrics to count in) is put together here, once a plan and not once a
-request.
+Requests read it once, at their start; a new version or a new experiment file makes a new plan, which replaces the old
+one between two requests. So no request ever sees half of a change. What the hot path needs for an answer (the bytes
+around the scores, the metrics to count in) is put together here, once a plan and not once a request.
 """
 
 from __future__ import annotations

@@ -60,6 +60,10 @@ _NO_WIDE_INTEGER = re.compile(
 """JSON tokens up to the next integer of 19 digits or more; without backtracking, so in linear time."""
 _WIDE = b"0" * 19
 """A JSON integer beyond 64 bits has at least 19 digits."""
+_NO_HALF_PAIR = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).)*+", re.DOTALL)
+"""Text up to the next escaped surrogate that is not part of a pair."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_BEYOND = describe(LARGEST_INTEGER + 1)
 
 
 class Target(NamedTuple):
@@ -119,7 +123,15 @@ def _decode_exponents(body: bytes) -> Any:
             raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
         if "depth" in error.msg:
             raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
-        raise Refusal(Code.MALFORMED_JSON, f"expected JSON: malformed at character {error.pos}") from None
+        raise _malformed(body, f"malformed at character {error.pos}") from None
+
+
+def _malformed(body: bytes, what: str) -> Refusal:
+    """The refusal of what is no JSON. Decoders have many words for half of a surrogate pair, "truncated" among them."""
+    place = _NO_HALF_PAIR.match(body).end()  # type: ignore[union-attr]
+    if _SURROGATE.match(body, place):
+        what = "a string holds half of a surrogate pair"
+    return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
 
 
 def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
@@ -134,9 +146,11 @@ def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) 
             members = msgspec.json.decode(body)
     except msgspec.ValidationError:
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        what = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}") from None
+    except UnicodeDecodeError:
+        raise _malformed(body, "invalid UTF-8") from None
+    except msgspec.DecodeError as error:
+        what = str(error).removeprefix("JSON is malformed: ")
+        raise _malformed(body, "it ends too early" if what == "Input data was truncated" else what) from None
     except RecursionError:
         raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
     if type(members) is not dict:
@@ -153,7 +167,7 @@ def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) 
         request.unit = request.request_id
     elif type(given) is int:
         if not SMALLEST_INTEGER <= given <= LARGEST_INTEGER:
-            raise Refusal(Code.NUMBER_OUT_OF_RANGE, "field 'unit_id': an integer beyond 64 bits", field="unit_id")
+            raise _wrong_type("unit_id", "an integer of at most 64 bits", given)
         request.unit = str(given)
     else:
         request.unit = _checked_id(given, "unit_id")
@@ -195,8 +209,7 @@ def _take_candidates(request: PredictRequest, candidates: Any, ids: Any, max_can
 
 
 def _column_length(columns: dict[str, Any]) -> int:
-    """The length all columns have; 0 for no column. Names of columns are the client's and are not
-    repeated."""
+    """The length all columns have; 0 for no column. Names of columns are the client's and are not repeated."""
     count = -1
     for column in columns.values():
         if type(column) is not list:
@@ -212,7 +225,9 @@ def _column_length(columns: dict[str, Any]) -> int:
 
 
 def _wrong_type(field: str, expected: str, got: object) -> Refusal:
-    return Refusal(Code.WRONG_TYPE, f"field '{field}': expected {expected}, got {describe(got)}", field=field)
+    kind = describe(got)
+    code = Code.NUMBER_OUT_OF_RANGE if kind == _BEYOND else Code.WRONG_TYPE
+    return Refusal(code, f"field '{field}': expected {expected}, got {kind}", field=field)
 
 
 def _optional_string(value: Any, field: str) -> str | None:
@@ -239,6 +254,8 @@ def _checked_deadline(value: Any) -> float:
     if type(value) is not float and type(value) is not int:
         raise _wrong_type("deadline_ms", "a number", value)
     if not 0 < value <= MAX_DEADLINE_MS:
+        if describe(value) == _BEYOND:
+            raise _wrong_type("deadline_ms", "a number", value)
         raise Refusal(
             Code.INVALID_DEADLINE,
             f"field 'deadline_ms': expected more than 0 and at most {MAX_DEADLINE_MS:.0f}",
@@ -250,8 +267,7 @@ def _checked_deadline(value: Any) -> float:
 def refuse_wide_integers(request: PredictRequest, body: bytes) -> None:
     """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
 
-    Where a field does read them, the encoder refuses them itself, so only requests with ignored members come
-    here.
+    Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
     """
     if _WIDE not in body.translate(_DIGITS_TO_ZERO):
         return
@@ -410,8 +426,7 @@ class Predictor:
                 assert request.columns is not None
                 candidates = encoder.encode_candidate_columns(request.columns, request.count)
         except EncodeError as error:
-            beyond = error.got == describe(LARGEST_INTEGER + 1)
-            code = Code.NUMBER_OUT_OF_RANGE if beyond else Code.WRONG_TYPE
+            code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
             raise Refusal(code, str(error), field=error.field, row=error.row) from None
         ignored = request.ignored + context.ignored + candidates.ignored
         if ignored:

@@ -10,6 +10,7 @@ under load the two are far apart. The guards cost nothing to a request that arri
     what is no HTTP                                                400, as problem+json like every other refusal
     `Upgrade: h2c` or websocket                                    ignored, and the body read (RFC 9110, 7.8)
     a client that closes its half once it has sent a request       gets its answer
+    an idle connection that has to end, and a request just came    is answered first
 
 Refused here, a request is counted in `retort_refused_total` and nowhere else: no route ever saw it.
 """
@@ -26,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.asgi import CLOSE, Answer, refuse
 from service.errors import Code, Refusal
+from service.listening import has_input
 
 FIRST_BYTE = "retort.first_byte"
 
@@ -95,6 +97,23 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         # uvicorn begins to count an idle connection's time with its first answer.
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def hasten(self, seconds: float) -> None:
+        """From now on the connection ends when it has been idle for so long."""
+        self.timeout_keep_alive = seconds  # type: ignore[assignment]  # fractions too
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends an idle connection, unless a request has arrived and only was not read yet."""
+        if not self._incomplete and not has_input(self.transport.get_extra_info("socket").fileno()):
+            super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """Makes the answer that is owed the connection's last. An idle one ends by itself, soon (`hasten`)."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_keepalive_if_required()

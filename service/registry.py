@@ -5,10 +5,9 @@ the event loop goes on answering; the bookkeeping happens on the loop, between t
 does not load, or whose golden rows come out differently, is refused, counted and logged, and what was live
 stays live. It is tried again only when its files change.
 
-With `latest`, the live version is the newest that loads. This is also what a worker started later finds, so
-that workers agree although one of them never saw the version before. With a number it is that version or, where
-it cannot be served, still the one that was live; each edit of the live file that comes to nothing is logged and
-counted.
+With `latest`, the live version is the newest that loads. This is also what a worker started later finds, so that
+workers agree although one of them never saw the version before. With a number it is that version or, where it cannot be
+served, still the one that was live; each edit of the live file that comes to nothing is logged and counted.
 
 Any client may ask for any version of a model. That must not cost those who are scored by the live one: versions
 that are not there are refused from memory, the others are loaded one at a time and for a small share of the time,

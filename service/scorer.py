@@ -68,8 +68,7 @@ class TimeEstimate:
 
 
 class Scorer:
-    """One bundle's graph, loaded and proven: the golden rows come out as the manifest says, or it is not
-    built."""
+    """One bundle's graph, loaded and proven: the golden rows come out as the manifest says, or it is not built."""
 
     def __init__(self, bundle: Bundle) -> None:
         """Loads the graph and scores the golden rows: warm-up, parity check and readiness check in one.
@@ -153,12 +152,10 @@ class Job:
 
 
 class ScoringQueue:
-    """Scores what waits: one run each turn of the event loop, models in turn, requests in order of
-    arrival."""
+    """Scores what waits: one run each turn of the event loop, models in turn, requests in order of arrival."""
 
     def __init__(self, max_rows: int) -> None:
-        """A run joins waiting requests of one model up to `max_rows` candidates; one request is never
-        split."""
+        """A run joins waiting requests of one model up to `max_rows` candidates; one request is never split."""
         self._max_rows = max_rows
         self._waiting: dict[Scorer, deque[Job]] = {}
         self._scheduled = False

@@ -1,8 +1,7 @@
 """Every option of the service: its bound, its meaning, its variable.
 
-An option `max_body_bytes` is `--max-body-bytes` on the command line and `RETORT_MAX_BODY_BYTES` in the
-environment; the command line wins. Settings are read once and handed to `create_app(settings)`: nothing else
-reads the environment.
+An option `max_body_bytes` is `--max-body-bytes` on the command line and `RETORT_MAX_BODY_BYTES` in the environment; the
+command line wins. Settings are read once and handed to `create_app(settings)`: nothing else reads the environment.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Settings(BaseSettings):
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
     asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time
-    at most: a request that comes too early is refused with 503. 0: such versions are not served."""
+    at most: a request that comes too early is refused with 429. 0: such versions are not served."""
 
     poll_seconds: float = Field(default=0.25, ge=0.02, le=1.0)
     """How often the repository and the experiment file are looked at."""
@@ -99,8 +98,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_unknown_variables(self) -> Self:
-        """pydantic-settings ignores a variable it does not know; RETORT_WORKER=8 would then be lost in
-        silence."""
+        """pydantic-settings ignores a variable it does not know; RETORT_WORKER=8 would then be lost in silence."""
         known = sorted(name.upper() for name in type(self).model_fields)
         for name in sorted(os.environ):
             upper = name.upper()

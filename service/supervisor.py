@@ -1,10 +1,9 @@
 """The parent of the workers: one listening socket, N processes, and a new one for each that dies.
 
-Ours rather than uvicorn's, because a worker here owns a slot of the metric files; because a worker that
-cannot start again (say, its model was damaged on disk) must not take the healthy ones with it, which
-uvicorn's supervisor does; because "alive" should mean that the event loop turns, where uvicorn asks a thread
-beside it; and because exit codes should say what happened. Holds no model and no onnxruntime: a restart costs
-one worker, never the program.
+Ours rather than uvicorn's, because a worker here owns a slot of the metric files; because a worker that cannot start
+again (say, its model was damaged on disk) must not take the healthy ones with it, which uvicorn's supervisor does;
+because "alive" should mean that the event loop turns, where uvicorn asks a thread beside it; and because exit codes
+should say what happened. Holds no model and no onnxruntime: a restart costs one worker, never the program.
 """
 
 from __future__ import annotations
@@ -115,9 +114,10 @@ class Supervisor:
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = self._context.Pipe()
+        others_serve = any(other.ready for other in self._workers if other is not worker)
         process = self._context.Process(
             target=run_worker,
-            args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory),
+            args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
             name=f"retort-worker-{worker.slot}",
         )
         hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits, unlike a handler
@@ -167,6 +167,7 @@ class Supervisor:
         )
         self._bury(worker)
         worker.be_patient(now)
+        worker.ready = False
         if now >= worker.not_before:
             self._start(worker)
 
@@ -191,11 +192,14 @@ class Supervisor:
         forget_gauges(self._metrics_directory, worker.slot)
 
     def _stop(self, wake: socket.socket) -> int:
-        """Passes the signal on, waits for the workers to finish; a second SIGINT, or too long a wait,
-        kills."""
+        """Passes the signal on, waits for the workers to finish; a second SIGINT, or too long a wait, kills."""
         logger.info("stopping: finishing what is in flight")
         self._listener.close()  # ours; the workers close theirs when they have drained
         living = [worker for worker in self._workers if worker.process is not None]
+        for worker in living:
+            if worker.line is not None:
+                worker.line.close()  # which tells it that the others stop too
+                worker.line = None
         for worker in living:
             assert worker.process is not None
             if worker.process.exitcode is None:
@@ -221,21 +225,6 @@ class Supervisor:
 
 def _say_that_there_is_nothing_to_reload(_number: int, _frame: FrameType | None) -> None:
     logger.info("SIGHUP: nothing to do, the repository and the experiment file are followed without it")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening: connections are refused until the first worker accepts them."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.set_inheritable(True)
-        return listener
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
 @contextmanager

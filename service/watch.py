@@ -1,5 +1,4 @@
-"""Keeps the plan in step with the disk: the repository and the experiment file, looked at a few times a
-second.
+"""Keeps the plan in step with the disk: the repository and the experiment file, looked at a few times a second.
 
 Two loops, so that a new experiment file never waits for a model that happens to be loading. Workers do not
 talk to each other: they agree because they look at the same files, which are replaced atomically. What cannot
@@ -13,6 +12,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import models
 from models.errors import ModelNotFoundError
 from service.errors import ConfigError, ExperimentError, ModelLoadError, NoModelError
 from service.experiments.file import Arm, Experiment, ExperimentFile, read_experiments
@@ -24,12 +24,11 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).parent / "experiments" / "shipped.yaml"
+SHIPPED = Path(models.__file__).parent / "experiments.yaml"
 
 
 def implied_experiments(models: list[str]) -> ExperimentFile:
-    """What runs where no experiment file is named: the only model there is, or the experiment that is
-    shipped."""
+    """What runs where no experiment file is named: the only model there is, or the experiment that is shipped."""
     if len(models) == 1:
         arm = Arm(name=models[0], model=models[0], follow=True, weight=1)
         only = Experiment(name="default", salt="default", default=True, arms=(arm,))

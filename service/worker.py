@@ -1,5 +1,4 @@
-"""One worker process: an event loop, an application, its slot of the metric files, and a line to its
-supervisor.
+"""One worker process: an event loop, an application, its slot of the metric files, and a line to its supervisor.
 
 Imports nothing heavy at the top: the metric files must be chosen before the first metric is made, and a
 signal that arrives while onnxruntime is still being imported must find someone to listen.
@@ -37,7 +36,8 @@ EXIT_NO_MODEL = 3  # nothing to serve with
 READY = b"ready"
 ALIVE = b"alive"
 HEARTBEAT_SECONDS = 0.5
-LAST_WORDS_SECONDS = 0.1
+HANDSHAKE_SECONDS = 0.1  # more than a client needs to finish opening a connection
+IDLE_SECONDS = 1.0  # when draining, a connection that has been idle for so long is closed
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -48,12 +48,19 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def run_worker(
-    settings: Settings, slot: int, listener: socket.socket, supervisor: Connection, metrics_directory: Path
+    settings: Settings,
+    slot: int,
+    listener: socket.socket,
+    supervisor: Connection,
+    metrics_directory: Path,
+    loads_first: bool,
 ) -> None:
     """Serves until told to stop, then exits the process with an honest code.
 
+    `loads_first`: leaves connections to the others until its models are proven.
+
     SIGTERM and SIGINT, and the supervisor's death, all mean: readiness falls, requests are answered with
-    `Connection: close` for `drain_seconds`, the socket closes, what is in flight finishes, exit 0.
+    `Connection: close` for `drain_seconds`, the socket closes, what was accepted is answered, exit 0.
     """
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,20 +77,13 @@ def run_worker(
         shared = metrics.Metrics(directory=metrics_directory)
         shared.worker_starts.inc()
         app = create_app(settings, shared)
+        app.loads_first = loads_first
         code = _serve(app, settings, listener, supervisor, stopping)
     except Exception as error:
         _log_failure(error)
         code = exit_code_of(error)
     logging.shutdown()
     sys.exit(code)
-
-
-def is_listening(listener: socket.socket) -> bool:
-    """Whether connections are accepted on a bound socket."""
-    try:
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:  # the event loop closes it when it cannot listen
-        return False
 
 
 def _log_failure(error: BaseException) -> None:
@@ -98,6 +98,7 @@ def _serve(
 ) -> int:
     import uvicorn
 
+    from service.listening import has_input, is_listening, turn_away
     from service.protocol import MAX_ARRIVING, MAX_ARRIVING_BODIES, Arriving, GuardedProtocol
 
     class Server(uvicorn.Server):
@@ -107,14 +108,25 @@ def _serve(
             if app.failure is None:
                 # Also with no connection open: a balancer that opens one a request has to see readiness fall.
                 app.drain()
+                self.hasten(IDLE_SECONDS)
                 await asyncio.sleep(settings.drain_seconds)
-            # Nothing new is accepted from here on. What was accepted last has its request still unread, and an idle
-            # connection is closed at once: give it a moment to be heard.
+                # Where the supervisor has hung up, nobody else will accept what comes from here on.
+                if supervisor.poll() and turn_away(listener):
+                    await asyncio.sleep(HANDSHAKE_SECONDS)
+                    while has_input(listener.fileno()):
+                        await asyncio.sleep(0.01)
+            else:
+                self.hasten(0.0)
             for server in self.servers:
                 server.close()
             listener.close()
-            await asyncio.sleep(LAST_WORDS_SECONDS)
             await super().shutdown(sockets)
+
+        def hasten(self, seconds: float) -> None:
+            """From now on connections, also those still to come, end when they have been idle for so long."""
+            config.timeout_keep_alive = seconds  # type: ignore[assignment]  # fractions too
+            for connection in list(self.server_state.connections):
+                connection.hasten(seconds)  # type: ignore[union-attr]
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -166,8 +178,9 @@ def _serve(
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 supervisor.send_bytes(ALIVE)
         except OSError:
-            logger.warning("the supervisor is gone: stopping")
-            server.should_exit = True
+            if not server.should_exit:
+                logger.warning("the supervisor is gone: stopping")
+                server.should_exit = True
 
     async def main() -> None:
         line = asyncio.create_task(talk())

@@ -278,9 +278,9 @@ def measure_student(
 ) -> dict[str, float]:
     """On rows that need no labels: `valid_kl` of the served logit and, where L_KD is more than that, `valid_kd`.
 
-    `valid_kd` is L_KD less the ensemble's entropy, of the served logit also where an auxiliary head learns it: soft labels
-    do not overfit and the head's own loss would let the clicks that the served logit learns from do so for long. AUC and
-    logloss beside them if the options stop by AUC.
+    `valid_kd` is L_KD less the ensemble's entropy, of the served logit also where an auxiliary head takes its place in
+    training: soft labels do not overfit, and by the head's own loss the served logit, which learns from clicks, would
+    for long. AUC and logloss beside them if the options stop by AUC.
     """
     options = imitation.options
     served, wanted = np.empty((2, len(rows)), dtype=np.float32)

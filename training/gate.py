@@ -12,18 +12,19 @@ What A may be is the gate's form; x holds the teachers' logits z [M], and for `h
     stacking      no softmax: z_E = sum_i a_i z_i + c, logistic regression on the logits (Wolpert 1992, Stacked
                   generalization). Kept in the same numbers: alpha_i = |a_i| / sum_j |a_j|, s_i = sign a_i
 
-Three rules, each measured (a gate trained otherwise was worse than the plain average):
+Four rules, each measured (a gate trained otherwise was worse than the plain average):
 
 - it starts at zero, where alpha is 1/M and the ensemble is the average;
 - it learns from its own cross-entropy with clicks on rows the teachers did not train on (validation part B), never
   from the distillation loss, which would have it choose the teacher that is easiest to imitate. `learns_on: train` is
   what the paper probably did, for comparison;
+- its numbers have a prior (`PRIOR_SD`), or a gate that switches runs off to where float32 stops agreeing with itself;
 - it is kept only where it beats the average on other rows again (part C). Either way scale and bias are fitted on B.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.calibrate import fit_platt
+
+PRIOR_SD = 1.0
+"""Of each number of A and b around its start: a teacher's say changes by a factor e for a logit or for being itself."""
 
 Form = Literal["average", "static", "per_teacher", "full", "hints", "stacking"]
 
@@ -264,7 +268,7 @@ def _learned(
     rows: NDArray[np.integer],
     unseen: NDArray[np.bool_] | None,
 ) -> Gate:
-    """Minimise CE(y, z_E): a few numbers, so all rows are one batch (L-BFGS, float64)."""
+    """Minimise CE(y, z_E) with the prior on each number: they are few, so all rows are one batch (L-BFGS, float64)."""
     teachers = teacher_logits.shape[1]
     inputs = teachers + sum(hint.shape[1] for hint in hints)
     rows = rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
@@ -276,7 +280,7 @@ def _learned(
 
     gate = LearningGate(options.form, teachers, inputs).double()
     if gate.weights is None or not hints:
-        _minimise(list(gate.parameters()), lambda: _ce(gate(z, None, may_speak)[0], y))
+        _minimise(list(gate.parameters()), lambda: _ce(gate(z, None, may_speak)[0], y), len(y))
         return gate.found()
 
     weights = gate.weights
@@ -286,6 +290,7 @@ def _learned(
     _minimise(
         list(gate.parameters()),
         lambda: _ce(gate(z, x, may_speak)[0], y) + 0.5 * options.hints_l2 * weights.square().sum(),
+        len(y),
     )
     assert gate.biases is not None
     with torch.no_grad():  # back to inputs as the teachers give them
@@ -299,7 +304,7 @@ def _stacked(z: Tensor, y: Tensor) -> Gate:
     teachers = z.shape[1]
     coefficients = nn.Parameter(torch.full((teachers,), 1 / teachers, dtype=torch.float64))
     constant = nn.Parameter(torch.zeros((), dtype=torch.float64))
-    _minimise([coefficients, constant], lambda: _ce(z @ coefficients + constant, y))
+    _minimise([coefficients, constant], lambda: _ce(z @ coefficients + constant, y), len(y))
     sizes = coefficients.detach().abs().clamp(min=1e-12)
     scale = sizes.sum()
     return Gate(
@@ -313,14 +318,21 @@ def _stacked(z: Tensor, y: Tensor) -> Gate:
     )
 
 
-def _minimise(parameters: list[nn.Parameter], value_of: Any) -> None:
+def _minimise(parameters: list[nn.Parameter], mean_loss: Callable[[], Tensor], rows: int) -> None:
+    """From where they stand, with a Gaussian prior of standard deviation `PRIOR_SD` around there on each number.
+
+    Without, clicks of some parts can be fitted a little better by a gate that switches, and its numbers run off to
+    thousands, where float32 no longer agrees with itself.
+    """
     if not parameters:
         return
+    starts = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.LBFGS(parameters, max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value: Tensor = value_of()
+        squares = sum((now - start).square().sum() for now, start in zip(parameters, starts, strict=True))
+        value = mean_loss() + squares / (2 * PRIOR_SD**2 * rows)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -234,8 +234,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     path = _find(name_or_path)
     try:
         tree = parse_document(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be opened: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no UTF-8 text: {error}") from None
     except DocumentError as error:
         raise RecipeError(f"{path}: {error}") from None
     if not isinstance(tree, dict):

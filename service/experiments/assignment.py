@@ -1,5 +1,4 @@
-"""Unit -> bucket -> arm: a pure function of the experiment file and the unit (a contract;
-docs/experiments.md).
+"""Unit -> bucket -> arm: a pure function of the experiment file and the unit (a contract; docs/experiments.md).
 
     bucket = int(sha256(salt + ":" + unit).hexdigest()[:15], 16) % 10000
 
@@ -35,9 +34,8 @@ class Range:
 def arm_ranges(weights: list[Decimal], coverage: Decimal) -> list[Range]:
     """The buckets each arm owns: [start_i, start_i + floor(coverage * width_i)), starts at the full widths.
 
-    Since the starts do not depend on the coverage, raising it only adds units to an arm and moves nobody.
-    `weights` are shares of 10,000 buckets and must come out whole; decimals, so that 0.57 of 5000 is 2850 and
-    not one less.
+    Since the starts do not depend on the coverage, raising it only adds units to an arm and moves nobody. `weights` are
+    shares of 10,000 buckets and must come out whole; decimals, so that 0.57 of 5000 is 2850 and not one less.
     """
     ranges = []
     start = 0
@@ -58,8 +56,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where a unit went. `arm` is the index of the arm assigned; control (0) for units that are not
-    enrolled."""
+    """Where a unit went. `arm` is the index of the arm assigned; control (0) for units that are not enrolled."""
 
     arm: int
     enrolled: bool
@@ -74,8 +71,7 @@ class Assigner:
     layer: Layer | None = None
 
     def assign(self, unit: str) -> Assignment:
-        """The arm of a unit, by its bucket. Outside the layer's share or the coverage: control, not
-        enrolled."""
+        """The arm of a unit, by its bucket. Outside the layer's share or the coverage: control, not enrolled."""
         layer = self.layer
         if layer is not None and bucket_of(layer.salt, unit) not in layer.owned:
             return Assignment(0, enrolled=False)

@@ -1,14 +1,14 @@
 """The experiment file: what it may say, and what makes it valid (docs/experiments.md documents every key).
 
-YAML or JSON. Refused whole when anything is wrong; nothing in it is ever repaired: weights that sum to 0.9
-are an error, not 0.9 of the traffic. Knows nothing of bundles: whether a model is there is the registry's
-question.
+YAML or JSON. Refused whole when anything is wrong; nothing in it is ever repaired: weights that sum to 0.9 are an
+error, not 0.9 of the traffic. Knows nothing of bundles: whether a model is there is the registry's question.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import stat
 from collections.abc import Hashable, Iterable
@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.problems import problems_of
 from service.errors import ExperimentError
 from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_ranges
 
@@ -38,7 +39,7 @@ MAX_FILE_BYTES = 1 << 20
 
 def _as_written(value: object) -> object:
     """A share as the decimal the file shows: 0.57 is 57 hundredths, not the nearest binary fraction."""
-    return Decimal(repr(value)) if isinstance(value, float) else value
+    return Decimal(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _number_or_latest(value: object) -> int | Literal["latest"]:
@@ -69,8 +70,7 @@ class Arm(_Part):
     """A number, or `latest`: the model's live version at the moment the phase starts."""
 
     follow: bool = False
-    """With `latest`: go along when the live version changes within the phase (results are then split by
-    version)."""
+    """With `latest`: go along when the live version changes within the phase (results are then split by version)."""
 
     weight: Share
     """Share of the experiment's units, in steps of 0.0001; the arms' weights sum to 1."""
@@ -116,8 +116,7 @@ class LayerPlace(_Part):
 
 
 class Shadow(_Part):
-    """An arm that scores a sample beside the served one, without being returned. Read, checked, not yet acted
-    on."""
+    """An arm that scores a sample beside the served one, without being returned. Read, checked, not yet acted on."""
 
     arm: Name
     """The arm whose model scores in the shadow."""
@@ -312,8 +311,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def parse_experiments(text: str, source: str) -> ExperimentFile:
-    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was
-    expected."""
+    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was expected."""
     try:
         if text.lstrip().startswith("{"):
             data = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
@@ -321,16 +319,17 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
             data = yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # PyYAML fails in many ways where a tag and its value do not fit.
-        raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {error}") from None
+        what = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            what = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {what}") from None
     if not isinstance(data, dict):
         raise ExperimentError(f"{source}: expected an object with `format_version` and `experiments`")
     try:
         return ExperimentFile.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"{part}." for part in first["loc"])[:-1]
-        message = first["msg"].removeprefix("Value error, ")
-        raise ExperimentError(": ".join(part for part in (source, place, message) if part)) from None
+        raise ExperimentError(f"{source}: {problems_of(error, ExperimentFile)[0]}") from None
 
 
 def read_experiments(path: Path) -> ExperimentFile:

@@ -1,10 +1,9 @@
 """Which version `latest` meant when a phase started, remembered in one file for all workers of a machine.
 
-An arm that says `latest` without `follow` must answer with one version for the whole phase, and with the same
-one in every worker, also in those started later. So the first worker to see a phase writes down the live
-versions it found; the others read them. One JSON file beside the experiment file, replaced atomically, under
-a lock file. Machines that must agree with one another write numbers into the experiment file instead of
-`latest`.
+An arm that says `latest` without `follow` must answer with one version for the whole phase, and with the same one in
+every worker, also in those started later. So the first worker to see a phase writes down the live versions it found;
+the others read them. One JSON file beside the experiment file, replaced atomically, under a lock file. Machines that
+must agree with one another write numbers into the experiment file instead of `latest`.
 """
 
 from __future__ import annotations
@@ -73,9 +72,8 @@ def _replace(path: Path, state: _State) -> None:
 def settle_latest(path: Path, experiment: Experiment, live_version: Callable[[str], int]) -> dict[str, int]:
     """Arm name -> version, for the arms that say `latest` without `follow`; the same answer in every process.
 
-    `live_version(model)` is asked only for what the phase has not settled yet. A phase is known by the
-    experiment's name, its number and its salt. Raises `ExperimentError` where the file cannot be read or
-    written.
+    `live_version(model)` is asked only for what the phase has not settled yet. A phase is known by the experiment's
+    name, its number and its salt. Raises `ExperimentError` where the file cannot be read or written.
     """
     unsettled = [arm for arm in experiment.arms if arm.version == "latest" and not arm.follow]
     if not unsettled:

@@ -195,15 +195,17 @@ def test_the_service_may_read_the_repository_and_write_its_state(compose: Compos
 
 
 def test_the_experiment_file_that_is_mounted_exists_and_is_valid(compose: Compose):
-    """And its folder is mounted, not the file: a file is replaced by renaming, which a mounted file does not follow."""
+    """The one that is shipped; and its folder is mounted, not the file: a file is replaced by renaming, which a mounted
+    file does not follow."""
     from service.experiments.file import read_experiments
+    from service.watch import SHIPPED
 
     service = compose.services["service"]
     inside = Path(service.environment["RETORT_EXPERIMENTS"])
     (source,) = [volume.split(":")[0] for volume in service.volumes if volume.split(":")[1] == str(inside.parent)]
-    file = read_experiments(ROOT / source / inside.name)
 
-    assert file == read_experiments(ROOT / "service/experiments/shipped.yaml"), "what runs where no file is named"
+    assert (ROOT / source / inside.name).resolve() == SHIPPED
+    assert read_experiments(SHIPPED).default.name == "student-vs-ensemble"
 
 
 def test_the_engine_waits_longer_than_the_service_needs_to_finish(compose: Compose):

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.dockerfile import Stage, context_files, read_dockerfile, read_dockerignore
-from tests.docker.serving import ask, free_port, running
+from tests.docker.serving import PATIENCE_SECONDS, ask, free_port, running
 from tests.models.tiny_bundle import REQUESTS, tiny_golden, tiny_model, write_tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ class Image:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
 
 
@@ -182,7 +182,7 @@ def test_the_image_serves_a_bundle_and_its_health_check_tells(image: Image):
         during = image.run(*health, port=port)
         status, body = ask(port, "/predict", {"context": context, "candidates": candidates})
         server.send_signal(signal.SIGTERM)
-        code = server.wait(timeout=20)
+        code = server.wait(timeout=PATIENCE_SECONDS)
     after = image.run(*health, port=port)
 
     assert (before.returncode, during.returncode, after.returncode) == (1, 0, 1), during.stderr

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.docker.serving import PATIENCE_SECONDS
 
 SCRIPT = Path(__file__).parents[2] / "docker/train_when_empty.py"
 
@@ -83,18 +84,16 @@ def test_a_signal_reaches_the_training_and_its_exit_code_comes_back(tmp_path: Pa
         "import signal, sys, time\n"
         "for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, lambda n, _: sys.exit(40 + n))\n"
         "print('working', flush=True)\n"
-        "time.sleep(30)\n"
+        "time.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, str(SCRIPT), str(tmp_path), "--", sys.executable, "-c", program], stdout=subprocess.PIPE
     ) as script:
         assert script.stdout is not None
         assert script.stdout.readline() == b"working\n"
-        started = time.monotonic()
         script.send_signal(number)
 
-        assert script.wait(timeout=10) == 40 + number
-        assert time.monotonic() - started < 5
+        assert script.wait(timeout=PATIENCE_SECONDS) == 40 + number
 
 
 def test_a_training_ended_by_a_signal_is_a_failure(tmp_path: Path):
@@ -108,7 +107,7 @@ def test_a_training_ended_by_a_signal_is_a_failure(tmp_path: Path):
 def test_a_wrong_command_line_teaches(arguments: list[str]):
     """Exit code 2, and something to read."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
     )
 
     assert done.returncode == 2

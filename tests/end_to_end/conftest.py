@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.small_run import ROOT, tiny_run, training
+from tests.end_to_end.small_run import PATIENCE_SECONDS, ROOT, tiny_run, training
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +33,12 @@ def service(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
             yield _address(process, said)
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(timeout=30)
+            code = process.wait(timeout=PATIENCE_SECONDS)
     assert code == 0, said.read_text()
 
 
 def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         for line in log.read_text().splitlines():
             if "listens on " in line:

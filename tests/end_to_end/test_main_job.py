@@ -13,7 +13,7 @@ import pytest
 
 from models.fitting import EncoderFitter
 from models.schema import FeatureSchema
-from tests.end_to_end.small_run import ROOT, post, tiny_run, training
+from tests.end_to_end.small_run import PATIENCE_SECONDS, ROOT, post, tiny_run, training
 from training.data.clicks import ClickLog
 from training.data.faults import Faults
 from training.data.readers import FileSource
@@ -82,13 +82,13 @@ def test_ctrl_c_in_a_stage_loses_no_finished_stage(tmp_path: Path):
     """SIGINT to the whole group, as a terminal sends it, while teachers train; then the same command again."""
     command = [sys.executable, "-m", "training", *tiny_run(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
     while not list(tmp_path.glob("teachers/[!.]*-s1-*")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert process.returncode == 130
     assert "finished steps are kept" in said

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -242,7 +244,7 @@ def test_candidate_columns_are_lists_of_one_length(column: Any):
 
 def test_a_hashed_field_remembers_within_bounds(monkeypatch: pytest.MonkeyPatch):
     """However many values pass, the cache stays small, and ids stay what they are."""
-    monkeypatch.setattr(tables, "CACHE_SIZE", 8)
+    monkeypatch.setattr(tables, "CACHE_BYTES", 8 * (sys.getsizeof("00") + tables.ENTRY_BYTES))
     encoder = encoder_for("string", None, encoding={"method": "hash", "buckets": 10**6})
     table = encoder._tables["f"]
     assert isinstance(table, tables.HashTable)
@@ -259,6 +261,22 @@ def test_a_hashed_field_remembers_within_bounds(monkeypatch: pytest.MonkeyPatch)
             assert len(table._young) + len(table._old) <= 8
     encoder.encode_candidates([{"f": "x" * 10_000}])
     assert not any(len(key) > tables.LONGEST_CACHED for key in (*table._young, *table._old))
+
+
+@pytest.mark.parametrize("tail", ["", "x" * 248, "\U0001f4f1" * 248], ids=["short", "long", "wide"])
+def test_what_a_hashed_field_remembers_is_bounded_in_bytes(tail: str):
+    """Distinct strings without end, as long as are remembered at all and four bytes a character: no more memory than
+    the bound."""
+    encoder = encoder_for("string", None, encoding={"method": "hash", "buckets": 1000})
+    tracemalloc.start()
+    try:
+        for start in range(0, 100_000, 1000):
+            encoder.encode_candidates([{"f": f"{number:08d}{tail}"} for number in range(start, start + 1000)])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held < 1.1 * tables.CACHE_BYTES
 
 
 @pytest.mark.parametrize(

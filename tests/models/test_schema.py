@@ -270,8 +270,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     """Absent, or no UTF-8."""
     (tmp_path / "latin").write_bytes(b"label: {column: caf\xe9}")
 
-    for name in ("absent", "latin"):
-        with pytest.raises(SchemaError, match="cannot be read as UTF-8 text"):
+    for name, said in (("absent", "cannot be opened: No such file"), ("latin", "is no UTF-8 text")):
+        with pytest.raises(SchemaError, match=f"{name}: {said}"):
             FeatureSchema.from_file(tmp_path / name)
 
 

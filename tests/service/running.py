@@ -170,12 +170,16 @@ class Running:
     def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
+    def connection(self) -> http.client.HTTPConnection:
+        """A connection that is opened with its first request."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+
     def request(
         self, method: str, path: str, body: Any = None, connection: http.client.HTTPConnection | None = None
     ) -> Reply:
         """One request, over a connection of its own unless one is given."""
         own = connection is None
-        connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+        connection = connection or self.connection()
         try:
             data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
             connection.request(method, path, data, {"content-type": "application/json"})

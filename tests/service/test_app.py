@@ -1,5 +1,6 @@
 """The application as its users meet it: every route is described, with examples that are true."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
+from service import page
 from service.app import MODEL_ROUTE, VERSION_ROUTE, Service, find_target
+from service.descriptions import PREDICT_REQUEST_SCHEMA
 from service.errors import PROBLEMS, Code
 from service.predict import Target
 from tests.service.running import make_app, metric, request_of
@@ -39,7 +42,7 @@ def test_every_route_is_in_the_openapi(app: Service, openapi: dict[str, Any]):
     """Nothing is served that is not described, but the description itself."""
     assert operations(openapi).keys() == ROUTES
     served = {route.path for route in app.routes}  # type: ignore[attr-defined]
-    assert served - {path for _, path in ROUTES} == {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+    assert served - {path for _, path in ROUTES} == {"/openapi.json", "/docs"}
 
 
 def test_every_route_shows_what_it_takes_and_what_it_answers(openapi: dict[str, Any]):
@@ -98,9 +101,32 @@ def test_the_schema_is_true_of_the_answers(client: TestClient, openapi: dict[str
             assert type(value) in {types[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)}
 
 
-def test_the_documentation_page_is_there(client: TestClient):
-    """For people."""
-    assert "Retort" in client.get("/docs").text
+def test_the_page_for_people_shows_all_of_it(client: TestClient, openapi: dict[str, Any]):
+    """Every route, every member of a request, every example; text from the description never becomes markup."""
+    reply = client.get("/docs")
+    text = html.unescape(reply.text)
+
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    for (method, path), operation in operations(openapi).items():
+        assert f"<h2>{method.upper()} {path}</h2>" in text
+        assert operation["summary"] in text
+    for name, member in PREDICT_REQUEST_SCHEMA["properties"].items():
+        assert f"<code>{name}</code>" in text
+        assert member["description"] in text
+    for code in Code:
+        if code not in (Code.NOT_FOUND, Code.METHOD_NOT_ALLOWED):
+            assert f'"code": "{code}"' in text
+    assert "<script" not in page.render({**openapi, "info": {"title": "<script>", "summary": "<script>"}})
+
+
+def test_the_page_for_people_needs_no_network(client: TestClient):
+    """No script, style sheet, font or picture from anywhere, and the browser is told to fetch none."""
+    reply = client.get("/docs")
+
+    assert not re.search(r"<(script|link|img|iframe|object)|url\(|@import|https?://|//cdn", reply.text)
+    assert re.findall(r'(?:src|href)="([^"]*)"', reply.text) == ["openapi.json"]
+    assert reply.headers["content-security-policy"].startswith("default-src 'none'")
+    assert client.get("/redoc").status_code == 404
 
 
 def test_health_is_said_in_two_ways(client: TestClient):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, Arriving
-from tests.service.running import Running, metric, request_of, running_service, wait_for
+from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 
 BODY = json.dumps(request_of(1, 2)).encode()
 POST = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -30,26 +30,35 @@ def worker(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def connect(running: Running) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", running.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", running.port), PATIENCE_SECONDS)
 
 
-def send(running: Running, *parts: bytes, half_close: bool = False) -> bytes:
-    """Everything that comes back until the server closes; one that keeps the connection is hung up on after a
-    second of silence."""
+def send(running: Running, *parts: bytes, half_close: bool = False, answers: int = 1) -> bytes:
+    """Everything that comes back until the server closes. A connection that it keeps is hung up on when so many answers
+    have come, and no more for a moment."""
     with connect(running) as client:
         for part in parts:
             client.sendall(part)
             time.sleep(0.01)
         if half_close:
             client.shutdown(socket.SHUT_WR)
-        client.settimeout(1.0)
         received = b""
         try:
             while data := client.recv(1 << 16):
                 received += data
+                client.settimeout(PATIENCE_SECONDS if count_answers(received) < answers else 0.2)
         except TimeoutError:
-            pass
+            assert count_answers(received) >= answers, "waited for an answer in vain"
         return received
+
+
+def count_answers(received: bytes) -> int:
+    """How many whole answers these bytes are."""
+    count = 0
+    while head := re.match(rb"HTTP/1\.1 .*?content-length: (\d+).*?\r\n\r\n", received, re.DOTALL):
+        received = received[head.end() + int(head[1]) :]
+        count += 1
+    return count
 
 
 def statuses(received: bytes) -> list[int]:
@@ -104,7 +113,7 @@ def test_requests_may_follow_an_upgrade_that_is_not_made(worker: Running):
     """In the same connection, also in the same packet."""
     request = POST + b"connection: upgrade\r\nupgrade: websocket\r\n" + LENGTH + b"\r\n" + BODY
 
-    assert statuses(send(worker, request + GOOD + request)) == [200, 200, 200]
+    assert statuses(send(worker, request + GOOD + request, answers=3)) == [200, 200, 200]
 
 
 def test_a_client_that_closes_its_half_is_answered(worker: Running):
@@ -156,7 +165,7 @@ def test_a_body_in_crumbs_is_refused(worker: Running):
 
     few, many = crumbs(2_000), crumbs(300_000)
 
-    assert statuses(send(worker, few, few)) == [200, 200]
+    assert statuses(send(worker, few, few, answers=2)) == [200, 200]
     with connect(worker) as client:
         with contextlib.suppress(OSError):
             client.sendall(many)
@@ -173,7 +182,6 @@ def test_headers_of_a_usual_length_are_read(worker: Running):
 
 def answer_when_it_comes(client: socket.socket) -> bytes:
     """The first of what comes back."""
-    client.settimeout(60)
     return client.recv(1 << 16)
 
 
@@ -185,7 +193,7 @@ def test_half_requests_end_after_a_while(worker: Running):
     halves[4].sendall(b"POST /pre")
     began = time.monotonic()
 
-    while time.monotonic() - began < REQUEST_SECONDS - 0.5:
+    while time.monotonic() - began < REQUEST_SECONDS - 1.0:
         halves[4].sendall(b"d")
         time.sleep(0.2)
     received = [answer_when_it_comes(half) for half in halves]
@@ -245,7 +253,7 @@ def test_half_requests_keep_nobody_out(worker: Running):
         while time.monotonic() - began < REQUEST_SECONDS + 1 or not siege.ended:
             answered.append(worker.request("POST", "/predict", request_of(1)).status)
             time.sleep(0.01)
-            assert time.monotonic() - began < 60
+            assert time.monotonic() - began < PATIENCE_SECONDS
     finally:
         siege.stop()
 
@@ -256,7 +264,7 @@ def test_half_requests_keep_nobody_out(worker: Running):
 def test_half_bodies_hold_no_more_memory_than_their_bound(repository: Path, tmp_path: Path):
     """What is held of them altogether is bounded: for one more, the one that has been arriving longest is ended at
     once."""
-    limit = 1 << 16
+    limit = 1 << 10
     half = POST + b"content-length: %d\r\n\r\n" % limit + b" " * (limit - 1)
     log = tmp_path / "log"
     with (
@@ -276,7 +284,7 @@ def test_half_bodies_hold_no_more_memory_than_their_bound(repository: Path, tmp_
     assert statuses(first) == [408]
     assert took < REQUEST_SECONDS
     assert scores.status == 200
-    assert b'"code":"malformed_json"' in whole  # a body of blanks, but read to its end
+    assert statuses(whole) == [400]  # a body of blanks, but read to its end
 
 
 class Half:
@@ -311,16 +319,15 @@ def test_the_request_that_has_been_arriving_longest_makes_room():
 
 
 def test_half_a_body_does_not_hold_up_the_end(repository: Path, tmp_path: Path):
-    """SIGTERM waits for it no longer than for any request."""
-    with running_service(tmp_path / "log", "--repository", str(repository)) as running, connect(running) as client:
+    """SIGTERM waits for it no longer than for any request, not for as long as it waits for an answer."""
+    options = ("--repository", str(repository), "--shutdown-seconds", "3600")
+    with running_service(tmp_path / "log", *options) as running, connect(running) as client:
         client.sendall(POST + LENGTH + b"\r\n{")
         time.sleep(0.2)
-        began = time.monotonic()
 
         code = running.stop()
 
         assert code == 0
-        assert time.monotonic() - began < REQUEST_SECONDS + 4
         assert "Traceback" not in running.log_text()
 
 

@@ -282,7 +282,7 @@ async def ask_patiently(app: Service, version: int) -> Reply:
 
     async def answered() -> bool:
         replies.append(await ask_version(app, version))
-        return replies[-1].status != 503
+        return replies[-1].status != 429
 
     await eventually(answered, f"version {version} is answered")
     return replies[-1]
@@ -303,7 +303,7 @@ def test_versions_that_are_asked_for_are_kept_within_bounds(own_repository: Path
 
 
 def test_a_storm_of_versions_loads_one_and_asks_the_rest_to_come_back(own_repository: Path):
-    """Twenty versions asked for at once: one is loaded, for the others it is 503 with Retry-After, without a place of
+    """Twenty versions asked for at once: one is loaded, for the others it is 429 with Retry-After, without a place of
     admission held; the live one is answered all along."""
     for number in range(20):
         write_tiny_bundle(own_repository, "student", bias=float(number))
@@ -318,11 +318,11 @@ def test_a_storm_of_versions_loads_one_and_asks_the_rest_to_come_back(own_reposi
 
     replies, loaded = in_app(own_repository, storm, max_in_flight=30)
 
-    assert sorted(reply.status for reply in replies) == [200] + [503] * 19
+    assert sorted(reply.status for reply in replies) == [200] + [429] * 19
     assert loaded == 2
     for reply in replies:
-        if reply.status == 503:
-            assert (reply.json()["code"], reply.json()["field"]) == ("not_ready", "version")
+        if reply.status == 429:
+            assert (reply.json()["code"], reply.json()["field"]) == ("version_deferred", "version")
             assert int(reply.headers["retry-after"]) >= 1
 
 
@@ -335,7 +335,7 @@ def test_loads_for_single_requests_take_a_small_share_of_the_time(own_repository
         loading, began = 0.0, time.monotonic()
         for version in (1, 2, 3, 4, 5):
             reply = None
-            while reply is None or reply.status == 503:
+            while reply is None or reply.status == 429:
                 await asyncio.sleep(0.001)
                 asked = time.monotonic()
                 reply = await ask_version(app, version)

@@ -47,38 +47,46 @@ def run_program(*options: str, **variables: str) -> subprocess.CompletedProcess[
 
 
 class Load(threading.Thread):
-    """A client that asks on over one connection at a time, each request with other content, and checks the scores."""
+    """A client that asks on, each request with other content, and checks the scores; until it is stopped or nobody
+    listens any more. Over one connection, or over a new one each time."""
 
-    def __init__(self, running: Running, number: int, biases: dict[str, float]) -> None:
+    def __init__(
+        self, running: Running, number: int, biases: dict[str, float], *, keeps_connection: bool = True
+    ) -> None:
         super().__init__()
         self.running, self.number, self.biases = running, number, biases
+        self.keeps_connection = keeps_connection
         self.stopping = False
         self.answered = 0
         self.wrong: list[str] = []
-        self.broken = 0
+        self.broken: list[str] = []
+        """What became of requests that were sent, or connections that were made, and not answered."""
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=10)
+        connection = self.running.connection()
         while not self.stopping:
             name = f"r-{self.number}-{self.answered}"
             request = request_of(self.number, self.answered, request_id=name, unit_id=self.answered)
             try:
                 reply = self.running.request("POST", "/predict", request, connection)
-            except (http.client.HTTPException, OSError):
-                self.broken += 1
+            except ConnectionRefusedError:
+                break
+            except (http.client.HTTPException, OSError) as error:
+                self.broken.append(repr(error))
                 connection.close()
-                connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=10)
                 continue
             answer = reply.json()
             expected = expected_pctr(request, self.biases.get(answer.get("model"), 0.0))
             if reply.status != 200 or answer["request_id"] != name or answer["pctr"] != pytest.approx(expected, 1e-4):
                 self.wrong.append(reply.body.decode())
             self.answered += 1
+            if not self.keeps_connection:
+                connection.close()  # http.client opens another
         connection.close()
 
     def stop(self) -> None:
         self.stopping = True
-        self.join(20)
+        self.join(PATIENCE_SECONDS)
 
 
 BIASES = {"student": 0.0, "ensemble": 1.0}
@@ -103,18 +111,15 @@ def test_two_workers_answer_die_and_come_back(own_repository: Path, tmp_path: Pa
         load.start()
         victim = running.worker_pids()[1]
         os.kill(victim, signal.SIGKILL)
-        died = time.monotonic()
         wait_for(lambda: running.ready_count() == 3, "the killed worker is replaced")
-        back = time.monotonic() - died
         load.stop()
 
         # then: it came back, at most the requests it held were lost, and its counts are still there
-        assert back < 10
         assert load.answered > 0
         assert load.wrong == []
-        assert load.broken <= 2
+        assert len(load.broken) <= 2
         after = metric(running.metrics(), "retort_exposures_total")
-        assert before + load.answered <= after <= before + load.answered + load.broken
+        assert before + load.answered <= after <= before + load.answered + len(load.broken)
         assert metric(running.metrics(), "retort_worker_starts_total") == 3
         assert metric(running.metrics(), "retort_model_info", model="student", version="1") == 1
 
@@ -177,17 +182,20 @@ def test_sighup_is_logged_and_harms_nobody(repository: Path, tmp_path: Path):
         assert running.stop() == 0
 
 
-def test_an_experiment_file_reaches_every_worker_within_a_second(repository: Path, tmp_path: Path):
-    """An atomic replace, then at most a second until no worker answers by the old file; a broken file changes nothing
-    and shows in the metrics of both."""
+def test_an_experiment_file_reaches_every_worker(repository: Path, tmp_path: Path):
+    """An atomic replace, and soon no worker answers by the old file; a broken file changes nothing and shows in the
+    metrics of both."""
     path = experiments_file(tmp_path / "e.json", arm("student", 1.0))
     options = ("--repository", str(repository), "--experiments", str(path), "--workers", "2", "--poll-seconds", "0.25")
     with running_service(tmp_path / "log", *options) as running:
         wait_for(lambda: running.ready_count() == 2, "both workers are ready")
 
+        def arms() -> set[str]:
+            return {running.request("POST", "/predict", request_of(1)).json()["arm"] for _ in range(30)}
+
+        assert arms() == {"student"}
         experiments_file(path, arm("control", 1.0), salt="t", phase=2)
-        time.sleep(1.0)
-        arms = {running.request("POST", "/predict", request_of(1)).json()["arm"] for _ in range(30)}
+        wait_for(lambda: arms() == {"control"}, "no worker answers by the old file")
         path.with_suffix(".tmp").write_text("{")
         path.with_suffix(".tmp").replace(path)
 
@@ -195,40 +203,91 @@ def test_an_experiment_file_reaches_every_worker_within_a_second(repository: Pat
             return metric(running.metrics(), "retort_experiment_reload_failures_total") == 2
 
         wait_for(refused_by_both, "both workers refuse the broken file")
-        still = {running.request("POST", "/predict", request_of(1)).json()["arm"] for _ in range(30)}
-
-    assert arms == still == {"control"}
+        assert arms() == {"control"}
 
 
 def test_sigterm_under_load_loses_no_request(repository: Path, tmp_path: Path):
-    """Readiness falls first; answers then say `Connection: close`; every request that was sent is answered; the last
-    connections end in order; exit 0."""
+    """Clients that keep their connections and clients that open one a request, until nobody listens: readiness falls
+    first; answers then say `Connection: close`; every request is answered and no connection is reset; exit 0."""
     with running_service(
-        tmp_path / "log", "--repository", str(repository), "--workers", "2", "--drain-seconds", "1"
+        tmp_path / "log", "--repository", str(repository), "--workers", "2", "--drain-seconds", "2"
     ) as running:
-        loads = [Load(running, number, BIASES) for number in range(3)]
-        probe = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
-        running.request("GET", "/health/ready", connection=probe)
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        loads = [Load(running, number, BIASES, keeps_connection=number % 2 == 0) for number in range(6)]
         for load in loads:
             load.start()
         wait_for(lambda: all(load.answered > 5 for load in loads), "requests flow")
 
         running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.4)
-        ready = running.request("GET", "/health/ready", connection=probe)
-        for load in loads:
-            load.stop()
+        ready = running.request("GET", "/health/ready")
+        while ready.status == 200:
+            ready = running.request("GET", "/health/ready")
         code = running.process.wait(PATIENCE_SECONDS)
+        for load in loads:
+            load.join(PATIENCE_SECONDS)
 
     assert code == 0
     assert (ready.status, ready.headers["connection"]) == (503, "close")
-    assert [load.wrong for load in loads] == [[], [], []]
-    assert sum(load.broken for load in loads) == 0
+    assert [load.wrong for load in loads] == [[]] * 6
+    assert [load.broken for load in loads] == [[]] * 6
+
+
+def test_a_worker_takes_no_request_before_its_models_are_proven(own_repository: Path, tmp_path: Path):
+    """From the moment the service says that it listens, while more workers start and one is killed: requests over new
+    connections are scored by those that can."""
+    with running_service(tmp_path / "log", "--repository", str(own_repository), "--workers", "3") as running:
+        load = Load(running, 1, BIASES, keeps_connection=False)
+        load.start()
+        wait_for(lambda: running.ready_count() == 3, "every worker is ready")
+        os.kill(running.worker_pids()[0], signal.SIGKILL)
+        wait_for(lambda: running.ready_count() == 4, "the killed worker is replaced")
+        load.stop()
+
+        assert load.answered > 0
+        assert load.wrong == []
+        assert len(load.broken) <= 1  # the one that the killed worker held
+        assert running.stop() == 0
+
+
+def test_a_worker_that_is_told_to_stop_by_itself_loses_no_request(repository: Path, tmp_path: Path):
+    """SIGTERM to one worker, not to the service: it drains and is replaced, and the other goes on accepting."""
+    with running_service(tmp_path / "log", "--repository", str(repository), "--workers", "2") as running:
+        wait_for(lambda: running.ready_count() == 2, "both workers are ready")
+        loads = [Load(running, number, BIASES, keeps_connection=number % 2 == 0) for number in range(4)]
+        for load in loads:
+            load.start()
+        os.kill(running.worker_pids()[1], signal.SIGTERM)
+        wait_for(lambda: running.ready_count() == 3, "the worker is replaced")
+        answered = [load.answered for load in loads]
+        wait_for(lambda: all(load.answered > answered[load.number] for load in loads), "requests still flow")
+        for load in loads:
+            load.stop()
+
+        assert "ended with code 0" in running.log_text()
+        assert [load.wrong for load in loads] == [[]] * 4
+        assert [load.broken for load in loads] == [[]] * 4
+        assert running.stop() == 0
+
+
+def test_an_idle_connection_does_not_hold_up_the_end(repository: Path, tmp_path: Path):
+    """It is answered while it is used, also after SIGTERM, and closed in order once it has been silent for a moment."""
+    with running_service(tmp_path / "log", "--repository", str(repository), "--drain-seconds", "0") as running:
+        idle, used = running.connection(), running.connection()
+        for connection in (idle, used):
+            running.request("GET", "/health/live", connection=connection)
+        assert idle.sock is not None
+        running.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "draining" in running.log_text(), "the worker drains")
+
+        assert running.request("POST", "/predict", request_of(1), used).headers["connection"] == "close"
+        assert idle.sock.recv(1) == b""
+        assert running.process.wait(PATIENCE_SECONDS) == 0
+        idle.close()
 
 
 def test_readiness_falls_before_the_door_closes_also_for_who_holds_no_connection(repository: Path, tmp_path: Path):
     """A balancer that opens a connection a probe sees 503 while requests are still answered."""
-    options = ("--repository", str(repository), "--drain-seconds", "1.5")
+    options = ("--repository", str(repository), "--drain-seconds", "3")
     with running_service(tmp_path / "log", *options) as running:
         running.process.send_signal(signal.SIGTERM)
         seen = []
@@ -250,11 +309,11 @@ def test_a_request_in_flight_at_the_end_is_answered(repository: Path, tmp_path: 
     body = json.dumps(request_of(1, request_id="slow")).encode()
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     with running_service(tmp_path / "log", "--repository", str(repository)) as running:
-        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", running.port), PATIENCE_SECONDS) as connection:
             connection.sendall(head + body[:10])
-            time.sleep(0.2)
             running.process.send_signal(signal.SIGTERM)
-            time.sleep(1.0)
+            wait_for(lambda: "draining" in running.log_text(), "the worker drains")
+            time.sleep(0.5)  # which is longer than it does
             connection.sendall(body[10:])
             reply = b""
             while part := connection.recv(65536):
@@ -294,7 +353,7 @@ def test_a_burst_beyond_the_cap_is_refused_at_once(tmp_path: Path):
 
 
 def test_clients_that_ask_for_every_version_do_not_disturb_the_live_one(own_repository: Path, tmp_path: Path):
-    """Many callers at once, each going through all numbers there are and more: they get scores, 404 or 503; a few
+    """Many callers at once, each going through all numbers there are and more: they get scores, 404 or 429; a few
     versions are loaded, and every caller of the live one is answered by it."""
     for number in range(20):
         write_tiny_bundle(own_repository, "student", bias=float(number))
@@ -302,7 +361,7 @@ def test_clients_that_ask_for_every_version_do_not_disturb_the_live_one(own_repo
     stop = threading.Event()
 
     def ask_on(first: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE_SECONDS)
+        connection = running.connection()
         version = first
         while not stop.is_set():
             version = version % 30 + 1
@@ -317,7 +376,7 @@ def test_clients_that_ask_for_every_version_do_not_disturb_the_live_one(own_repo
             thread.start()
         live = []
         began = time.monotonic()
-        while time.monotonic() < began + 2 or seen != {200, 404, 503}:
+        while time.monotonic() < began + 2 or seen != {200, 404, 429}:
             live.append(running.request("POST", "/models/student/predict", request_of(1)))
             assert time.monotonic() < began + PATIENCE_SECONDS, seen
         stop.set()
@@ -407,12 +466,12 @@ def test_show_example_prints_a_curl_that_works(one_worker: Running):
     assert line.startswith(f"curl -s http://127.0.0.1:{one_worker.port}/predict")
     assert len(json.loads(answer)["pctr"]) >= 1
     if shutil.which("curl"):
-        again = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
+        again = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         assert json.loads(again.stdout)["pctr"] == json.loads(answer)["pctr"]
 
 
 WRONG: list[tuple[str, list[str], dict[str, str], int, str]] = [
-    ("no repository", [], {}, 2, "--repository (RETORT_REPOSITORY): Field required"),
+    ("no repository", [], {}, 2, "--repository (RETORT_REPOSITORY): is missing"),
     ("a repository that is not there", ["--repository", "/nowhere"], {}, 2, "no folder /nowhere"),
     ("a wrong number", ["--repository", ".", "--workers", "none"], {}, 2, "--workers (RETORT_WORKERS)"),
     ("an unknown option", ["--repository", ".", "--wurkers", "2"], {}, 2, "--wurkers"),
@@ -489,7 +548,7 @@ def test_workers_end_when_their_supervisor_is_killed(repository: Path, tmp_path:
         wait_for(lambda: running.ready_count() == 2, "both workers are ready")
         workers = running.worker_pids().values()
         running.process.kill()
-        running.process.wait()
+        running.process.wait(PATIENCE_SECONDS)
 
         def all_gone() -> bool:
             return not any(Path(f"/proc/{pid}").exists() for pid in workers)

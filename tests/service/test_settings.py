@@ -68,7 +68,7 @@ def test_variables_of_training_are_none_of_ours(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--repository (RETORT_REPOSITORY): Field required"),
+        ([], "--repository (RETORT_REPOSITORY): is missing"),
         (["--repository", "r", "--workers", "0"], "--workers (RETORT_WORKERS)"),
         (["--repository", "r", "--workers", "two"], "--workers (RETORT_WORKERS)"),
         (["--repository", "r", "--port", "70000"], "--port (RETORT_PORT)"),

@@ -16,7 +16,7 @@ from service.watch import implied_experiments
 from tests.models.building import set_live
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_wrong_golden
-from tests.service.running import ask, make_app, metric, request_of, started
+from tests.service.running import PATIENCE_SECONDS, ask, make_app, metric, request_of, started
 from tests.service.test_registry import eventually, scrape
 
 
@@ -233,7 +233,7 @@ def failure_of(repository: Path, experiments: Path | None = None) -> BaseExcepti
         failed = asyncio.Event()
         app.on_failure = failed.set
         async with app.router.lifespan_context(app):
-            await asyncio.wait_for(failed.wait(), 20)
+            await asyncio.wait_for(failed.wait(), PATIENCE_SECONDS)
             ready = await ask(app, "/health/ready", method="GET")
             assert ready is not None
             assert (ready.status, ready.json()["reasons"]) == (503, ["the models cannot be served; the log says why"])

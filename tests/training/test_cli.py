@@ -38,6 +38,15 @@ def test_generate_writes_the_log_that_the_shipped_recipe_trains_on(tmp_path: Pat
     assert {field.column or field.name for field in schema.fields if field.derived_from is None} <= set(header)
 
 
+def test_a_folder_that_cannot_be_made_is_named_without_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "taken").write_text("a file, where a folder is wanted")
+
+    code = main(["run", "synthetic", "--out", str(tmp_path / "taken" / "run")])
+
+    assert code == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/taken/run: Not a directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

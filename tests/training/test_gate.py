@@ -131,6 +131,25 @@ def test_equal_teachers_leave_the_average_unless_the_gate_wins_again() -> None:
     assert "average" in chosen
 
 
+@pytest.mark.parametrize("form", ["per_teacher", "full"])
+def test_weights_stay_where_float32_agrees_with_itself(form: Any) -> None:
+    """Clicks that a switch between teachers fits best, without bound, leave a gate of ordinary numbers."""
+    rng = np.random.default_rng(3)
+    right, wrong = rng.normal(size=4000), rng.normal(size=4000)
+    # Wherever teacher 1 says more than 0, it alone is right; elsewhere teacher 2 alone is.
+    teacher_logits = np.stack([np.where(right > 0, right, wrong), np.where(right > 0, wrong, right)], axis=1)
+    teacher_logits[:, 0] = np.where(right > 0, np.abs(teacher_logits[:, 0]) + 0.5, -np.abs(teacher_logits[:, 0]))
+    label = (rng.random(4000) < 1 / (1 + np.exp(-3 * right))).astype(np.float32)
+
+    options, rows = GateOptions(form=form), np.arange(4000)
+    gate = fit_gate(teacher_logits, label, rows_b=rows[:2000], rows_c=rows[2000:], options=options).gate
+
+    assert gate.chosen == "gate"
+    assert np.abs([*np.ravel(gate.matrix), *gate.biases]).max() < 10
+    in_float32 = GateModule(gate)(torch.from_numpy(teacher_logits.astype(np.float32)))[0].detach().numpy()
+    np.testing.assert_allclose(in_float32, gate.ensemble_logit(teacher_logits.astype(np.float32)), atol=1e-5)
+
+
 def test_part_c_never_changes_the_fitted_numbers() -> None:
     """Rows C decide between two fits; they enter neither."""
     rng = np.random.default_rng(5)
@@ -268,12 +287,14 @@ def test_stacking_is_logistic_regression_on_the_logits() -> None:
 
     gate = fit_gate(z, label, rows_b=B, rows_c=C, options=GateOptions(form="stacking")).gate
 
-    x, theta = np.concatenate([z[B], np.ones((len(B), 1))], axis=1), np.zeros(4)
+    x, start = np.concatenate([z[B], np.ones((len(B), 1))], axis=1), np.array([1 / 3, 1 / 3, 1 / 3, 0])
+    theta = start
     for _ in range(30):
         p = sigmoid(x @ theta)
-        theta -= np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x, x.T @ (p - label[B]))
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + np.eye(4)  # the prior: as if each number had been seen once
+        theta = theta - np.linalg.solve(curvature, x.T @ (p - label[B]) + theta - start)
     assert theta[1] < -0.1
-    np.testing.assert_allclose(gate.ensemble_logit(z), np.c_[z, np.ones(ROWS)] @ theta, atol=2e-3)
+    np.testing.assert_allclose(gate.ensemble_logit(z), np.c_[z, np.ones(ROWS)] @ theta, atol=1e-2)
     assert gate.signs == (1.0, -1.0, 1.0)
     np.testing.assert_allclose(gate.gate_weights(z)[0], np.abs(theta[:3]) / np.abs(theta[:3]).sum(), atol=1e-3)
 

@@ -59,9 +59,8 @@ class Source(Protocol):
     def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Chunk]:
         """The rows in order, with these columns only.
 
-        Which rows are skipped as unreadable never depends on `columns`. After the last chunk of a file the
-        source calls `faults.close(file)`, so a consumer that finds more bad rows in a chunk reports them
-        before asking for the next.
+        Which rows are skipped as unreadable never depends on `columns`. After the last chunk of a file the source calls
+        `faults.close(file)`, so a consumer that finds more bad rows in a chunk reports them before asking for the next.
         """
         ...
 

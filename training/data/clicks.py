@@ -99,9 +99,7 @@ class ClickLog:
                     )
 
     def survey(self, faults: Faults) -> Iterator[Clicks]:
-        """Every readable row without its fields; `chunk` holds label, timestamp, unit, truth and extra
-        columns.
-        """
+        """Every readable row without its fields; `chunk` holds label, timestamp, unit, truth and extra columns."""
         return self._read(self._own_columns, faults)
 
     def read(self, faults: Faults) -> Iterator[Clicks]:
@@ -141,9 +139,7 @@ class ClickLog:
 
 
 def to_column(array: pa.Array) -> Column:
-    """An Arrow array as the encoder takes it: text by distinct value, numbers and booleans typed, lists as
-    lists.
-    """
+    """An Arrow array as the encoder takes it: text by distinct value, numbers and booleans typed, lists as lists."""
     kind = array.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)

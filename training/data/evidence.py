@@ -19,6 +19,9 @@ from training.metrics import auc
 FEW_VALUES = 64
 """Integers with at most so many values are taken for codes unless their name says quantity."""
 
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+_COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+
 _PATTERNS = (
     "%Y%m%d",
     "%y%m%d%H",
@@ -118,9 +121,26 @@ def is_code(profile: Profile) -> bool:
     return is_a_thing and profile.distinct < 0.1 * profile.present
 
 
+def has_decimal_commas(profile: Profile) -> bool:
+    """Whether a text column holds numbers written 8,12: whole ones and such with one comma, hardly anything else.
+
+    A list of whole numbers looks alike only where none has more than two elements.
+    """
+    if profile.form != "text" or profile.type != "string":
+        return False
+    rows = dict.fromkeys(("comma", "whole", "list", "other"), 0)
+    for value, count in zip(profile.values, profile.counts.tolist(), strict=True):
+        text = str(value)
+        kind = "comma" if _COMMA_NUMBER.fullmatch(text) else "whole" if _WHOLE.fullmatch(text) else "other"
+        rows["list" if text.count(",") > 1 else kind] += count
+    return not rows["list"] and rows["comma"] > 0.05 * profile.present and rows["other"] < 0.05 * profile.present
+
+
 def separator_of(profile: Profile) -> tuple[str | None, Profile | None]:
     """(what separates the elements of a text column that holds lists, the elements), or (None, None)."""
     if profile.form != "text" or profile.type != "string" or profile.lengths is not None:
+        return None, None
+    if has_decimal_commas(profile):
         return None, None
     texts = [str(v) for v in profile.values]
     for separator in ("|", ";", ", ", ",", " "):

@@ -1,9 +1,8 @@
 """Where a log is wrong, and how much of it may be: places, counts, and the refusal that names them.
 
-A reader reports every row it cannot read to a `Faults`, which keeps the count and the first place of each
-reason and refuses a file in which more than `max_bad_rows` of the rows are bad. Nothing is skipped without
-being counted here. What is wrong beyond counting (a header, a label, a truncated file) is a `DataError`
-raised at once by whoever sees it.
+A reader reports every row it cannot read to a `Faults`, which keeps the count and the first place of each reason and
+refuses a file in which more than `max_bad_rows` of the rows are bad. Nothing is skipped without being counted here.
+What is wrong beyond counting (a header, a label, a truncated file) is a `DataError` raised at once by whoever sees it.
 """
 
 from collections.abc import Mapping
@@ -14,9 +13,7 @@ from training.errors import DataError
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """A row of a log as a person finds it: `clicks.csv:17` is a line (from 1), `clicks.parquet row 17` a
-    row (from 1).
-    """
+    """A row of a log as a person finds it, counted from 1: `clicks.csv:17` is a line, `clicks.parquet row 17` a row."""
 
     file: str
     number: int
@@ -56,14 +53,17 @@ class Faults:
     def bad_rows(self) -> int:
         return sum(c.count for c in self._bad.values())
 
+    @property
+    def rows(self) -> int:
+        """Rows met so far, bad ones included."""
+        return sum(self._rows.values())
+
     def seen(self, file: str, rows: int) -> None:
         """`rows` rows of this file were met, bad ones included."""
         self._rows[file] = self._rows.get(file, 0) + rows
 
     def bad(self, place: Place, reason: str, detail: str, count: int = 1) -> None:
-        """`count` rows, the first of them at `place`, are skipped; `reason` groups them, `detail` is about
-        the first.
-        """
+        """`count` rows, the first of them at `place`, are skipped; `reason` groups them, `detail` tells of the first."""
         for group, key in ((self.reasons, reason), (self._bad, place.file)):
             known = group.setdefault(key, Count(0, place, detail))
             known.count += count

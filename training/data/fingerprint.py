@@ -1,6 +1,4 @@
-"""What a log is, in 64 hex digits: sha256 over the contents of its files, remembered while they do not
-change.
-"""
+"""What a log is, in 64 hex digits: sha256 over the contents of its files, remembered while they do not change."""
 
 import hashlib
 import json
@@ -15,8 +13,7 @@ _BLOCK = 1 << 22
 
 
 def fingerprint(files: Sequence[Path], cache: Path | None = None, progress: Report | None = None) -> str:
-    """A hash that changes when the contents, number or order of the files do; names and folders do not
-    matter.
+    """A hash that changes when the contents, number or order of the files do; names and folders do not matter.
 
     `cache` is a JSON file (made when absent) that keeps each file's hash by path, size and time of change,
     so that a large log is read for this once.

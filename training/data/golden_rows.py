@@ -1,5 +1,4 @@
-"""Raw rows that every later program must score alike: some of the log's own, and the hard ones that logs
-seldom hold.
+"""Raw rows that every later program must score alike: some of the log's own, and the hard ones that logs seldom hold.
 
 Values are what a request's JSON may hold, so a golden row takes the same road as a client's. Each request is
 `{"context": {...}, "candidates": [{...}, ...]}`; a field left out is missing. The exporter adds the answers.

@@ -18,7 +18,15 @@ import numpy.typing as npt
 
 from models.schema import FeatureSchema
 from training.data.column_names import LABELS, PARTS, POSITIONS, TRUTHS, UNITS, is_id, is_outcome, side_of, words_of
-from training.data.evidence import determined_by, is_code, is_counter, knows_label, separator_of, time_form
+from training.data.evidence import (
+    determined_by,
+    has_decimal_commas,
+    is_code,
+    is_counter,
+    knows_label,
+    separator_of,
+    time_form,
+)
 from training.data.faults import closest, shown
 from training.data.profile import Profile, form_of, profile_of
 from training.data.readers import FileSource, TextFormat
@@ -28,6 +36,7 @@ from training.data.timestamps import parse_times, to_iso, zone_of
 from training.errors import DataError
 
 SAMPLE_ROWS = 200_000
+MAX_BAD_ROWS: float = FeatureSchema.model_fields["max_bad_rows"].default
 MAX_LENGTH = 50
 """Elements kept of a sequence, at most."""
 LEAK_AUC = 0.95
@@ -77,8 +86,15 @@ class _Inference:
         self.warnings: list[str] = []
         self.profiles = {name: profile_of(name, column) for name, column in sample.columns.items()}
         if sample.faults.bad_rows:
-            first = next(iter(sample.faults.reasons.values()))
-            self.warn(f"{sample.faults.bad_rows} of the rows cannot be read; the first: {first.first}: {first.example}")
+            first, faults = next(iter(sample.faults.reasons.values())), sample.faults
+            share = faults.bad_rows / faults.rows
+            refused = f", more than max_bad_rows allows ({MAX_BAD_ROWS:.1%}), so training refuses it" * (
+                share > MAX_BAD_ROWS
+            )
+            self.warn(
+                f"{faults.bad_rows} of {faults.rows} rows cannot be read ({share:.2%}){refused}; "
+                f"the first: {first.first}: {first.example}"
+            )
         self.label = self._find_label(label)
         self.clicks = self._clicks()
         self.truth = next((n for n in self.profiles if n.lower() in TRUTHS and self._is_probability(n)), None)
@@ -283,6 +299,11 @@ class _Inference:
             elif sum(forms.get(f, 0) for f in ("integer", "integral", "decimal")) > 0.5 * profile.present:
                 notes.append("numbers and other text mixed, so a string")
                 self.warn(f"{profile.name}: mixed types: {notes[-1]}")
+            elif has_decimal_commas(profile):
+                notes.append(
+                    'numbers with a decimal comma, so a string: write 8.12 for 8,12, or separator: "," if it is a list'
+                )
+                self.warn(f"{profile.name}: {notes[-1]}")
             elif forms.get("padded"):
                 notes.append("numbers with blanks around them, which do not read as numbers")
                 self.warn(f"{profile.name}: {notes[-1]}")

@@ -1,10 +1,9 @@
 """KuaiRand-Pure (Gao et al., CIKM 2022, arXiv:2208.08696): 14 days of exposures of a short-video feed,
 three tables joined.
 
-Each row of train/valid/test.csv.gz is an exposure; users.csv.gz, videos.csv.gz and history.csv.gz are
-looked up by user and video. All that is only known after the exposure (is_click apart, the label) never
-becomes a column: a model must not read the answer. `split` holds the file's own split, `dow` and `hour` the
-wall clock in Beijing.
+Each row of train/valid/test.csv.gz is an exposure; users.csv.gz, videos.csv.gz and history.csv.gz are looked up by user
+and video. All that is only known after the exposure (is_click apart, the label) never becomes a column: a model must
+not read the answer. `split` holds the file's own split, `dow` and `hour` the wall clock in Beijing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,9 +1,8 @@
 """MovieLens latest-small (Harper & Konstan 2015) as clicks: a rating above 3 is one, exactly 3 says neither
 and is left out.
 
-The convention of AutoInt on MovieLens-1M. movies.csv.gz is looked up by movie: `genres` is the whole list,
-separated by |, `first_genre` its first; `year` is the release year at the end of the title; `year_rated`
-the year of the rating.
+The convention of AutoInt on MovieLens-1M. movies.csv.gz is looked up by movie: `genres` is the whole list, separated by
+|, `first_genre` its first; `year` is the release year at the end of the title; `year_rated` the year of the rating.
 """
 
 import re

@@ -66,9 +66,7 @@ class FaultCount(BaseModel):
 
 
 class PrepareReport(BaseModel):
-    """What became of a log. Parts are train, valid_a, valid_b, valid_c and test; rates are shares from 0 to
-    1.
-    """
+    """What became of a log. Parts are train, valid_a, valid_b, valid_c and test; rates are shares from 0 to 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

@@ -1,8 +1,7 @@
 """Any log in files: CSV, TSV (plain or gzip) and Parquet, one or many, as one stream of chunks.
 
-Files of one log may order their columns differently. A column that some file lacks must be named in
-`optional_columns`; its rows are then missing that value. Anything else that a header lacks refuses the file
-at once.
+Files of one log may order their columns differently. A column that some file lacks must be named in `optional_columns`;
+its rows are then missing that value. Anything else that a header lacks refuses the file at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

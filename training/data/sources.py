@@ -77,7 +77,8 @@ def real_log(name: str, data: Path | None = None) -> Path:
             f"either to the folder that contains {name}/"
         )
     if not (said / name).is_dir():
-        raise DataError(f"{said / name}: no such folder; expected {name}/ with its .csv.gz files in {said}")
+        meant = f". Say the folder that contains it: {said.parent}" if said.name == name and said.is_dir() else ""
+        raise DataError(f"{said / name}: no such folder; expected {name}/ with its .csv.gz files in {said}{meant}")
     return said / name
 
 

@@ -1,9 +1,7 @@
-"""Which rows train, validate and test: by time, by a column, or by files; and validation parted into A, B
-and C.
+"""Which rows train, validate and test: by time, by a column, or by files; and validation parted into A, B and C.
 
-Time is the honest one for clicks: a model is asked about tomorrow. A moment never falls into two parts.
-Validation rows are parted by a hash of their unit, so that no user is on both sides of a decision; without
-a unit, by row.
+Time is the honest one for clicks: a model is asked about tomorrow. A moment never falls into two parts. Validation rows
+are parted by a hash of their unit, so that no user is on both sides of a decision; without a unit, by row.
 """
 
 import fnmatch

@@ -21,9 +21,7 @@ class LookUp:
     """A table by its key column: `columns` for a column of keys, null where a key is not in it."""
 
     def __init__(self, path: Path, key: str, columns: Sequence[str]) -> None:
-        """Reads the file whole. `DataError` for a key that is missing or stands twice, or a column that is
-        not there.
-        """
+        """Reads the file whole. `DataError` for a key that is absent or stands twice, or a column that is absent."""
         file = TextFile(path, TextFormat())
         for name in (key, *columns):
             if name not in file.header:

@@ -5,10 +5,9 @@ NUL; it is skipped and counted. Two paths give the same rows (a property test ho
 parser for blocks in which nothing can go wrong unseen, and the standard library's `csv` in strict mode for
 the rest, one record at a time, because it alone says on which line a record began and ended.
 
-A quote that is opened by mistake would swallow the rows after it. So a record that does not end well gives
-back all lines but its first, which alone is bad; and a record that spans several lines and has the wrong
-number of cells counts as that many bad rows. Lines end in LF or CRLF; a lone CR is bad outside quotes. A
-line with nothing on it is no row.
+A quote that is opened by mistake would swallow the rows after it. So a record that does not end well gives back all
+lines but its first, which alone is bad; and a record that spans several lines and has the wrong number of cells counts
+as that many bad rows. Lines end in LF or CRLF; a lone CR is bad outside quotes. A line with nothing on it is no row.
 """
 
 import csv
@@ -114,7 +113,10 @@ class TextFile:
         if len(self.header) == 1:
             others = [s for s in (",", "\t", ";", "|") if s != self.separator and s in self.header[0]]
             if others:
-                return f" The whole header is one cell: is the separator {others[0]!r}, not {self.separator!r}?"
+                return (
+                    f" The whole header is one cell: is the separator {others[0]!r}, not {self.separator!r}? "
+                    "Then say so: `separator`"
+                )
         return ""
 
     def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Chunk]:
@@ -156,9 +158,7 @@ class TextFile:
         return [pa.array([row[self.header.index(c)] for row in rows], pa.string()) for c in columns]
 
     def _is_plain(self, block: bytes) -> bool:
-        """Whether a line of this block is a row and every separator in it separates, whatever the cells
-        say.
-        """
+        """Whether a line of this block is a row and every separator in it separates, whatever the cells say."""
         if (self.quote and self.quote.encode() in block) or b"\0" in block or block.startswith(_BOM):
             return False
         if block.startswith((b"\n", b"\r")) or b"\n\n" in block or b"\n\r" in block:
@@ -173,9 +173,7 @@ class TextFile:
         return True
 
     def _fast(self, block: bytes, columns: Sequence[str]) -> list[pa.Array] | None:
-        """Arrow's parse of a plain block; None when a line of it has another number of cells than the
-        header.
-        """
+        """Arrow's parse of a plain block; None when a line of it has another number of cells than the header."""
         asked = list(columns) or [self.header[0]]
         try:
             table = pacsv.read_csv(
@@ -209,9 +207,7 @@ class TextFile:
         at = 0  # index into text of the record being read
 
         def supply() -> Iterator[str]:
-            """The lines from `at` on; pulls the next block when a record is still open at the end of this
-            one.
-            """
+            """The lines from `at` on; pulls the next block when a record is still open at the end of this one."""
             nonlocal text
             i, size = at, 0
             while True:
@@ -299,9 +295,7 @@ class _NoLines:
 
 
 class _Lines:
-    """A file as blocks of whole lines; unpacks gzip, drops a byte order mark, adds a missing last line
-    break.
-    """
+    """A file as blocks of whole lines; unpacks gzip, drops a byte order mark, adds a missing last line break."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -342,9 +336,7 @@ class _Lines:
             self._ready.append(block)
 
     def more(self) -> bytes:
-        """The next whole lines, or b"" at the end of the file. Raises `DataError` where a gzip file breaks
-        off.
-        """
+        """The next whole lines, or b"" at the end of the file. Raises `DataError` where a gzip file breaks off."""
         if self._ready:
             return self._ready.pop()
         parts = [self._tail]

@@ -190,9 +190,7 @@ def _local_to_epoch(local: Micros, zone: zoneinfo.ZoneInfo) -> Micros:
 
 
 def derive(what: str, micros: Micros, zone: zoneinfo.ZoneInfo) -> npt.NDArray[np.int64] | npt.NDArray[np.bool_]:
-    """`hour` 0-23, `weekday` 0-6 (Monday 0) or `is_weekend` (Saturday or Sunday) on the zone's wall clock
-    [n].
-    """
+    """`hour` 0-23, `weekday` 0-6 (Monday 0) or `is_weekend` (Saturday or Sunday) on the zone's wall clock [n]."""
     local = local_micros(micros, zone)
     if what == "hour":
         return (local // 3_600_000_000) % 24

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.errors import DataError
+from training.report.values import written
 
 MODELS = ("student", "ensemble", "average", "control_train_valid", "control_train")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "ece": "ECE", "predicted_over_actual": "predicted/actual"}
@@ -71,6 +73,11 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
             ["what was to be reached", "wanted", "found", ""], [_target(each) for each in report["targets"]]
         )
         yield ""
+        for missed in (target for target in report["targets"] if not target["reached"]):
+            reason = "; ".join(written(report, sentence) for sentence in missed["reason"])
+            yield from textwrap.wrap(f"- **{missed['name']}**: {reason}.", 119, subsequent_indent="  ")
+        if not all(target["reached"] for target in report["targets"]):
+            yield ""
     if report.get("sweep"):
         yield from _sweep(report["sweep"])
 

@@ -173,8 +173,8 @@ def _ensemble_on_the_whole(report: Mapping[str, Any]) -> Tree | None:
     part = {entry["part"]: f"/parts/{index}" for index, entry in enumerate(report["parts"])}
     seeds = [f"{{/test/ensemble/{k}/predicted_over_actual|number}}" for k in range(len(report["seeds"]))]
     reason = [
-        f"predicted over actual clicks is {', '.join(seeds)} by seed; "
-        "{/bayes/test/predicted_over_actual|number} for the truth itself on the same rows",
+        f"by seed: {', '.join(seeds)}, and {{/bayes/test/predicted_over_actual|number}} for the truth itself on the "
+        "same rows",
         "before the refit it was {/summary/before_refit/ensemble/predicted_over_actual/mean|number}",
         f"{{{part['train']}/click_rate|percent}} of training impressions were clicked, "
         f"{{{part['valid_c']}/click_rate|percent}} of part C, which sets the level, and "

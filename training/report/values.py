@@ -78,6 +78,16 @@ FORMS: dict[str, Callable[[Any], str]] = {
 """How each kind of value is written."""
 
 
+def written(tree: Any, sentence: str) -> str:
+    """A sentence in plain text, each `{/pointer|form}` of it the value of the tree, written."""
+
+    def value_of(found: re.Match[str]) -> str:
+        value = find(tree, found[1])
+        return MISSING if value is None else FORMS[found[2]](value)
+
+    return _IN_PROSE.sub(value_of, sentence)
+
+
 class Values:
     """The report's values as HTML."""
 

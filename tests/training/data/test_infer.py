@@ -342,6 +342,38 @@ def test_several_columns_that_might_be_the_label_are_asked_about(tmp_path: Path)
         infer_schema([path])
 
 
+@pytest.mark.parametrize(
+    "prices",
+    [
+        [f"{a + 1},{a * 7 % 100:02}" for a in ADS],
+        [f"{a},5" if a % 3 else str(a) for a in ADS],
+        [f"-{a},{a}" if a else "" for a in ADS],
+    ],
+)
+def test_decimal_commas_are_named_and_make_no_list(tmp_path: Path, prices: list[str]):
+    """8,12 is neither a number nor the list of 8 and 12: a person is told to write 8.12."""
+    schema, inferred = infer(tmp_path, price=prices)
+
+    field = schema.by_name["price"]
+    assert (field.type, field.kind) == ("string", "categorical")
+    assert "numbers with a decimal comma" in warned(inferred, "price")
+
+
+def test_rows_that_cannot_be_read_are_counted_and_too_many_foretold(tmp_path: Path):
+    """Training would refuse the file; better to know before the schema is edited."""
+    lines = [f"{i % 2},a{i % 7}" for i in range(2000)]
+    lines[10] += ",extra"
+    few = infer_schema([write(tmp_path / "few.csv", "click,ad_id\n" + "\n".join(lines) + "\n")])
+    lines[20], lines[30] = "1", "0"
+    many = infer_schema([write(tmp_path / "many.csv", "click,ad_id\n" + "\n".join(lines) + "\n")])
+
+    assert few.warnings[0].startswith("1 of 2000 rows cannot be read (0.05%); the first: ")
+    assert many.warnings[0].startswith(
+        "3 of 2000 rows cannot be read (0.15%), more than max_bad_rows allows (0.1%), so training refuses it; the first: "
+    )
+    assert "few.csv:12: expected 2 cells as in the header, got 3" in few.warnings[0]
+
+
 def test_a_wrong_separator_is_named(tmp_path: Path):
     path = write(tmp_path / "log.csv", "click;ad\n0;a\n1;b\n")
 

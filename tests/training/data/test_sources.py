@@ -69,6 +69,14 @@ def test_a_folder_given_as_an_option_goes_before_the_variable(tmp_path: Path, mo
         real_log("kuairand_pure")
 
 
+def test_the_folder_of_the_log_itself_is_answered_with_its_parent(tmp_path: Path):
+    """--data names the folder that contains kuairand_pure/, and everybody tries the other one first."""
+    (tmp_path / "kuairand_pure").mkdir()
+
+    with pytest.raises(DataError, match=f"no such folder; .* Say the folder that contains it: {tmp_path}$"):
+        real_log("kuairand_pure", tmp_path / "kuairand_pure")
+
+
 def test_a_fingerprint_is_the_contents_and_not_the_names(tmp_path: Path):
     one, two, same = (write(tmp_path / n, t) for n, t in (("1", "a"), ("2", "b"), ("3", "a")))
 

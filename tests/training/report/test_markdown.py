@@ -41,10 +41,13 @@ def test_differences_are_paired_by_seed(tmp_path: Path):
     assert f"({by_seed})" in next(line for line in markdown([path]).splitlines() if "less control_train_valid" in line)
 
 
-def test_a_missed_target_is_in_bold_and_a_sweep_marks_its_best(tmp_path: Path):
+def test_a_missed_target_is_in_bold_with_its_reason_and_a_sweep_marks_its_best(tmp_path: Path):
     path = written(tmp_path, "one")
     found = json.loads(path.read_text())
-    found["targets"] = [{"name": "a gain", "relation": "at least", "wanted": 0.01, "found": 0.002, "reached": False}]
+    reason = ["by seed: {/test/student/0/auc|figure}", "the best is {/best_teacher|text}"]
+    found["targets"] = [
+        {"name": "a gain", "relation": "at least", "wanted": 0.01, "found": 0.002, "reached": False, "reason": reason}
+    ]
     trial = {"side": "control", "init_sd": 0.1, "seed": 1, "valid_logloss": 0.4, "epochs": 2}
     found["sweep"] = {
         "recipe": {"name": "synthetic"},
@@ -61,6 +64,8 @@ def test_a_missed_target_is_in_bold_and_a_sweep_marks_its_best(tmp_path: Path):
     text = markdown([path])
 
     assert "| a gain | at least 0.01 | 0.002 | **not reached** |" in text
+    auc = found["test"]["student"][0]["auc"]
+    assert f"- **a gain**: by seed: {auc:.4f}; the best is {found['best_teacher']}." in text
     assert "| 0.001 | 0.6000, 0.4000 (2) |" in text
     assert "| 0.002 | **0.7000, 0.4000 (2)** |" in text
 
