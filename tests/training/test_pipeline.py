@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
+from training.encoded_log import EncodedLog, Part
+from training.metrics import auc
 from training.pipeline import Plan, SeedSteps, plan
 from training.recipe import load_recipe
 from training.stages import in_order
@@ -180,9 +182,14 @@ def test_labels_of_copies_come_from_those_that_did_not_see_the_row(runs: Path):
     assert unseen.gate.key == everyone.gate.key
     students = [np.load(steps.student.folder(runs) / "logit.npy") for steps in (unseen, everyone)]
     assert not np.array_equal(*students)
-    found = facts["gate"]["labels"]
+    log = EncodedLog.open(unseen.measure.needs["prepared"].folder(runs) / "log")
+    rows = log.rows([Part.TRAIN])
+    fits = [unseen.gate.needs[f"teacher:dnn-{number}"].folder(runs) for number in (1, 2, 3)]
+    z, seen = (np.stack([np.load(fit / file)[rows] for fit in fits], 1) for file in ("logit.npy", "seen.npy"))
+    found, gate = facts["gate"]["labels"], facts["gate"]["gate"]
     assert found["share_by_some"] == 1.0
-    assert found["all"]["auc"] > found["unseen"]["auc"]  # two of three copies remember the row's click
+    assert found["unseen"]["auc"] == pytest.approx(auc(log.label[rows], gate["scale"] * z[~seen] + gate["bias"]))
+    assert found["all"]["auc"] != found["unseen"]["auc"]
     assert list(facts["test"]["teachers"]) == ["dnn-1", "dnn-2", "dnn-3"]
 
 
