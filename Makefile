@@ -55,5 +55,5 @@ format: $(INSTALLED)  ## let ruff put the code in order
 bench: $(INSTALLED)  ## requests/s and latency beside session.run alone and the naive service, as ratios
 	$(PY) -m benchmarks.predict
 
-clean:  ## forget runs and logs (exported bundles stay)
-	rm -rf runs data
+clean:  ## forget cached runs (logs and exported bundles stay)
+	rm -rf runs

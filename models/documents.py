@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+MAX_YAML_DEPTH = 100
+"""More takes the YAML reader seconds to refuse: its time grows with the square of the depth."""
+
 
 class DocumentError(ValueError):
     """Text that is neither JSON nor YAML, or says a key twice; the message says where and what."""
@@ -34,6 +37,21 @@ def parse_document(text: str) -> object:
 
     class Loader(yaml.SafeLoader):
         """yaml's safe loader, which would otherwise keep the last of two equal keys without a word."""
+
+        depth = 0
+
+        def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+            if self.flow_level >= MAX_YAML_DEPTH:  # before the parser comes to it: the scanner looks ahead
+                raise DocumentError(f"nested more than {MAX_YAML_DEPTH} deep")
+            super().fetch_flow_collection_start(token)
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.depth > MAX_YAML_DEPTH:
+                raise DocumentError(f"nested more than {MAX_YAML_DEPTH} deep")
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]

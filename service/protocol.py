@@ -37,6 +37,8 @@ MAX_HEAD_BYTES = 1 << 16
 MAX_HEADERS = 256
 MAX_CHUNKS = 10_000
 MAX_ARRIVING = 1024
+REREAD_SECONDS = 0.01
+"""In so long the event loop has read what there was to read."""
 MAX_ARRIVING_BODIES = 128
 """So many bodies of the greatest length, half arrived, may be held at once."""
 
@@ -106,8 +108,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Ends an idle connection, unless a request has arrived and only was not read yet."""
-        if not self._incomplete and not has_input(self.transport.get_extra_info("socket").fileno()):
+        """Ends an idle connection, unless something has arrived and only was not read yet."""
+        self.timeout_keep_alive_task = None
+        if self.transport.is_closing() or self._incomplete:
+            return
+        if has_input(self.transport.get_extra_info("socket").fileno()):  # a request, or blank lines
+            self.timeout_keep_alive_task = self.loop.call_later(REREAD_SECONDS, self.timeout_keep_alive_handler)
+        else:
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
@@ -131,7 +138,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
-        self._unset_keepalive_if_required()
         if self._in_head:
             self._head_bytes += len(data)
         try:
@@ -154,6 +160,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._arriving.add(self, 0 if is_answered else len(data))
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # not before: blank lines begin no message, and an idle connection ends
         super().on_message_begin()
         self._incomplete = self._in_head = True
         self._head_bytes = self._chunks = 0
@@ -171,6 +178,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._incomplete = False
+        self._unset_keepalive_if_required()  # armed where the answer to an earlier request was complete first
         self._stop_waiting()
         super().on_message_complete()
 

@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.problems import problems_of
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, SplitError
 from training.metrics import auc, logloss, sigmoid
@@ -36,6 +37,18 @@ class Progress(Protocol):
     """Called now and then with rows done, rows in all, and a short note."""
 
     def __call__(self, done: float, total: float, note: str = "") -> None: ...
+
+
+class _Sizes(BaseModel):
+    """What the values of a network's options may be; which options a network takes, it says itself."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    dim: int = Field(default=1, ge=1)
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
+    init_sd: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    cross_layers: int = Field(default=1, ge=1)
 
 
 class NetworkSpec(BaseModel):
@@ -56,6 +69,10 @@ class NetworkSpec(BaseModel):
         if unknown:
             known = sorted(options_of(self.network))
             raise ValueError(f"network {self.network!r}: expected options among {known}, got {unknown}")
+        try:
+            _Sizes.model_validate(self.options, strict=True)
+        except ValidationError as error:
+            raise ValueError("; ".join(f"options.{problem}" for problem in problems_of(error, _Sizes))) from None
         return self
 
     def build(self, fields: Fields) -> nn.Module:

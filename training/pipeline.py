@@ -22,29 +22,17 @@ from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
 from training.export import export as export_models
 from training.export import graph as draw_graph
-from training.recipe import Distilled, HardLabels, LoadedRecipe, Recipe, SyntheticSettings
+from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
 from training.stages import Step
 
-# What each step's result depends on beside its inputs; the step's own function is always part of its key.
-_READING = ("training/data", "training/encoded_log.py", "models")
-_LEARNING = (
-    "package:torch",
-    "training/zoo",
-    "training/encoded_log.py",
-    "training/loop.py",
-    "training/metrics.py",
-    "training/shares.py",
-)
-_DISTILLING = (
-    *_LEARNING,
-    "training/gate.py",
-    "training/calibrate.py",
-    "training/ensemble.py",
-    "training/distill.py",
-)
-_GATING = _DISTILLING
-_TOGETHER = (*_DISTILLING, "training/together.py")
+# What each step's result depends on beside its inputs and the module of its function; what these import counts as well.
+_WORLD = ("package:numpy", "package:pyarrow", "training/data/synthetic", "models/schema.py")
+_READING = ("package:numpy", "package:pyarrow", "training/data", "training/encoded_log.py", "models")
+_LEARNING = ("package:torch", "package:numpy", "training/zoo", "training/loop.py", "training/metrics.py")
+_GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
+_DISTILLING = (*_LEARNING, *_GATING)
+_TOGETHER = (*_LEARNING, "training/together.py")
 _EXPORTING = (
     *_LEARNING,
     *_GATING,
@@ -56,7 +44,7 @@ _EXPORTING = (
     "training/parity.py",
     "training/cost.py",
 )
-_MEASURING = _GATING
+_MEASURING = (*_DISTILLING, "training/data/prepare.py")
 
 
 @dataclass(frozen=True)
@@ -146,7 +134,7 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
             f"synthetic-{recipe.source.seed}",
             steps.write_synthetic_log,
             {"world": world},
-            code=("training/data/synthetic",),
+            code=_WORLD,
         )
         arguments["source"] = FilesSettings(kind="files", paths=("log.parquet",)).model_dump(mode="json")
     else:
@@ -288,7 +276,7 @@ class _SeedPlan:
         again = prepared | needs[1] | {"first": first}
         return _Fit(first, self._step("refit", label, run, arguments, again, code, weight))
 
-    def _fit(self, name: str, setting: HardLabels, stage: str, share: Share | None = None) -> _Fit:
+    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, share: Share | None = None) -> _Fit:
         arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
         if share is not None:
             arguments |= {"share": asdict(share)}
@@ -351,7 +339,7 @@ class _SeedPlan:
         return found
 
 
-def _network(setting: HardLabels | Distilled) -> dict[str, Any]:
+def _network(setting: Teacher | Untaught | Distilled) -> dict[str, Any]:
     """Arguments of a fit: the network, and how it is trained."""
     return {
         "spec": {"network": setting.network, "options": dict(setting.options)},

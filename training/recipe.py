@@ -57,18 +57,27 @@ def _by_name(value: Any) -> Any:
 Scheme = Annotated[Pretrain | Cotrain | Mutual, Field(discriminator="kind"), BeforeValidator(_by_name)]
 
 
-class HardLabels(NetworkSpec):
-    """A network and how it is trained on clicks."""
+class Teacher(NetworkSpec):
+    """One of the ensemble, or several of one architecture: a network and how it is trained on clicks."""
 
     fit: FitOptions
     """Learning rate, batch, epochs, patience."""
-
-
-class Teacher(HardLabels):
-    """One of the ensemble, or several of one architecture."""
-
     copies: Copies | None = None
     """As many teachers, <name>-1, <name>-2, ..., that differ in their seed or in the rows they see."""
+
+
+class ControlOptions(FitOptions):
+    """As for a teacher, with as many epochs as a student has."""
+
+    max_epochs: int = Field(default=DistillOptions.model_fields["max_epochs"].default, ge=1)
+    patience: int = Field(default=DistillOptions.model_fields["patience"].default, ge=1)
+
+
+class Untaught(NetworkSpec):
+    """The control: the student's network and how it is trained on clicks alone."""
+
+    fit: ControlOptions
+    """Learning rate, batch, epochs, patience."""
 
 
 class Distilled(NetworkSpec):
@@ -93,13 +102,13 @@ class Recipe(_Settings):
     """Which rows train, validate and test."""
     scheme: Scheme = Pretrain()
     """When teachers and student train: pretrain, cotrain or mutual."""
-    teachers: dict[str, Teacher] = Field(min_length=1)
+    teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""
     student: Distilled
     """What serves the traffic in the end."""
-    control: HardLabels
+    control: Untaught
     """The student's own network on hard labels: what a user runs today, tuned as hard as the student."""
     merge_validation: bool = True
     """Once epochs, gate and calibration are found, train everything again on train + validation rows."""
@@ -116,6 +125,10 @@ class Recipe(_Settings):
                 "control: expected the student's network and sizes (only init_sd, dropout and fit may differ), "
                 f"got {shape(self.control)} against {shape(self.student)}"
             )
+        for budget in ("max_epochs", "patience"):
+            least, got = getattr(self.student.fit, budget), getattr(self.control.fit, budget)
+            if got < least:
+                raise ValueError(f"control.fit.{budget}: expected at least the student's, {least}, got {got}")
         return self
 
     @model_validator(mode="after")

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from training.errors import TrainingError
 from training.export import publish
 from training.pipeline import plan
 from training.progress import Display
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.report import build_report, write_report
 from training.stages import run_steps
 from training.steps import read_json
@@ -52,13 +53,26 @@ def run(
             costs=read_json(steps.export.folder(out) / "cost.json"),
             published=[{"name": model.name, "version": model.version} for model in published],
             world=read_json(steps.log.folder(out) / "world.json") if steps.log else None,
-            sweep=read_json(out / "sweep.json") if (out / "sweep.json").exists() else None,
+            sweep=_sweep_of(out, loaded.recipe),
             seconds=time.monotonic() - started,
         )
         path = write_report(out, report)
     for model in published:
         print(f"{'wrote' if model.is_new else 'stands'} {model.path}", file=sys.stderr)
     return path
+
+
+def _sweep_of(out: Path, recipe: Recipe) -> Any:
+    """The sweep that was run in the same folder, if it was of the same log and split."""
+    if not (out / "sweep.json").exists():
+        return None
+    sweep, log = read_json(out / "sweep.json"), recipe.model_dump(mode="json", include={"source", "split"})
+    if {key: sweep["recipe"].get(key) for key in log} != log:
+        print(
+            f"{out / 'sweep.json'}: of another log or split than this run, so the report leaves it out", file=sys.stderr
+        )
+        return None
+    return sweep
 
 
 @contextmanager

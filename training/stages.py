@@ -16,7 +16,6 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import inspect
 import json
 import multiprocessing
 import os
@@ -38,6 +37,7 @@ from training.errors import StepError, TrainingError
 
 Json = Any
 ROOT = Path(__file__).parent.parent
+OUR_ROOMS = ("training", "models")
 
 
 class Report(Protocol):
@@ -51,8 +51,9 @@ class Step:
     """One folder to fill.
 
     `run(folder, report, **arguments, **{name: folder of the needed step})` must be importable by name, because it
-    runs in another process. `arguments` are JSON values and part of the key, as is the text of every file in `code`
-    (paths from the repository root; folders count whole).
+    runs in another process. `arguments` are JSON values and part of the key, as is what is written in the module of
+    `run`, and in every file of `code` (paths from the repository root; folders count whole) with all of ours that it
+    imports.
     """
 
     stage: str
@@ -72,10 +73,10 @@ class Step:
         """64 hex digits that change when anything this step's result depends on changes."""
         facts = {
             "folder": f"{self.stage}/{self.label}",
-            "run": hashlib.sha256(meaning(inspect.getsource(self.run))).hexdigest(),
+            "run": [self.run.__qualname__, source_hash(_module_file(self.run.__module__))],
             "arguments": dict(self.arguments),
             "needs": {name: step.key for name, step in self.needs.items()},
-            "code": {path: source_hash(path) for path in self.code},
+            "code": {path: source_hash(path) for path in sorted(reached(self.code))},
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -88,16 +89,48 @@ class Step:
 
 @functools.cache
 def source_hash(path: str) -> str:
-    """Hash of what a source file does, or every Python file below a folder (named from the repository root), or of the
-    version of an installed package (`package:torch`)."""
+    """Hash of what a source file does (named from the repository root), or the version of an installed package
+    (`package:torch`)."""
     if path.startswith("package:"):
         return importlib.metadata.version(path.removeprefix("package:"))
-    place = ROOT / path
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + meaning(file.read_text("utf-8")) + b"\0")
-    return digest.hexdigest()
+    return hashlib.sha256(meaning((ROOT / path).read_text("utf-8"))).hexdigest()
+
+
+@functools.cache
+def reached(code: tuple[str, ...]) -> frozenset[str]:
+    """The files and packages that `code` names, folders file by file, and every file of ours that those import."""
+    found: set[str] = set()
+    waiting = [
+        str(file.relative_to(ROOT))
+        for path in code
+        if not path.startswith("package:")
+        for file in (sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path])
+    ]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imports(path)
+    return frozenset(found | {path for path in code if path.startswith("package:")})
+
+
+@functools.cache
+def _imports(path: str) -> tuple[str, ...]:
+    """The files of our own that a file imports, at its top or in a function."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = (_module_file(module) for module in modules if module.split(".")[0] in OUR_ROOMS)
+    return tuple(file for file in files if (ROOT / file).is_file())
+
+
+def _module_file(module: str) -> str:
+    """`training.zoo` -> training/zoo/__init__.py, `training.loop` -> training/loop.py, whether there or not."""
+    place = module.replace(".", "/")
+    return f"{place}/__init__.py" if (ROOT / place).is_dir() else f"{place}.py"
 
 
 def meaning(source: str) -> bytes:

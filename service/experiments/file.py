@@ -14,7 +14,7 @@ import stat
 from collections.abc import Hashable, Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from models.problems import problems_of
 from service.errors import ExperimentError
@@ -35,19 +36,25 @@ from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 MAX_FILE_BYTES = 1 << 20
+MAX_YAML_CHARACTERS = 1 << 16
+"""The YAML reader takes seconds a megabyte, and following the file waits for it. JSON may be longer."""
+MAX_YAML_DEPTH = 32
+MAX_INTEGER = (1 << 31) - 1
 
 
 def _as_written(value: object) -> object:
     """A share as the decimal the file shows: 0.57 is 57 hundredths, not the nearest binary fraction."""
+    if isinstance(value, (str, bool)):
+        raise PydanticCustomError("decimal_type", "a number")
     return Decimal(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _number_or_latest(value: object) -> int | Literal["latest"]:
     if value == "latest":
         return "latest"
-    if type(value) is int and value >= 1:
+    if type(value) is int and 1 <= value <= MAX_INTEGER:
         return value
-    raise ValueError("expected a whole number from 1, or latest")
+    raise ValueError(f"expected a whole number from 1, or latest (at most {MAX_INTEGER})")
 
 
 Share = Annotated[Decimal, BeforeValidator(_as_written), Field(ge=0, le=1, allow_inf_nan=False)]
@@ -102,10 +109,7 @@ class LayerPlace(_Part):
     name: Name
     """The layer."""
 
-    buckets: tuple[Annotated[int, Field(ge=0, le=BUCKETS)], Annotated[int, Field(ge=0, le=BUCKETS)]] = (
-        0,
-        BUCKETS,
-    )
+    buckets: tuple[_Bucket, _Bucket] = (0, BUCKETS)
     """[first, one past the last] of the layer's 10,000 buckets. Experiments of one layer may not overlap."""
 
     @model_validator(mode="after")
@@ -134,10 +138,10 @@ class GuardRails(_Part):
     max_fallback_rate: Share | None = None
     """Share of an arm's requests that may be answered by another."""
 
-    max_p99_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_p99_ms: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
     """Latency."""
 
-    max_calibration_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_calibration_error: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
     """|ln(predicted/actual)| that may not be exceeded with confidence."""
 
     max_ctr_loss: Share | None = None
@@ -153,7 +157,7 @@ class Experiment(_Part):
     salt: Annotated[str, Field(min_length=1, max_length=200)]
     """Hashed with the unit. A new phase needs a new one."""
 
-    phase: Annotated[int, Field(ge=1, strict=True)] = 1
+    phase: Annotated[int, Field(ge=1, le=MAX_INTEGER, strict=True)] = 1
     """Counts up when weights, arms or models change: no analysis mixes two phases."""
 
     coverage: Share = Decimal(1)
@@ -297,12 +301,30 @@ def _refuse_duplicates(keys: Iterable[object]) -> None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without aliases that explode, and without a key that stands twice."""
+    """YAML without aliases that explode, without a key that stands twice, and not nested for ever."""
+
+    _depth = 0
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        # Before the parser comes to it: the scanner looks ahead, in quadratic time.
+        if self.flow_level >= MAX_YAML_DEPTH:
+            raise ValueError(f"nested more than {MAX_YAML_DEPTH} deep")
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise ValueError("YAML aliases are not used here")
-        return super().compose_node(parent, index)
+        if self._depth > MAX_YAML_DEPTH:
+            raise ValueError(f"nested more than {MAX_YAML_DEPTH} deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 4000:  # 0xfff...: Python will not show it
+            raise ValueError("a number of too many digits")
+        return super().construct_scalar(node)  # type: ignore[arg-type]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -315,6 +337,8 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
     try:
         if text.lstrip().startswith("{"):
             data = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
+        elif len(text) > MAX_YAML_CHARACTERS:
+            raise ExperimentError(f"{source}: longer than {MAX_YAML_CHARACTERS} characters of YAML: write it as JSON")
         else:
             data = yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:

@@ -37,6 +37,8 @@ def test_json_and_yaml_say_the_same(text: str, expected: object):
         ("!!int ''", "cannot be read: "),
         ("1" * 5000, "cannot be read: Exceeds the limit"),
         ("[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
+        ("a: " + "[" * 900, "nested more than 100 deep"),
+        ("- " * 900, "nested more than 100 deep"),
     ],
 )
 def test_text_that_cannot_be_taken_at_its_word_is_refused(text: str, reason: str):

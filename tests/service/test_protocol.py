@@ -206,6 +206,28 @@ def test_half_requests_end_after_a_while(worker: Running):
         half.close()
 
 
+@pytest.mark.parametrize("begin", [b"", GOOD], ids=["at-once", "after-an-answer"])
+def test_blank_lines_are_no_reason_to_stay(repository: Path, tmp_path: Path, begin: bytes):
+    """They begin no request: the connection is as idle as without them, also when the service ends."""
+    options = ("--repository", str(repository), "--shutdown-seconds", "3600")
+    for keep_alive_seconds in ("1", "3600"):
+        log = tmp_path / keep_alive_seconds
+        with (
+            running_service(log, *options, "--keep-alive-seconds", keep_alive_seconds) as running,
+            connect(running) as client,
+        ):
+            client.sendall(begin)
+            received = b""
+            while begin and not received.endswith(b"}"):
+                received += answer_when_it_comes(client)
+            client.sendall(b"\r\n")
+            time.sleep(0.1)
+            if keep_alive_seconds == "1":
+                assert client.recv(1) == b""
+            else:
+                assert running.stop() == 0
+
+
 class Siege(threading.Thread):
     """Holds many halves of a request open, each opened again as soon as the service ends it."""
 

@@ -8,7 +8,7 @@ import yaml
 
 from training.errors import RecipeError
 from training.gate import GateOptions
-from training.recipe import Distilled, HardLabels, Recipe, Teacher, load_recipe, shipped
+from training.recipe import Distilled, Recipe, Teacher, Untaught, load_recipe, shipped
 from training.zoo import NETWORKS, options_of
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
@@ -77,6 +77,15 @@ def test_an_override_of_what_a_yaml_anchor_shares_changes_only_the_one_named(tmp
         ),
         ("teachers.deepfm.network=deepfn", r"\n  teachers.deepfm: network: expected one of .*'deepfm'.*got 'deepfn'"),
         ("teachers.deepfm.options.crosses=2", r"expected options among .*got \['crosses'\]"),
+        ("student.options.dim=wide", r"\n  student: options.dim: expected a whole number, got 'wide'"),
+        ("teachers.fm.options.dim=0", r"\n  teachers.fm: options.dim: expected at least 1, got 0"),
+        ("teachers.dnn.options.hidden=[]", r"teachers.dnn: options.hidden: expected at least 1"),
+        ("teachers.dnn.options.dropout=1", r"teachers.dnn: options.dropout: expected less than 1, got 1"),
+        ("teachers.dnn.options.init_sd=-1", r"teachers.dnn: options.init_sd: expected at least 0, got -1"),
+        ("teachers.dcnv2.options.cross_layers=0", r"options.cross_layers: expected at least 1, got 0"),
+        ("teachers={../x: {network: lr, fit: {}}}", r"teachers.*\.\./x"),
+        ("control.fit.max_epochs=12", r"control.fit.max_epochs: expected at least the student's, 30, got 12"),
+        ("control.fit.patience=2", r"control.fit.patience: expected at least the student's, 3, got 2"),
         ("student.options.hidden=[64]", r"control: expected the student's network and sizes"),
         ("source.kind=kafka", r"source.kind: expected one of 'synthetic', .*, got 'kafka'"),
         ("schema_file=x.yaml", r"schema_file: expected for every log but the synthetic one"),
@@ -196,7 +205,7 @@ def test_the_documented_recipe_is_good_and_shows_every_key(tmp_path: Path):
     load_recipe(str(tmp_path / "clicks.yaml"))
 
     shown = yaml.safe_load(EXAMPLE)
-    teacher, fit = shown["teachers"]["dcnv2"], HardLabels.model_fields["fit"].annotation
+    teacher, fit = shown["teachers"]["dcnv2"], Teacher.model_fields["fit"].annotation
     assert set(shown) == set(Recipe.model_fields)
     assert set(teacher) == set(Teacher.model_fields)
     assert set(shown["gate"]) == set(GateOptions.model_fields)
@@ -213,14 +222,15 @@ def test_the_defaults_that_the_documented_recipe_names_are_the_defaults():
     shown = yaml.safe_load(EXAMPLE)
 
     for settings, written in (
-        (HardLabels.model_fields["fit"].annotation, shown["teachers"]["dcnv2"]["fit"]),
+        (Teacher.model_fields["fit"].annotation, shown["teachers"]["dcnv2"]["fit"]),
         (Distilled.model_fields["fit"].annotation, shown["student"]["fit"]),
         (GateOptions, shown["gate"]),
     ):
         assert settings is not None
         assert {name: settings.model_fields[name].default for name in written} == written
-    assert "Default 12, a student's 30" in EXAMPLE
-    assert "Default 2, a student's 3\n" in EXAMPLE
-    student_fit = Distilled.model_fields["fit"].annotation
-    assert student_fit is not None
-    assert (student_fit.model_fields["max_epochs"].default, student_fit.model_fields["patience"].default) == (30, 3)
+    assert "Default 12, student's and control's 30" in EXAMPLE
+    assert "Default 2, student's and control's 3\n" in EXAMPLE
+    for setting in (Distilled, Untaught):
+        fit = setting.model_fields["fit"].annotation
+        assert fit is not None
+        assert (fit.model_fields["max_epochs"].default, fit.model_fields["patience"].default) == (30, 3)

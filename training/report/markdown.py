@@ -36,7 +36,9 @@ def markdown(reports: Sequence[Path]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: expected the report.json of a run: {error.strerror or error}") from None
+    except ValueError as error:
         raise DataError(f"{path}: expected the report.json of a run: {error}") from None
     if not isinstance(report, dict) or "test" not in report:
         raise DataError(f"{path}: expected the report.json of a run, got JSON without 'test'")
@@ -50,7 +52,8 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"    {_command(report)}"
     yield ""
-    yield f"{report['created'][:10]}, {report['conditions']['cpu']}, {report['seconds']:.0f} s."
+    took = f", {report['seconds']:.0f} s" if report["seconds"] is not None else ""
+    yield f"{report['created'][:10]}, {report['conditions']['cpu']}{took}."
     yield ""
     columns = UNDER_THE_TRUTH if report["headline"]["auc"] == "xauc" else COLUMNS
     models = [(name, test[name]) for name in MODELS]
@@ -61,7 +64,8 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
     yield "Paired by seed, mean ± standard error, and each seed:"
     yield ""
     rivals = [(name, test[name]) for name in ("control_train_valid", "ensemble")]
-    rivals.append((f"best teacher ({report['best_teacher']})", test["teachers"][report["best_teacher"]]))
+    best = report["best_teacher"]
+    rivals += [(f"best teacher ({best})", test["teachers"][best])] if best else []
     rows = [
         [f"student less {name}", *(_paired(test["student"], entries, key) for key in list(columns)[:3])]
         for name, entries in rivals
@@ -113,11 +117,16 @@ def _target(target: Mapping[str, Any]) -> list[str]:
 def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
     """A table a side of the mean AUC and logloss by learning rate and init; the chosen pair in bold."""
     grid = sweep["grid"]
-    yield f"#### How its networks were tuned: {len(grid['seeds'])} seeds a trial, judged by {sweep['judged_by']}"
+    seeds = len(grid["seeds"])
+    yield f"#### How its networks were tuned, {seeds} seed{'s' if seeds > 1 else ''} a trial"
     yield ""
-    yield f"    python -m training sweep {sweep['recipe']['name']} --seeds {len(grid['seeds'])}"
+    tried = " ".join(f"{rate:g}" for rate in grid["learning_rate"])
+    drawn = " ".join(f"{sd:g}" for sd in grid["init_sd"])
+    command = f"python -m training sweep {sweep['recipe']['name']} --seeds {seeds}"
+    yield f"    {command} --learning-rates {tried} --init-sds {drawn}"
     yield ""
-    yield "AUC, logloss (epochs found by early stopping) by learning rate and embedding init."
+    yield f"Judged by {sweep['judged_by']}."
+    yield "AUC, logloss (epochs, a seed each) by learning rate and embedding init:"
     for side, best in sweep["best"].items():
         cells: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
         for trial in sweep["trials"]:

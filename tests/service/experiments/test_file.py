@@ -98,6 +98,12 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("a model name that is a path", experiment(arms=[arm("a", model="../a"), arm("b")]), "model: expected text that"),
     ("an upper case name", experiment(name="E"), "experiments[0].name: expected text that matches ^[a-z0-9]"),
     ("an unknown key", experiment(arms=[arm("a", wieght=1), arm("b")]), "unknown key. Did you mean weight?"),
+    ("a weight in quotes", experiment(arms=[arm("a", weight="0.5"), arm("b")]), "expected a number, got '0.5'"),  # type: ignore[arg-type]
+    ("a weight of true", experiment(arms=[arm("a", weight=True)]), "arms[0].weight: expected a number, got"),
+    ("a phase beyond 31 bits", experiment(phase=1 << 31), "experiments[0].phase: expected at most 2147483647, got"),
+    ("a phase of many digits", experiment(phase=10**4000), "experiments[0].phase: expected at most 2147483647, got"),
+    ("a version beyond 31 bits", experiment(arms=[arm("a", version=1 << 64), arm("b")]), "at most 2147483647"),
+    ("a bucket in quotes", experiment(layer={"name": "x", "buckets": ["0", 5]}), "expected a whole number, got '0'"),
     ("an empty salt", experiment(salt=""), "at least 1 character"),
     ("phase 0", experiment(phase=0), "experiments[0].phase: expected at least 1, got 0"),
     ("a layer that is not declared", experiment(layer={"name": "x"}), "no layer is called 'x'"),
@@ -155,6 +161,7 @@ def test_experiments_of_one_layer_may_not_overlap():
         "a: &a [1]\nb: *a",
         "!!python/object/apply:os.system ['true']",
         "[" * 10_000,
+        "format_version: 0x" + "f" * 9000,
         "{" + '"a":{' * 10_000,
     ],
 )
@@ -203,6 +210,22 @@ def test_many_keys_are_compared_in_linear_time():
             parse_experiments(text, "f")
 
     assert time.thread_time() - began < 2.0
+
+
+def test_yaml_that_is_deep_or_long_is_refused_at_once():
+    """Its reader would take seconds, quadratic in the depth, and following the file would wait for it."""
+    began = time.thread_time()
+
+    for text, message in (
+        ("[" * 3000 + "]" * 3000, "nested more than 32 deep"),
+        ("a: " + "{a: " * 3000, "nested more than 32 deep"),
+        ("- " * 3000, "nested more than 32 deep"),
+        ("a: [1]\n" * 10_000, "longer than 65536 characters of YAML: write it as JSON"),
+    ):
+        with pytest.raises(ExperimentError, match=message):
+            parse_experiments(text, "f")
+
+    assert time.thread_time() - began < 1.0
 
 
 def test_every_key_has_a_sentence():
