@@ -5,9 +5,11 @@ under load the two are far apart. The guards cost nothing to a request that arri
 
     a request that is still not complete after REQUEST_SECONDS     408, and the connection closes
     more incomplete requests, or bytes of them, than `Arriving`    408 for those that have been arriving longest
+    answers that nobody reads for UNREAD_SECONDS                   the connection is aborted
     a head beyond MAX_HEAD_BYTES or MAX_HEADERS                    431, and the connection closes
     a body in more than MAX_CHUNKS chunks                          413, likewise: a byte each is 200 ms a megabyte
-    what is no HTTP                                                400, as problem+json like every other refusal
+    what is no HTTP, or names no host, or two                      400, as problem+json like every other refusal
+    `Transfer-Encoding` other than chunked                         415, and the connection closes
     `Upgrade: h2c` or websocket                                    ignored, and the body read (RFC 9110, 7.8)
     a client that closes its half once it has sent a request       gets its answer
     an idle connection that has to end, and a request just came    is answered first
@@ -23,7 +25,7 @@ from time import perf_counter
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.asgi import CLOSE, Answer, refuse
 from service.errors import Code, Refusal
@@ -32,8 +34,8 @@ from service.listening import has_input
 FIRST_BYTE = "retort.first_byte"
 
 REQUEST_SECONDS = 3.0
+UNREAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 1 << 16
-"""Beyond what arrives in one piece with a request's first byte."""
 MAX_HEADERS = 256
 MAX_CHUNKS = 10_000
 MAX_ARRIVING = 1024
@@ -46,6 +48,15 @@ _TOO_SLOW = refuse(Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in 
 _TOO_LONG = refuse(Refusal(Code.HEADERS_TOO_LARGE, "the request line and headers are too long", headers=(CLOSE,)))
 _TOO_MANY = refuse(Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {MAX_CHUNKS} chunks", headers=(CLOSE,)))
 _MALFORMED = refuse(Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1", headers=(CLOSE,)))
+
+_NO_HOST = refuse(Refusal(Code.MALFORMED_HTTP, "expected one Host header", headers=(CLOSE,)))
+_ENCODED = refuse(
+    Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON", headers=(CLOSE,))
+)
+
+
+class _ExcessError(Exception):
+    """Stops the parser within a piece of data: `GuardedProtocol._excess` says why."""
 
 
 class Arriving:
@@ -94,6 +105,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._chunks = 0
         self._patience: asyncio.TimerHandle | None = None
         self._is_deaf = False
+        self._excess: tuple[Code, Answer] | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._answered: RequestResponseCycle | None = None
+        """What uvicorn answers just now: with requests in a pipeline its `cycle` is the last of them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -116,6 +131,38 @@ class GuardedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(REREAD_SECONDS, self.timeout_keep_alive_handler)
         else:
             super().timeout_keep_alive_handler()
+            self._expect_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None and not self.transport.is_closing():
+            self._unread.cancel()
+            self._unread = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def _expect_reading(self) -> None:
+        """The client has to read what is written for it, in `UNREAD_SECONDS`: one that never does would hold the
+        connection, and the end of the service, for as long as it likes."""
+        if self._unread is None and self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(UNREAD_SECONDS, self._abort_unread)
+
+    def _abort_unread(self) -> None:
+        self._unread = None
+        if self.transport.get_write_buffer_size():
+            self._count_refusal(Code.REQUEST_TIMEOUT)
+            self.transport.abort()
 
     def shutdown(self) -> None:
         """Makes the answer that is owed the connection's last. An idle one ends by itself, soon (`hasten`)."""
@@ -125,6 +172,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_keepalive_if_required()
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -136,28 +189,30 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
-            return
+        rest: bytes | None = data
+        while rest is not None and not self._is_deaf and not self.transport.is_closing():
+            rest = self._feed(rest)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """Parses what has arrived; returns what is to be parsed anew."""
         if self._in_head:
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
-            return
-        except httptools.HttpParserError:
-            self._refuse(Code.MALFORMED_HTTP, _MALFORMED)
-            return
+            return self._without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:  # also what a callback raised
+            self._refuse(*self._excess or (Code.MALFORMED_HTTP, _MALFORMED))
+            return None
         if self._incomplete:
             if (self._in_head and self._head_bytes > MAX_HEAD_BYTES) or len(self.headers) > MAX_HEADERS:
                 self._refuse(Code.HEADERS_TOO_LARGE, _TOO_LONG)
-            elif self._chunks > MAX_CHUNKS:
-                self._refuse(Code.BODY_TOO_LARGE, _TOO_MANY)
             else:
                 if self._patience is None:
                     self._patience = self.loop.call_later(REQUEST_SECONDS, self.lose_patience)
                 is_answered = not self._in_head and self.cycle.response_started  # the rest is thrown away as it comes
                 self._arriving.add(self, 0 if is_answered else len(data))
+        return None
 
     def on_message_begin(self) -> None:
         self._unset_keepalive_if_required()  # not before: blank lines begin no message, and an idle connection ends
@@ -168,11 +223,31 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        # What arrived in one piece; `data_received` bounds what comes in many.
+        head_bytes, hosts, is_encoded = len(self.url), 0, False
+        for name, value in self.headers:
+            head_bytes += len(name) + len(value) + 4
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                is_encoded = True
+        if len(self.headers) > MAX_HEADERS or head_bytes > MAX_HEAD_BYTES:
+            self._excess = (Code.HEADERS_TOO_LARGE, _TOO_LONG)
+            raise _ExcessError
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            self._excess = (Code.MALFORMED_HTTP, _NO_HOST)
+            raise _ExcessError
+        if is_encoded:
+            self._excess = (Code.UNSUPPORTED_ENCODING, _ENCODED)
+            raise _ExcessError
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
+        if self._chunks > MAX_CHUNKS:
+            self._excess = (Code.BODY_TOO_LARGE, _TOO_MANY)
+            raise _ExcessError
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -218,13 +293,14 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
+        self._expect_reading()
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Reads the request again as if nobody had asked for another protocol: the parser stops at its headers."""
+    def _without_upgrade(self, rest: bytes) -> bytes | None:
+        """The request, to be read as if nobody had asked for another protocol: the parser stops at its headers."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse(Code.MALFORMED_HTTP, _MALFORMED)
-            return
+            return None
         lines = [method + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
         for name, value in self.headers:
             if name == b"connection":
@@ -234,4 +310,4 @@ class GuardedProtocol(HttpToolsProtocol):
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        return b"\r\n".join([*lines, b"", rest])

@@ -27,7 +27,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from models.problems import problems_of
 from service.errors import ExperimentError
@@ -45,7 +44,7 @@ MAX_INTEGER = (1 << 31) - 1
 def _as_written(value: object) -> object:
     """A share as the decimal the file shows: 0.57 is 57 hundredths, not the nearest binary fraction."""
     if isinstance(value, (str, bool)):
-        raise PydanticCustomError("decimal_type", "a number")
+        raise ValueError(f"expected a number, got {str(value)[:60]!r}")
     return Decimal(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, Arriving
+from service.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, UNREAD_SECONDS, Arriving
 from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 
 BODY = json.dumps(request_of(1, 2)).encode()
@@ -77,8 +77,22 @@ def statuses(received: bytes) -> list[int]:
         POST + LENGTH + b"content-length: 7\r\n\r\n",
         POST + b"content-length: -1\r\n\r\n",
         POST + b"s3cret: a\x00b\r\n\r\n",
+        GOOD.replace(b"host: x\r\n", b""),
+        GOOD.replace(b"host: x\r\n", b"host: x\r\nHost: y\r\n"),
     ],
-    ids=["tls", "http2", "method", "connect", "path", "smuggling", "two-lengths", "length", "header"],
+    ids=[
+        "tls",
+        "http2",
+        "method",
+        "connect",
+        "path",
+        "smuggling",
+        "two-lengths",
+        "length",
+        "header",
+        "no-host",
+        "two-hosts",
+    ],
 )
 def test_what_is_no_http_is_refused_like_everything_else(worker: Running, request_bytes: bytes):
     """400 as problem+json, counted, never logged a line each; the connection ends."""
@@ -107,6 +121,29 @@ def test_a_client_that_would_rather_speak_http2_is_answered(worker: Running, con
 
     assert statuses(received) == [200]
     assert (b"connection: close" in received) == (connection.startswith(b"close"))
+
+
+def test_many_upgrades_in_one_packet_are_answered(worker: Running):
+    """Each is read again, none within the other."""
+    request = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+
+    assert statuses(send(worker, request * 600, answers=600)) == [200] * 600
+
+
+@pytest.mark.parametrize("encoding", [b"gzip, chunked", b"gzip,chunked", b"gzip\r\ntransfer-encoding: chunked"])
+def test_a_compressed_transfer_is_refused(worker: Running, encoding: bytes):
+    """It would be read as if it were plain."""
+    request = POST + b"transfer-encoding: " + encoding + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+    received = send(worker, request)
+
+    assert statuses(received) == [415]
+    assert b'"code":"unsupported_encoding"' in received
+
+
+def test_http_1_0_needs_no_host(worker: Running):
+    """As it always was."""
+    assert statuses(send(worker, b"GET /health/live HTTP/1.0\r\n\r\n")) == [200]
 
 
 def test_requests_may_follow_an_upgrade_that_is_not_made(worker: Running):
@@ -154,6 +191,26 @@ def test_a_head_without_end_is_refused(worker: Running, endless: bytes):
 
     assert statuses(received) == [431]
     assert b'"code":"headers_too_large"' in received
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"".join(b"x%d: a\r\n" % number for number in range(300)), b"cookie: " + b"a" * 70_000 + b"\r\n"],
+    ids=["headers", "bytes"],
+)
+def test_a_head_in_one_piece_has_the_same_bounds(worker: Running, head: bytes):
+    """Whole before anybody could have looked at it; a request before it is answered."""
+    request = POST + head + LENGTH + b"\r\n" + BODY
+
+    assert statuses(send(worker, request)) == [431]
+    assert statuses(send(worker, GOOD + request)) == [200]
+
+
+def test_a_body_in_crumbs_in_one_piece_is_refused(worker: Running):
+    """Also where it arrives at once."""
+    request = POST + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 10_001 + b"0\r\n\r\n"
+
+    assert statuses(send(worker, request)) == [413]
 
 
 def test_a_body_in_crumbs_is_refused(worker: Running):
@@ -204,6 +261,29 @@ def test_half_requests_end_after_a_while(worker: Running):
     assert "Traceback" not in worker.log_text()
     for half in halves:
         half.close()
+
+
+def test_answers_that_nobody_reads_are_not_kept(repository: Path, tmp_path: Path):
+    """The connection is aborted after a while, counted, and does not hold up the end."""
+    options = ("--repository", str(repository), "--shutdown-seconds", "3600")
+    with running_service(tmp_path / "log", *options) as running, socket.socket() as client, socket.socket() as late:
+        before = metric(running.metrics(), "retort_refused_total", reason="request_timeout")
+        for unread in (client, late):
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            unread.connect(("127.0.0.1", running.port))
+
+        def is_counted() -> bool:
+            return metric(running.metrics(), "retort_refused_total", reason="request_timeout") == before + 1
+
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 400)
+        began = time.monotonic()
+        wait_for(is_counted, "the connection is aborted")
+        assert time.monotonic() - began > UNREAD_SECONDS - 0.5
+
+        late.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 400)
+        time.sleep(0.5)
+        assert running.stop() == 0
+        assert "Traceback" not in running.log_text()
 
 
 @pytest.mark.parametrize("begin", [b"", GOOD], ids=["at-once", "after-an-answer"])
