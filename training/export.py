@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ from training.loop import load_network
 from training.metrics import sigmoid
 from training.parity import Feed, check_parity, log_feed, random_feeds
 from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, write_graph
-from training.stages import Report
+from training.stages import Report, same_file
 
 STUDENT, CONTROL, ENSEMBLE = "student", "control", "ensemble"
 _TEACHERS = "teachers/"
@@ -190,7 +189,7 @@ def build_cards(
     for name, about in models.items():
         (folder / name).mkdir(parents=True)
         for file in (*graphs[name].glob("model.onnx*"), graphs[name] / "golden.json"):
-            _same_file(file, folder / name / file.name)
+            same_file(file, folder / name / file.name)
         card = _card(about, encoder, log, prepare, recipe, test, facts[name]["parity_error"], costs[name])
         (folder / name / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     worst = {name: facts[name]["parity_error"] for name in models}
@@ -251,14 +250,6 @@ def git_state(root: Path = _ROOT) -> tuple[str | None, bool]:
 def _head(calibration: str | None, platt: Path | None, gate: Path | None = None) -> Head:
     pair = Platt() if calibration is None or platt is None else Platt(*_read(platt / "platt.json")[calibration])
     return Head(pair, None if gate is None else Gate.from_json(_read(gate / "gate.json")["gate"]))
-
-
-def _same_file(source: Path, target: Path) -> None:
-    """The file under another name, without copying gigabytes where the file system can do that."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _card(

@@ -1,16 +1,18 @@
 """Fit one network to hard labels, stop it early, score rows with it, keep it on disk.
 
-`fit_to` is the loop itself and knows of neither clicks nor teachers: it is given a loss and a measure to stop
-by, and `distill.py` gives it others. A fit is a pure function of the log, the spec, the options and the seed:
-same inputs, same weights, whatever runs beside it. Nothing here prints; `progress` is told rows done and rows
-in all.
+`run_epochs` is the loop, the only one: it steps a `Learner`, which knows what is to be learned. `fit_to` keeps the
+best epoch of one network; `distill.py` gives it students, `together.py` trains teachers and student side by side. A
+fit is a pure function of the log, the spec, the options and the seed: same inputs, same weights, whatever runs beside
+it. Nothing here prints; `progress` is told rows done and rows in all.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -25,6 +27,7 @@ from models.problems import problems_of
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, SplitError
 from training.metrics import auc, logloss, sigmoid
+from training.shares import Share
 from training.zoo import NETWORKS, Encoded, Fields, build, options_of
 
 SCORE_ROWS = 8192
@@ -75,6 +78,23 @@ class NetworkSpec(BaseModel):
     def build(self, fields: Fields) -> nn.Module:
         """A fresh network; its weights come from torch's global generator."""
         return build(self.network, fields, **self.options)
+
+    def hint_width(self, fields: Fields) -> int | None:
+        """H, the width of its hidden layer over such fields; None where it has none. Draws from no one's generator."""
+        fields = tuple(replace(spec, size=1) for spec in fields)
+        one_row = Encoded(
+            torch.zeros((1, _plain(fields, "context")), dtype=torch.int32),
+            torch.zeros((1, _plain(fields, "candidate")), dtype=torch.int32),
+            None,
+            {
+                spec.name: (torch.zeros(0, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
+                for spec in fields
+                if spec.is_sequence
+            },
+        )
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            hint = self.build(fields).eval()(one_row)[1]
+        return None if hint is None else int(hint.shape[1])
 
 
 class FitOptions(BaseModel):
@@ -135,114 +155,202 @@ def fit(
     train: Sequence[Part],
     valid: Sequence[Part] | None,
     epochs: int | None = None,
+    share: Share | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Train on clicks by cross-entropy: a teacher, or a control.
 
     With `valid`, stops by AUC on those parts and keeps the best epoch. Without, runs exactly `epochs`, which
-    is how a refit trains on rows that it could not also be stopped by.
+    is how a refit trains on rows that it could not also be stopped by. `share` is what a copy of a teacher sees of
+    the training rows.
     """
-    label = np.asarray(log.label, dtype=np.float32)
-    valid_rows = None if valid is None else rows_to_learn_from(log, valid)
-
-    def task_loss(logit: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(label[rows]))
-
-    def measure(logit: NDArray[np.float32], rows: NDArray[np.int64]) -> dict[str, float]:
-        return {"valid_auc": auc(label[rows], logit), "valid_logloss": logloss(label[rows], sigmoid(logit))}
-
     return fit_to(
         log,
-        spec,
+        lambda: ClickLearner(log, spec, options),
         options,
         seed=seed,
-        train_rows=rows_to_learn_from(log, train),
-        loss=task_loss,
-        valid_rows=valid_rows,
-        measure=measure,
-        better=lambda new, best: new["valid_auc"] > best["valid_auc"],
+        train_rows=rows_to_learn_from(log, train, share),
+        valid_rows=None if valid is None else rows_to_learn_from(log, valid),
+        better=higher_auc,
         epochs=epochs,
         progress=progress,
     )
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Of one batch: what is minimised, and figures to show, each a mean over the batch's rows."""
+
+    objective: Tensor
+    shown: Mapping[str, Tensor]
+    """`train_loss`, the objective less what regularises it, is expected among them."""
+
+
+class Learner(nn.Module, ABC):
+    """A network together with what it is to learn and whatever is learned beside it; only the network is kept."""
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        """For messages to people."""
+        self.network = network
+
+    @abstractmethod
+    def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
+        """Of a batch, given also as row numbers of the log."""
+
+    @abstractmethod
+    def measure(self, log: EncodedLog, rows: NDArray[np.int64]) -> dict[str, float]:
+        """How well it does on rows it does not train on, to stop by."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What Adam is to train; a group may bring its own learning rate."""
+        return [{"params": list(self.parameters())}]
+
+
+class ClickLearner(Learner):
+    """One network and the clicks of the log: L_T = CE(y, sigmoid(z_T))."""
+
+    def __init__(self, log: EncodedLog, spec: NetworkSpec, options: FitOptions) -> None:
+        super().__init__(spec.network, spec.build(log.fields))
+        self._label = np.asarray(log.label, dtype=np.float32)
+        self._embedding_l2 = options.embedding_l2
+
+    def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
+        task_loss = functional.binary_cross_entropy_with_logits(
+            self.network(batch)[0], torch.from_numpy(self._label[rows])
+        )
+        return Loss(task_loss + embedding_penalty(self.network, batch, self._embedding_l2), {"train_loss": task_loss})
+
+    def measure(self, log: EncodedLog, rows: NDArray[np.int64]) -> dict[str, float]:
+        return measure_clicks(score(log, self.network, rows), log.label[rows])
+
+
+def measure_clicks(logit: NDArray[np.floating], label: NDArray[np.floating]) -> dict[str, float]:
+    """AUC and logloss of logits on validation rows with labels."""
+    return {"valid_auc": auc(label, logit), "valid_logloss": logloss(label, sigmoid(logit))}
+
+
+def higher_auc(new: Mapping[str, float], best: Mapping[str, float]) -> bool:
+    """What stops a network that learns from clicks."""
+    return new["valid_auc"] > best["valid_auc"]
+
+
 def fit_to(
     log: EncodedLog,
-    spec: NetworkSpec,
+    build: Callable[[], Learner],
     options: FitOptions,
     *,
     seed: int,
     train_rows: NDArray[np.int64],
-    loss: Callable[[Tensor, NDArray[np.int64]], Tensor],
     valid_rows: NDArray[np.int64] | None,
-    measure: Callable[[NDArray[np.float32], NDArray[np.int64]], dict[str, float]],
     better: Callable[[Mapping[str, float], Mapping[str, float]], bool],
     epochs: int | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
-    """The loop: shuffle, step, measure, stop.
+    """Train one network. With `valid_rows`, measure it there after each epoch and keep the best: `better(new, best)`
+    compares two rows of the history. Without, run exactly `epochs` and keep the last.
 
-    `loss(logit [B], rows [B])` is the mean over a batch; `measure(logit [n], valid_rows)` is taken after each
-    epoch and `better(new, best)` compares two of its results. Give either `valid_rows` or `epochs`.
+    `build` is called within the seeded generator.
     """
     if (valid_rows is None) == (epochs is None):
         raise ValueError("expected either rows to stop by or a number of epochs, not both and not neither")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs: expected at least 1, got {epochs}")
-    last_epoch = options.max_epochs if epochs is None else epochs
-    shuffler = np.random.default_rng([seed, 1])
-    history: list[dict[str, float]] = []
     best: dict[str, float] | None = None
     best_state: dict[str, Tensor] = {}
 
+    with seeded(seed):
+        learner = build()
+
+        def after_epoch(row: dict[str, float]) -> bool:
+            nonlocal best, best_state
+            if valid_rows is None:
+                is_best = row["epoch"] == epochs
+            else:
+                row |= learner.measure(log, valid_rows)
+                is_best = best is None or better(row, best)
+            if is_best:
+                best, best_state = row, copy_of_state(learner.network)
+            return best is not None and row["epoch"] - best["epoch"] >= options.patience
+
+        history = run_epochs(
+            log,
+            learner,
+            options,
+            seed=seed,
+            train_rows=train_rows,
+            epochs=options.max_epochs if epochs is None else epochs,
+            after_epoch=after_epoch,
+            progress=progress,
+        )
+    assert best is not None
+    return FitResult(best_state, int(best["epoch"]), history)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, torch draws from this seed; afterwards its generator stands where it stood."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = spec.build(log.fields)
-        optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
-        trained = list(network.parameters())
-        averaged = [parameter.detach().clone() for parameter in trained]
-        step = 0
-        for epoch in range(1, last_epoch + 1):
-            network.train()
-            total, seen = 0.0, 0
-            for rows in batches(shuffler.permutation(train_rows), options.batch_rows):
-                batch_loss = loss(network(log.batch(rows))[0], rows)
-                objective = batch_loss
-                if options.embedding_l2:
-                    objective = objective + options.embedding_l2 * embedding_penalty(network, log.batch(rows))
-                optimizer.zero_grad()
-                objective.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                step += 1
-                # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
-                share = max(1 / step, 1 / options.averaged_steps)
-                torch._foreach_lerp_(averaged, [parameter.detach() for parameter in trained], share)
-                total += batch_loss.item() * len(rows)
-                seen += len(rows)
-                if progress is not None:
-                    done = (epoch - 1) * len(train_rows) + seen
-                    progress(done, last_epoch * len(train_rows), f"epoch {epoch}")
-            if not np.isfinite(total):
-                raise DivergedError(
-                    f"network {spec.network!r}: the loss became {total / seen} in epoch {epoch}; "
-                    f"lower learning_rate (it is {options.learning_rate})"
-                )
-            row: dict[str, float] = {"epoch": epoch, "train_loss": total / seen}
-            _exchange(trained, averaged)
-            if valid_rows is not None:
-                row |= measure(score(log, network, valid_rows), valid_rows)
-                if best is None or better(row, best):
-                    best, best_state = row, copy_of_state(network)
-            history.append(row)
-            if epoch == last_epoch and best is None:
-                best, best_state = row, copy_of_state(network)
-            _exchange(trained, averaged)
-            if best is not None and epoch - best["epoch"] >= options.patience:
-                break
-    assert best is not None
+        yield
+
+
+def run_epochs(
+    log: EncodedLog,
+    learner: Learner,
+    options: FitOptions,
+    *,
+    seed: int,
+    train_rows: NDArray[np.int64],
+    epochs: int,
+    after_epoch: Callable[[dict[str, float]], bool],
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """The loop: shuffle, step, average, tell; one row an epoch of what was shown and measured.
+
+    `after_epoch(row)` is called while the averaged weights stand in the learner; it may add to the row, and ends
+    training by answering true. The learner is left with its last step's weights.
+    """
+    shuffler = np.random.default_rng([seed, 1])
+    optimizer = torch.optim.Adam(learner.parameter_groups(), lr=options.learning_rate, fused=True)
+    trained = list(learner.parameters())
+    averaged = [parameter.detach().clone() for parameter in trained]
+    history: list[dict[str, float]] = []
+    step = 0
+    for epoch in range(1, epochs + 1):
+        learner.train()
+        totals: dict[str, float] = {}
+        seen = 0
+        for rows in batches(shuffler.permutation(train_rows), options.batch_rows):
+            loss = learner.loss(log.batch(rows), rows)
+            optimizer.zero_grad()
+            loss.objective.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+            # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
+            share = max(1 / step, 1 / options.averaged_steps)
+            torch._foreach_lerp_(averaged, [parameter.detach() for parameter in trained], share)
+            for name, value in loss.shown.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(rows)
+            seen += len(rows)
+            if progress is not None:
+                progress((epoch - 1) * len(train_rows) + seen, epochs * len(train_rows), f"epoch {epoch}")
+        row = {"epoch": epoch} | {name: total / seen for name, total in totals.items()}
+        if not np.isfinite(row["train_loss"]):
+            raise DivergedError(
+                f"network {learner.name!r}: the loss became {row['train_loss']} in epoch {epoch}; "
+                f"lower learning_rate (it is {options.learning_rate})"
+            )
+        _exchange(trained, averaged)
+        is_over = after_epoch(row)
+        _exchange(trained, averaged)
+        history.append(row)
+        if is_over:
+            break
     if progress is not None:
-        progress(last_epoch * len(train_rows), last_epoch * len(train_rows), f"kept epoch {best['epoch']:.0f}")
-    return FitResult(best_state, int(best["epoch"]), history)
+        progress(epochs * len(train_rows), epochs * len(train_rows), f"ended with epoch {len(history)}")
+    return history
 
 
 def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
@@ -254,9 +362,15 @@ def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
             other.copy_(kept)
 
 
-def embedding_penalty(network: nn.Module, batch: Encoded) -> Tensor:
-    """Half the squared length of the vectors that the batch looks up, a row."""
-    return 0.5 * network.embedding(batch).joined().square().sum(dim=(1, 2)).mean()  # type: ignore[operator, no-any-return]
+def _plain(fields: Fields, side: str) -> int:
+    return sum(spec.side == side and not spec.is_sequence for spec in fields)
+
+
+def embedding_penalty(network: nn.Module, batch: Encoded, weight: float) -> Tensor | float:
+    """`weight` times half the squared length of the vectors that the batch looks up, a row."""
+    if not weight:
+        return 0.0
+    return weight * (0.5 * network.embedding(batch).joined().square().sum(dim=(1, 2)).mean())  # type: ignore[operator, no-any-return]
 
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:
@@ -270,6 +384,18 @@ def batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
         yield rows[start : start + size]
 
 
+def answers(
+    log: EncodedLog, network: nn.Module, rows: NDArray[np.integer]
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Logits and hints of `rows` in evaluation mode, piece by piece: which of them, [b], and [b, H] or None."""
+    network.eval()
+    for start in range(0, len(rows), SCORE_ROWS):
+        piece = slice(start, min(start + SCORE_ROWS, len(rows)))
+        with torch.inference_mode():
+            logit, hint = network(log.batch(rows[piece]))
+        yield piece, logit, hint
+
+
 def score(
     log: EncodedLog,
     network: nn.Module,
@@ -280,22 +406,22 @@ def score(
     """Logits of `rows` (of the whole log without), float32, in evaluation mode."""
     rows = np.arange(len(log)) if rows is None else rows
     logit = np.empty(len(rows), dtype=np.float32)
-    network.eval()
-    with torch.inference_mode():
-        for start in range(0, len(rows), SCORE_ROWS):
-            piece = rows[start : start + SCORE_ROWS]
-            logit[start : start + len(piece)] = network(log.batch(piece))[0].numpy()
-            if progress is not None:
-                progress(start + len(piece), len(rows), "scoring")
+    for piece, found, _ in answers(log, network, rows):
+        logit[piece] = found.numpy()
+        if progress is not None:
+            progress(piece.stop, len(rows), "scoring")
     return logit
 
 
-def rows_to_learn_from(log: EncodedLog, parts: Sequence[Part]) -> NDArray[np.int64]:
-    """Rows of the parts; `SplitError` where there is nothing to learn from or to stop by."""
+def rows_to_learn_from(log: EncodedLog, parts: Sequence[Part], share: Share | None = None) -> NDArray[np.int64]:
+    """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
     rows = log.rows(parts)
     names = " + ".join(part.name.lower() for part in parts)
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")
+    if share is not None:
+        rows = share.of(log, rows)
+        names = f"{names}, {share}"
     if len(np.unique(log.label[rows])) < 2:
         raise SplitError(f"{names}: expected clicks and non-clicks, got {len(rows)} rows of one kind")
     return rows

@@ -88,13 +88,14 @@ def expected_outputs(
     """What the graph has to answer, from the networks as they were trained."""
     batch = as_rows(feed, wiring)
     with torch.inference_mode():
-        columns = [network.eval()(batch)[0].double().numpy() for network in networks.values()]
-    teacher_logits = np.stack(columns, axis=1)
-    logit = teacher_logits[:, 0] if head.gate is None else head.gate.ensemble_logit(teacher_logits)
+        answers = [network.eval()(batch) for network in networks.values()]
+    teacher_logits = np.stack([logit.double().numpy() for logit, _ in answers], axis=1)
+    hints = [hint.double().numpy() for _, hint in answers] if head.gate is not None and head.gate.takes_hints else []
+    logit = teacher_logits[:, 0] if head.gate is None else head.gate.ensemble_logit(teacher_logits, hints)
     sampled = sigmoid(head.platt.apply(logit))
     outputs = {LOGIT: logit, PCTR: sampled / (sampled + (1 - sampled) / head.negative_keep_rate)}
     if head.gate is not None:
-        outputs |= {TEACHER_LOGITS: teacher_logits, GATE_WEIGHTS: head.gate.gate_weights(teacher_logits)}
+        outputs |= {TEACHER_LOGITS: teacher_logits, GATE_WEIGHTS: head.gate.gate_weights(teacher_logits, hints)}
     return outputs
 
 

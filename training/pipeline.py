@@ -4,31 +4,35 @@
                           |                            |        |                                 |
                           +-> refit of each -----------+-> refit of the student -> graph of each -+
 
+Where teachers and student train together, one step makes them all, each is taken from it into a folder like any
+other, and the gate comes after.
+
 Each arrow is a `needs` of `stages.Step`, so whatever has no arrow between it runs side by side, is done once, and is
 redone only when something before it changes. Seeds vary training, not the log; the first seed's models are exported.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from training import steps
 from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
 from training.export import export as export_models
 from training.export import graph as draw_graph
-from training.loop import NetworkSpec
-from training.recipe import LoadedRecipe, SyntheticSettings
+from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
+from training.shares import Share
 from training.stages import Step
 
 # What each step's result depends on beside its inputs and the module of its function; what these import counts as well.
 _WORLD = ("package:numpy", "package:pyarrow", "training/data/synthetic", "models/schema.py")
 _READING = ("package:numpy", "package:pyarrow", "training/data", "training/encoded_log.py", "models")
 _LEARNING = ("package:torch", "package:numpy", "training/zoo", "training/loop.py", "training/metrics.py")
-_GATING = ("package:torch", "package:numpy", "training/gate.py", "training/calibrate.py", "training/loop.py")
-_DISTILLING = (*_LEARNING, "training/distill.py")
+_GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
+_DISTILLING = (*_LEARNING, *_GATING)
+_TOGETHER = (*_LEARNING, "training/together.py")
 _EXPORTING = (
     *_LEARNING,
     *_GATING,
@@ -40,7 +44,7 @@ _EXPORTING = (
     "training/parity.py",
     "training/cost.py",
 )
-_MEASURING = (*_DISTILLING, *_GATING, "training/data/prepare.py")
+_MEASURING = (*_DISTILLING, "training/data/prepare.py")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class SeedSteps:
     teachers: Mapping[str, Step]
     """The refitted ones, as are `ensemble`, `student` and `control`."""
     measure: Step
+    firsts: Mapping[str, Step]
+    """As first trained, stopped by validation rows: student, control, teachers.<name> (of copies, the first)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
     log, prepare = _reading_steps(loaded, runs=runs, data=data)
-    trained = tuple(_seed_steps(recipe, seed, prepare) for seed in seeds)
+    trained = tuple(_SeedPlan(recipe, seed, prepare).lay_out() for seed in seeds)
     first = trained[0]
     export = Step(
         "export",
@@ -144,8 +150,104 @@ def own_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
 
 
-def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
-    def step(
+@dataclass(frozen=True)
+class _Fit:
+    """A network as it was first trained, and as it is served: refitted on train + validation, unless a recipe says
+    otherwise; then both are one."""
+
+    first: Step
+    again: Step
+
+
+class _SeedPlan:
+    """The steps of one seed."""
+
+    def __init__(self, recipe: Recipe, seed: int, prepare: Step) -> None:
+        self.recipe, self.seed, self.prepare = recipe, seed, prepare
+        self.gate_takes_hints = recipe.gate.form == "hints"
+        self.student_takes_hints = "hint" in recipe.student.fit.losses
+
+    def lay_out(self) -> SeedSteps:
+        """All of them, from the fits of teachers and control to what is measured."""
+        recipe = self.recipe
+        control = self._fit("control", recipe.control, "control")
+        if recipe.scheme.kind == "pretrain":
+            together = None
+            teachers = self._teachers()
+        else:
+            together = self._together()
+            teachers = {
+                name: self._taken(together, "teachers", name, f"teachers/{name}") for name in recipe.teacher_names
+            }
+        learned = {"learned": together.first} if together and recipe.scheme.kind == "cotrain" else {}
+        gate = self._step(
+            "gate",
+            "gate",
+            steps.fit_the_gate,
+            {"options": recipe.gate.model_dump(mode="json")},
+            {"prepared": self.prepare, **learned, **self._outputs(teachers, "first", hints=self.gate_takes_hints)},
+            _GATING,
+        )
+        ensemble = gate
+        if recipe.merge_validation:
+            needs = {"gate": gate, **self._outputs(teachers, "again", hints=self.gate_takes_hints)}
+            ensemble = self._step("refit", "ensemble", steps.apply_gate, {}, needs, _GATING)
+        student = (
+            self._taken(together, "student", "student", "student") if together else self._distilled(gate, teachers)
+        )
+        firsts = {f"teacher:{name}": fit.first for name, fit in teachers.items()}
+        platt = self._step(
+            "calibrate",
+            "platt",
+            steps.calibrate,
+            {},
+            {
+                "prepared": self.prepare,
+                "ensemble": gate,
+                "student": student.first,
+                "control": control.first,
+                **firsts,
+            },
+            _GATING,
+        )
+        refitted = self._outputs(teachers, "again", hints=self.gate_takes_hints)
+        measure = self._step(
+            "measure",
+            "measure",
+            steps.measure,
+            {"seed": self.seed},
+            {
+                "prepared": self.prepare,
+                "gate": gate,
+                "ensemble": ensemble,
+                "platt": platt,
+                "student": student.first,
+                "student_refit": student.again,
+                "control": control.first,
+                "control_refit": control.again,
+                **firsts,
+                **{name.replace(":", "_refit:"): step for name, step in refitted.items()},
+            },
+            _MEASURING,
+        )
+        return SeedSteps(
+            seed=self.seed,
+            gate=gate,
+            ensemble=ensemble,
+            platt=platt,
+            student=student.again,
+            control=control.again,
+            teachers={name: fit.again for name, fit in teachers.items()},
+            measure=measure,
+            firsts={
+                "student": student.first,
+                "control": control.first,
+                **{f"teachers.{name}": teachers[recipe.names_of(name)[0]].first for name in recipe.teachers},
+            },
+        )
+
+    def _step(
+        self,
         stage: str,
         label: str,
         run: Any,
@@ -154,92 +256,92 @@ def _seed_steps(recipe: Any, seed: int, prepare: Step) -> SeedSteps:
         code: Any,
         weight: float = 1,
     ) -> Step:
-        return Step(stage, f"{label}-s{seed}", run, arguments, needs, code, weight=weight)
+        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, weight=weight)
 
-    def network(spec: NetworkSpec) -> dict[str, Any]:
-        return {"network": spec.network, "options": dict(spec.options)}
+    def _twice(
+        self,
+        stage: str,
+        label: str,
+        run: Any,
+        arguments: Mapping[str, Any],
+        needs: tuple[dict[str, Step], dict[str, Step]],
+        code: Any,
+        weight: float = 1,
+    ) -> _Fit:
+        """A fit, and its refit from the second of `needs`."""
+        prepared = {"prepared": self.prepare}
+        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight)
+        if not self.recipe.merge_validation:
+            return _Fit(first, first)
+        again = prepared | needs[1] | {"first": first}
+        return _Fit(first, self._step("refit", label, run, arguments, again, code, weight))
 
-    def fit(name: str, setting: Any, stage: str) -> tuple[Step, Step]:
-        options = setting.fit.model_dump(mode="json")
-        first = step(
-            stage,
-            name,
-            steps.fit_network,
-            {"spec": network(setting), "options": options, "seed": own_seed(seed, name)},
-            {"prepared": prepare},
-            _LEARNING,
+    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, share: Share | None = None) -> _Fit:
+        arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
+        if share is not None:
+            arguments |= {"share": asdict(share)}
+        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING)
+
+    def _teachers(self) -> dict[str, _Fit]:
+        fits = {}
+        for base, setting in self.recipe.teachers.items():
+            for index, name in enumerate(self.recipe.names_of(base)):
+                share = setting.copies.share(index, own_seed(self.seed, base)) if setting.copies else None
+                fits[name] = self._fit(name, setting, "teachers", share)
+        return fits
+
+    def _distilled(self, gate: Step, teachers: Mapping[str, _Fit]) -> _Fit:
+        hints = self.gate_takes_hints or self.student_takes_hints
+        first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
+        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")}
+        return self._twice("student", "student", steps.distil, arguments, (first, again), _DISTILLING, weight=4)
+
+    def _together(self) -> _Fit:
+        recipe = self.recipe
+        arguments = _network(recipe.student) | {
+            "scheme": recipe.scheme.model_dump(mode="json"),
+            "teachers": {
+                name: _network(setting) for base, setting in recipe.teachers.items() for name in recipe.names_of(base)
+            },
+            "form": recipe.gate.form,
+            "seed": own_seed(self.seed, "together"),
+        }
+        weight = 4 + len(recipe.teacher_names)
+        return self._twice("together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight)
+
+    def _taken(self, together: _Fit, stage: str, label: str, name: str) -> _Fit:
+        first, again = (
+            self._step(place, label, steps.take, {"name": name}, {"source": source}, ())
+            for place, source in ((stage, together.first), ("refit", together.again))
         )
-        again = step(
-            "refit",
-            name,
-            steps.refit_network,
-            {"options": options, "seed": own_seed(seed, name)},
-            {"prepared": prepare, "first": first},
-            _LEARNING,
-        )
-        return first, again
+        return _Fit(first, again if self.recipe.merge_validation else first)
 
-    fits = {name: fit(name, setting, "teachers") for name, setting in recipe.teachers.items()}
-    firsts = {f"teacher:{name}": pair[0] for name, pair in fits.items()}
-    agains = {f"teacher:{name}": pair[1] for name, pair in fits.items()}
-    control, control_refit = fit("control", recipe.control, "control")
+    def _outputs(
+        self, teachers: Mapping[str, _Fit], which: Literal["first", "again"], *, hints: bool
+    ) -> dict[str, Step]:
+        """What `steps.outputs_of` reads: the teachers as `which`, and their hints where somebody wants them."""
+        fits: dict[str, Step] = {name: getattr(fit, which) for name, fit in teachers.items()}
+        found = {f"teacher:{name}": step for name, step in fits.items()}
+        if hints:
+            dtype = "float32" if self.gate_takes_hints else "float16"  # a gate's numbers are those that are served
+            stage = "hints" if which == "first" or not self.recipe.merge_validation else "refit-hints"
+            found |= {
+                f"hints:{name}": self._step(
+                    stage,
+                    name,
+                    steps.store_teacher_hints,
+                    {"dtype": dtype},
+                    {"prepared": self.prepare, "teacher": step},
+                    _GATING,
+                )
+                for name, step in fits.items()
+            }
+        return found
 
-    gate = step("gate", "gate", steps.fit_the_gate, {}, {"prepared": prepare, **firsts}, _GATING)
-    ensemble = step("refit", "ensemble", steps.apply_gate, {}, {"gate": gate, **agains}, _GATING)
 
-    options = recipe.student.fit.model_dump(mode="json")
-    student = step(
-        "student",
-        "student",
-        steps.distil,
-        {"spec": network(recipe.student), "options": options, "seed": own_seed(seed, "student")},
-        {"prepared": prepare, "ensemble": gate},
-        _DISTILLING,
-        weight=4,
-    )
-    student_refit = step(
-        "refit",
-        "student",
-        steps.redistil,
-        {"options": options, "seed": own_seed(seed, "student")},
-        {"prepared": prepare, "ensemble": ensemble, "first": student},
-        _DISTILLING,
-        weight=4,
-    )
-    platt = step(
-        "calibrate",
-        "platt",
-        steps.calibrate,
-        {},
-        {"prepared": prepare, "ensemble": gate, "student": student, "control": control, **firsts},
-        _GATING,
-    )
-    measure = step(
-        "measure",
-        "measure",
-        steps.measure,
-        {"seed": seed},
-        {
-            "prepared": prepare,
-            "gate": gate,
-            "ensemble": ensemble,
-            "platt": platt,
-            "student": student,
-            "student_refit": student_refit,
-            "control": control,
-            "control_refit": control_refit,
-            **firsts,
-            **{f"teacher_refit:{name}": pair[1] for name, pair in fits.items()},
-        },
-        _MEASURING,
-    )
-    return SeedSteps(
-        seed=seed,
-        gate=gate,
-        ensemble=ensemble,
-        platt=platt,
-        student=student_refit,
-        control=control_refit,
-        teachers={name: pair[1] for name, pair in fits.items()},
-        measure=measure,
-    )
+def _network(setting: Teacher | Untaught | Distilled) -> dict[str, Any]:
+    """Arguments of a fit: the network, and how it is trained."""
+    return {
+        "spec": {"network": setting.network, "options": dict(setting.options)},
+        "options": setting.fit.model_dump(mode="json"),
+    }

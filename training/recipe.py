@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.documents import DocumentError, parse_document
 from models.problems import problems_of, shown
@@ -19,7 +19,11 @@ from training.data.sources import FilesSettings, KuaiRandSettings, MovieLensSett
 from training.data.split import Split
 from training.distill import DistillOptions
 from training.errors import RecipeError
+from training.gate import GateOptions
 from training.loop import FitOptions, NetworkSpec
+from training.shares import Copies
+from training.together import Cotrain, Mutual, Pretrain
+from training.zoo.embedding import FieldSpec
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -45,11 +49,21 @@ SourceSettings = Annotated[
 ]
 
 
-class HardLabels(NetworkSpec):
-    """A network and how it is trained on clicks."""
+def _by_name(value: Any) -> Any:
+    """`scheme: cotrain` is short for `scheme: {kind: cotrain}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Scheme = Annotated[Pretrain | Cotrain | Mutual, Field(discriminator="kind"), BeforeValidator(_by_name)]
+
+
+class Teacher(NetworkSpec):
+    """One of the ensemble, or several of one architecture: a network and how it is trained on clicks."""
 
     fit: FitOptions
     """Learning rate, batch, epochs, patience."""
+    copies: Copies | None = None
+    """As many teachers, <name>-1, <name>-2, ..., that differ in their seed or in the rows they see."""
 
 
 class ControlOptions(FitOptions):
@@ -86,12 +100,18 @@ class Recipe(_Settings):
     """The log's FeatureSchema, relative to the recipe file. The synthetic log brings its own."""
     split: Split
     """Which rows train, validate and test."""
-    teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], HardLabels] = Field(min_length=1)
+    scheme: Scheme = Pretrain()
+    """When teachers and student train: pretrain, cotrain or mutual."""
+    teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    gate: GateOptions = GateOptions()
+    """How the ensemble weighs its teachers."""
     student: Distilled
     """What serves the traffic in the end."""
     control: Untaught
     """The student's own network on hard labels: what a user runs today, tuned as hard as the student."""
+    merge_validation: bool = True
+    """Once epochs, gate and calibration are found, train everything again on train + validation rows."""
 
     @model_validator(mode="after")
     def _control_is_the_student_untaught(self) -> "Recipe":
@@ -112,6 +132,82 @@ class Recipe(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _copies_have_names_of_their_own(self) -> "Recipe":
+        names = self.teacher_names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"teachers: expected other names beside the copies', got {twice} twice; rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_layers_are_there(self) -> "Recipe":
+        """LR, FM and their like have none to imitate, to weigh by, or to imitate with."""
+        fit = self.student.fit
+        if fit.needs_student_hint and not _has_hint(self.student):
+            raise ValueError(
+                "student: expected a network with a hidden layer for losses.hint or auxiliary_head, "
+                f"got {self.student.network}; say student.network: dnn"
+            )
+        wants = "student.fit.losses.hint" if "hint" in fit.losses else "gate.form: hints"
+        if "hint" in fit.losses or self.gate.form == "hints":
+            without = [name for name, teacher in self.teachers.items() if not _has_hint(teacher)]
+            if without:
+                dropped = " ".join(f"--set teachers.{name}=null" for name in without)
+                raise ValueError(
+                    f"{wants}: expected teachers with a hidden layer, got {', '.join(without)} without one; "
+                    f"drop them: {dropped}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> "Recipe":
+        fit, parts = self.student.fit, self.has_parted_copies
+        if self.gate.form == "stacking":
+            if fit.aggregate == "probabilities":
+                raise ValueError(
+                    "gate.form: stacking has weights below 0 and no mean of probabilities; "
+                    "say student.fit.aggregate: logits"
+                )
+            if "hint" in fit.losses:
+                raise ValueError("gate.form: stacking has no weights for hints; say gate.form: static")
+            if parts and fit.taught_by == "unseen":
+                raise ValueError(
+                    "gate.form: stacking cannot leave teachers out of a row's label; say student.fit.taught_by: all"
+                )
+        if self.scheme.kind != "pretrain" and parts:
+            raise ValueError(
+                f"scheme {self.scheme.kind}: expected every teacher to see every batch, got copies by {parts}; "
+                "say by: seeds, or scheme: pretrain"
+            )
+        if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
+            raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
+        if self.scheme.kind == "mutual":
+            own = {"temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head"}
+            changed = sorted(name for name in own if getattr(fit, name) != DistillOptions.model_fields[name].default)
+            if changed:
+                raise ValueError(
+                    f"scheme mutual: peers teach by their own loss, expected student.fit without {', '.join(changed)}; "
+                    "kd_weight is all it takes"
+                )
+        return self
+
+    @property
+    def has_parted_copies(self) -> str:
+        """How teachers are parted by the rows they see; empty where all see all."""
+        ways = (teacher.copies.by for teacher in self.teachers.values() if teacher.copies)
+        return ", ".join(sorted({way for way in ways if way != "seeds"}))
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """Every teacher there will be, in the ensemble's order."""
+        return [name for teacher in self.teachers for name in self.names_of(teacher)]
+
+    def names_of(self, teacher: str) -> list[str]:
+        """The teachers that stand under this name: itself, or its copies."""
+        copies = self.teachers[teacher].copies
+        return [teacher] if copies is None else [f"{teacher}-{number}" for number in range(1, copies.count + 1)]
+
+    @model_validator(mode="after")
     def _a_log_of_files_has_a_schema(self) -> "Recipe":
         if (self.schema_file is None) != (self.source.kind == "synthetic"):
             raise ValueError(
@@ -119,6 +215,22 @@ class Recipe(_Settings):
                 "`python -m training infer-schema FILE` proposes one"
             )
         return self
+
+
+_ANY_FIELDS = (
+    FieldSpec("a", 1, "context"),
+    FieldSpec("b", 1, "context", is_sequence=True),
+    FieldSpec("c", 1, "candidate"),
+    FieldSpec("d", 1, "candidate"),
+)
+
+
+def _has_hint(spec: NetworkSpec) -> bool:
+    """Whether a network gives a hidden layer. One that cannot be built on fields this plain is asked at training."""
+    try:
+        return spec.hint_width(_ANY_FIELDS) is not None
+    except (ValueError, KeyError, TypeError, RuntimeError):
+        return True
 
 
 @dataclass(frozen=True)

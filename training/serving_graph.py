@@ -120,11 +120,12 @@ class ServingGraph(nn.Module):
 
     def __init__(self, networks: Mapping[str, nn.Module], wiring: Wiring, head: Head) -> None:
         super().__init__()
-        expected = 1 if head.gate is None else len(head.gate.weights)
+        expected = 1 if head.gate is None else head.gate.teachers
         if len(networks) != expected:
             raise ExportError(f"expected as many networks as the head takes, {expected}, got {len(networks)}")
         self.wiring = wiring
         self.gate = None if head.gate is None else GateModule(head.gate)
+        self.gate_takes_hints = head.gate is not None and head.gate.takes_hints
         self.platt_scale = head.platt.scale
         self.platt_bias = head.platt.bias + math.log(head.negative_keep_rate)
         # Modules are copied, because their embeddings will be replaced; weights are shared.
@@ -143,11 +144,13 @@ class ServingGraph(nn.Module):
         pairs = zip(self.wiring.sequences, zip(sequences[::2], sequences[1::2], strict=True), strict=True)
         batch = Encoded(context, candidates, request_index, dict(pairs))
         with self.look_up.of(batch):
-            logits = [network(batch)[0] for network in self.networks]
+            answers = [network(batch) for network in self.networks]
+        logits = [logit for logit, _ in answers]
         if self.gate is None:
             return logits[0], self._calibrated(logits[0])
         teacher_logits = torch.stack(logits, dim=1)  # [N, M]
-        logit, gate_weights = self.gate(teacher_logits)
+        inputs = torch.cat([teacher_logits, *(hint for _, hint in answers)], dim=1) if self.gate_takes_hints else None
+        logit, gate_weights = self.gate(teacher_logits, inputs)
         return logit, self._calibrated(logit), teacher_logits, gate_weights
 
     def _calibrated(self, logit: Tensor) -> Tensor:

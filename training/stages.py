@@ -144,6 +144,14 @@ def meaning(source: str) -> bytes:
     return ast.dump(tree).encode()
 
 
+def same_file(source: Path, target: Path) -> None:
+    """The file under another name, without copying gigabytes where the file system can do that."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 class Watcher(Protocol):
     """Who is told about a run: the progress display, or a list in a test."""
 

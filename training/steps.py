@@ -5,7 +5,7 @@ Every function here fills a folder and can run in a process of its own (`stages.
 
     train      teachers, student and controls learn
     valid A    stops them: teachers and control_train by AUC, the student by distillation KL
-    valid B    fits the gate, its scale and its bias
+    valid B    fits the gate (unless a recipe has it learn on train), its scale and its bias
     valid C    decides gate against average, and fits Platt
     refit      learns from train + valid at the epochs found; gate, scale, bias and Platt are carried over
     test       is scored with everything else but looked at by `measure` alone
@@ -18,15 +18,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from training.calibrate import Platt, fit_platt
 from training.data.prepare import PrepareReport, load_encoder
 from training.distill import DistillOptions, fit_student, kl_divergence
 from training.encoded_log import VALID, EncodedLog, Part
-from training.gate import Gate, fit_gate
-from training.loop import FitOptions, NetworkSpec, fit, load_fit, load_network, score
+from training.ensemble import TeacherOutputs, store_hints
+from training.gate import Form, Gate, GateOptions, fit_gate
+from training.loop import (
+    FitOptions,
+    FitResult,
+    NetworkSpec,
+    fit,
+    load_fit,
+    load_network,
+    rows_to_learn_from,
+    score,
+)
 from training.metrics import evaluate, reliability, sigmoid
-from training.stages import Report
+from training.shares import Share
+from training.stages import Report, same_file
+from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
 CONTROL_TRAIN, CONTROL_TRAIN_VALID = "control_train", "control_train_valid"
@@ -40,55 +53,63 @@ def write_synthetic_log(folder: Path, report: Report, *, world: Mapping[str, Any
     write_json(folder / "world.json", facts.to_json())
 
 
-def fit_network(folder: Path, report: Report, *, prepared: Path, spec: Any, options: Any, seed: int) -> None:
-    """A teacher, or control_train: hard labels on train, stopped by AUC on valid A; logits of every row beside it."""
+def fit_network(
+    folder: Path,
+    report: Report,
+    *,
+    prepared: Path,
+    spec: Any,
+    options: Any,
+    seed: int,
+    share: Any = None,
+    first: Path | None = None,
+) -> None:
+    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows."""
+    log, when = EncodedLog.open(prepared / "log"), _when(first)
+    network, share = NetworkSpec(**spec), None if share is None else Share(**share)
+    result = fit(log, network, FitOptions(**options), seed=seed, **when, share=share, progress=report)
+    _keep(folder, report, log, network, result)
+    _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share))
+
+
+def store_teacher_hints(folder: Path, report: Report, *, prepared: Path, teacher: Path, dtype: str) -> None:
+    """hint.npy: a teacher's hidden layer of every row, for whoever imitates or weighs hints."""
     log = EncodedLog.open(prepared / "log")
-    network = NetworkSpec(**spec)
-    result = fit(
-        log,
-        network,
-        FitOptions(**options),
-        seed=seed,
-        train=[Part.TRAIN],
-        valid=[Part.VALID_A],
-        progress=report,
+    width = store_hints(folder / "hint.npy", log, load_network(teacher, log.fields), dtype, progress=report)
+    report(1, 1, f"{width} numbers a row")
+
+
+def fit_the_gate(
+    folder: Path, report: Report, *, prepared: Path, options: Any, learned: Path | None = None, **teachers: Path
+) -> None:
+    """gate.json: fitted on valid B (or on train), decided on valid C; the ensemble's logit of every row beside it.
+
+    `teachers` are the folders `teacher:<name>`, and `hints:<name>` where the gate takes hints; `learned` holds the gate
+    that was trained together with them.
+    """
+    log = EncodedLog.open(prepared / "log")
+    outputs = outputs_of(teachers)
+    found = fit_gate(
+        outputs.logits,
+        log.label,
+        rows_b=log.rows([Part.VALID_B]),
+        rows_c=log.rows([Part.VALID_C]),
+        rows_train=log.rows([Part.TRAIN]),
+        options=GateOptions(**options),
+        hints=outputs.hints,
+        unseen=outputs.unseen,
+        learned=None if learned is None else Gate.from_json(read_json(learned / "gate.json")),
     )
-    result.save(folder, network)
-    best = result.history[result.epochs - 1]
-    _score_all(folder, log)
-    report(1, 1, f"AUC {best['valid_auc']:.4f} at epoch {result.epochs}")
-
-
-def refit_network(folder: Path, report: Report, *, prepared: Path, first: Path, options: Any, seed: int) -> None:
-    """The same network on train + valid, at the epochs that `first` found."""
-    log = EncodedLog.open(prepared / "log")
-    network, epochs, _ = load_fit(first)
-    result = fit(
-        log,
-        network,
-        FitOptions(**options),
-        seed=seed,
-        train=TRAIN_VALID,
-        valid=None,
-        epochs=epochs,
-        progress=report,
-    )
-    result.save(folder, network)
-    _score_all(folder, log)
-    report(1, 1, f"{epochs} epochs")
-
-
-def fit_the_gate(folder: Path, report: Report, *, prepared: Path, **teachers: Path) -> None:
-    """gate.json: fitted on valid B, decided on valid C; the ensemble's logit of every row beside it."""
-    log = EncodedLog.open(prepared / "log")
-    teacher_logits = stacked(teachers)
-    found = fit_gate(teacher_logits, log.label, rows_b=log.rows([Part.VALID_B]), rows_c=log.rows([Part.VALID_C]))
     write_json(
         folder / "gate.json",
-        {"gate": found.gate.to_json(), "average": found.average.to_json(), "evidence": found.evidence},
+        {
+            "gate": found.gate.to_json(),
+            "average": found.average.to_json(),
+            "evidence": found.evidence,
+            "labels": _labels_of_train_rows(log, found.gate, outputs),
+        },
     )
-    np.save(folder / "logit.npy", found.gate.ensemble_logit(teacher_logits).astype(np.float32))
-    np.save(folder / "average_logit.npy", found.average.ensemble_logit(teacher_logits).astype(np.float32))
+    _keep_ensemble(folder, outputs, found.gate, found.average)
     gain = found.evidence["average_ce_c"] - found.evidence["gate_ce_c"]
     report(1, 1, f"chose the {found.gate.chosen} (held-out cross-entropy: gate better by {gain:+.5f})")
 
@@ -96,53 +117,86 @@ def fit_the_gate(folder: Path, report: Report, *, prepared: Path, **teachers: Pa
 def apply_gate(folder: Path, report: Report, *, gate: Path, **teachers: Path) -> None:
     """The same gate over refitted teachers."""
     facts = read_json(gate / "gate.json")
-    teacher_logits = stacked(teachers)
-    for name, key in (("logit.npy", "gate"), ("average_logit.npy", "average")):
-        logit = Gate.from_json(facts[key]).ensemble_logit(teacher_logits)
-        np.save(folder / name, logit.astype(np.float32))
+    _keep_ensemble(folder, outputs_of(teachers), Gate.from_json(facts["gate"]), Gate.from_json(facts["average"]))
     report(1, 1, "carried over")
 
 
-def distil(folder: Path, report: Report, *, prepared: Path, ensemble: Path, spec: Any, options: Any, seed: int) -> None:
-    """The student, stopped by distillation KL on valid A."""
-    log = EncodedLog.open(prepared / "log")
-    network = NetworkSpec(**spec)
-    result = fit_student(
-        log,
-        network,
-        DistillOptions(**options),
-        np.load(ensemble / "logit.npy"),
-        seed=seed,
-        train=[Part.TRAIN],
-        valid=[Part.VALID_A],
-        progress=report,
-    )
-    result.save(folder, network)
-    _score_all(folder, log)
-    best = result.history[result.epochs - 1]
-    report(1, 1, f"KL {best['valid_kl']:.5f} at epoch {result.epochs}")
-
-
-def redistil(
-    folder: Path, report: Report, *, prepared: Path, ensemble: Path, first: Path, options: Any, seed: int
+def distil(
+    folder: Path,
+    report: Report,
+    *,
+    prepared: Path,
+    gate: Path,
+    spec: Any,
+    options: Any,
+    seed: int,
+    first: Path | None = None,
+    **teachers: Path,
 ) -> None:
-    """The student of the refitted teachers, on train + valid, at the epochs that `first` found."""
-    log = EncodedLog.open(prepared / "log")
-    network, epochs, _ = load_fit(first)
-    result = fit_student(
+    """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
+    log, network, settings = EncodedLog.open(prepared / "log"), NetworkSpec(**spec), DistillOptions(**options)
+    targets = outputs_of(teachers).targets(
+        Gate.from_json(read_json(gate / "gate.json")["gate"]),
+        aggregate=settings.aggregate,
+        temperature=settings.temperature,
+        out_of_sample=settings.taught_by == "unseen",
+        with_hints="hint" in settings.losses,
+    )
+    result = fit_student(log, network, settings, targets, seed=seed, **_when(first), progress=report)
+    _keep(folder, report, log, network, result)
+
+
+def train_together(
+    folder: Path,
+    report: Report,
+    *,
+    prepared: Path,
+    scheme: Any,
+    teachers: Any,
+    spec: Any,
+    options: Any,
+    form: str,
+    seed: int,
+    first: Path | None = None,
+) -> None:
+    """Teachers and student at once, each in a folder of its own: teachers/<name> and student; with `first`, the refit.
+
+    gate.json beside them where a gate was trained: without scale and bias, which come from rows held out.
+    """
+    log, when = EncodedLog.open(prepared / "log"), _when(first, "student")
+    specs = {
+        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]))
+        for name, teacher in teachers.items()
+    }
+    network = NetworkSpec(**spec)
+    if first is not None:
+        of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
+        when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
+    found = fit_together(
         log,
+        TypeAdapter(Cotrain | Mutual).validate_python(scheme),
+        specs,
         network,
         DistillOptions(**options),
-        np.load(ensemble / "logit.npy"),
+        form=TypeAdapter(Form).validate_python(form),
         seed=seed,
-        train=TRAIN_VALID,
-        valid=None,
-        epochs=epochs,
+        **when,
+        gate=Gate.from_json(read_json(first / "gate.json")) if first and (first / "gate.json").exists() else None,
         progress=report,
     )
-    result.save(folder, network)
-    _score_all(folder, log)
-    report(1, 1, f"{epochs} epochs")
+    if found.gate is not None:
+        write_json(folder / "gate.json", found.gate.to_json())
+    for name, result in found.teachers.items():
+        _keep(folder / "teachers" / name, report, log, specs[name].network, result)
+        _keep_seen(folder / "teachers" / name, log, log.rows(when["train"]))
+    _keep(folder / "student", report, log, network, found.student)
+
+
+def take(folder: Path, report: Report, *, source: Path, name: str) -> None:
+    """One network of those that were trained together, as a folder like any other fit's."""
+    for file in (source / name).iterdir():
+        same_file(file, folder / file.name)
+    report(1, 1, "taken")
 
 
 def calibrate(
@@ -173,7 +227,7 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     """measure.json: every model's figures on test and train rows, before and after refit, and what explains them.
 
     `fits` are the folders `gate`, `ensemble`, `platt`, `student`, `student_refit`, `control`, `control_refit`,
-    `teacher:<name>` and `teacher_refit:<name>`.
+    `teacher:<name>` and `teacher_refit:<name>`, and where the gate takes hints `hints_refit:<name>`.
     """
     log = EncodedLog.open(prepared / "log")
     first, refitted = named(fits, "teacher"), named(fits, "teacher_refit")
@@ -214,8 +268,8 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
         | {f"teachers/{name}": _history(fit) for name, fit in first.items()}
     )
     gate = read_json(fits["gate"] / "gate.json")
-    teacher_logits = stacked(refitted)
-    gate_weights = Gate.from_json(gate["gate"]).gate_weights(teacher_logits[test])
+    outputs = TeacherOutputs.read(refitted, named(fits, "hints_refit")).of(test)
+    gate_weights = outputs.gate_weights(Gate.from_json(gate["gate"]))
     facts["gate"] = gate | {
         "teachers": teachers,
         "mean_weights": dict(zip(teachers, gate_weights.mean(axis=0).tolist(), strict=True)),
@@ -229,9 +283,9 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
 
 
-def stacked(teachers: Mapping[str, Path]) -> NDArray[np.float32]:
-    """Teacher logits [n, M], in the recipe's order."""
-    return np.stack([np.load(folder / "logit.npy") for folder in teachers.values()], axis=1)
+def outputs_of(folders: Mapping[str, Path]) -> TeacherOutputs:
+    """Of the folders `teacher:<name>` and `hints:<name>`: what was stored, teachers in the recipe's order."""
+    return TeacherOutputs.read(named(folders, "teacher"), named(folders, "hints"))
 
 
 def named(folders: Mapping[str, Path], kind: str) -> dict[str, Path]:
@@ -259,9 +313,46 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _score_all(folder: Path, log: EncodedLog) -> None:
-    """Every row's logit, stored once beside the weights and shared by all who need it."""
-    np.save(folder / "logit.npy", score(log, load_network(folder, log.fields)))
+def _when(first: Path | None, network: str = "") -> dict[str, Any]:
+    """Which rows to learn from and when to stop: train until valid A says so, or train + valid as long as `first`."""
+    if first is None:
+        return {"train": [Part.TRAIN], "valid": [Part.VALID_A], "epochs": None}
+    return {"train": TRAIN_VALID, "valid": None, "epochs": load_fit(first / network)[1]}
+
+
+def _keep(folder: Path, report: Report, log: EncodedLog, network: NetworkSpec, result: FitResult) -> None:
+    """A fit on disk, every row's logit beside it for all who need it, and a word on what came out."""
+    result.save(folder, network)
+    np.save(folder / "logit.npy", score(log, load_network(folder, log.fields), progress=report))
+    best = result.history[result.epochs - 1]
+    shown = {"KL": "valid_kl", "AUC": "valid_auc"}
+    figures = [f"{title} {best[name]:.4g}" for title, name in shown.items() if name in best]
+    report(1, 1, ", ".join([*figures, f"{result.epochs} epochs"]))
+
+
+def _keep_seen(folder: Path, log: EncodedLog, rows: NDArray[np.int64]) -> None:
+    """Which rows a teacher learned from."""
+    seen = np.zeros(len(log), dtype=bool)
+    seen[rows] = True
+    np.save(folder / "seen.npy", seen)
+
+
+def _keep_ensemble(folder: Path, outputs: TeacherOutputs, gate: Gate, average: Gate) -> None:
+    """The logits of gate and average on every row, by all teachers, as they are served."""
+    np.save(folder / "logit.npy", outputs.ensemble_logit(gate).astype(np.float32))
+    np.save(folder / "average_logit.npy", outputs.ensemble_logit(average).astype(np.float32))
+
+
+def _labels_of_train_rows(log: EncodedLog, gate: Gate, outputs: TeacherOutputs) -> dict[str, Any]:
+    """How well the soft labels of training rows foretell the clicks: of all teachers, and of those that did not learn
+    from the row. Far better by all is what teachers remember, not what they know."""
+    rows = log.rows([Part.TRAIN])
+    outputs = outputs.of(rows)
+    found: dict[str, Any] = {"all": _evaluated(log, outputs.ensemble_logit(gate), rows)}
+    if outputs.unseen is not None:
+        found["unseen"] = _evaluated(log, outputs.ensemble_logit(gate, out_of_sample=True), rows)
+        found["share_by_some"] = float((~outputs.unseen).any(axis=1).mean())
+    return found
 
 
 def _evaluated(log: EncodedLog, logit: NDArray[np.floating], rows: NDArray[np.int64]) -> dict[str, float | None]:
@@ -329,8 +420,6 @@ def prepare_log(
 
     `fingerprint` of a real log's contents is here to be part of the step's key.
     """
-    from pydantic import TypeAdapter
-
     from models.schema import FeatureSchema
     from training.data.prepare import prepare
     from training.data.sources import SourceSettings, open_source

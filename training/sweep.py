@@ -25,7 +25,7 @@ from training.encoded_log import EncodedLog, Part
 from training.errors import RecipeError
 from training.loop import load_fit
 from training.metrics import auc, logloss, sigmoid
-from training.pipeline import SeedSteps, plan
+from training.pipeline import plan
 from training.recipe import Recipe, load_recipe
 from training.stages import Step, Watcher, run_steps
 
@@ -128,15 +128,8 @@ def _planned(
         laid_out = plan(load_recipe(recipe, [*settings, *changes]), list(seeds), runs=out, data=data)
         for of_seed, name in itertools.product(laid_out.seeds, names):
             trial = {"side": name, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
-            trials.append((trial, _first_fit(of_seed, name), laid_out.prepare))
+            trials.append((trial, of_seed.firsts[name], laid_out.prepare))
     return trials
-
-
-def _first_fit(of_seed: SeedSteps, name: str) -> Step:
-    """The step that fits a side on the training rows alone, stopped early."""
-    side, _, teacher = name.partition(".")
-    refit: Step = of_seed.teachers[teacher] if teacher else getattr(of_seed, side)
-    return refit.needs["first"]
 
 
 def _judged(folder: Path, prepared: Path) -> dict[str, float]:

@@ -66,7 +66,10 @@ def teachers(fields: Fields) -> dict[str, nn.Module]:
 
 
 def gate(count: int) -> Gate:
-    return Gate(tuple(np.linspace(-0.5, 0.5, count)), tuple(np.linspace(0.3, -0.3, count)), 1.2, -0.1, "gate")
+    """A gate `per_teacher` that leaves nothing at its neutral value."""
+    matrix = np.diag(np.linspace(-0.5, 0.5, count))
+    biases = tuple(np.linspace(0.3, -0.3, count))
+    return Gate("per_teacher", tuple(map(tuple, matrix)), biases, (1.0,) * count, 1.2, -0.1, "gate")
 
 
 def head(count: int | None = None) -> Head:

@@ -18,10 +18,13 @@ from training.stages import Step, in_order, reached
 ROOT = Path(__file__).parents[2]
 
 
+CHOICES = ([], ["scheme=cotrain"], ["gate.form=hints", "teachers.lr=null", "teachers.fm=null"])
+
+
 def planned(runs: Path) -> dict[str, Step]:
-    """One step of each kind: the functions of a run, by stage and name of the function."""
-    laid_out = plan(load_recipe("synthetic"), [1], runs=runs, data=None)
-    steps = in_order([*(seed.measure for seed in laid_out.seeds), laid_out.export])
+    """One step of each kind: the functions of runs that differ in their steps, by stage and name of the function."""
+    laid_out = [plan(load_recipe("synthetic", choices), [1], runs=runs, data=None) for choices in CHOICES]
+    steps = in_order([*(seed.measure for plan_ in laid_out for seed in plan_.seeds), *(p.export for p in laid_out)])
     return {f"{step.stage}.{step.run.__name__}": step for step in steps}
 
 

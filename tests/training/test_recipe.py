@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from training.errors import RecipeError
-from training.recipe import Distilled, HardLabels, Recipe, Untaught, load_recipe, shipped
+from training.gate import GateOptions
+from training.recipe import Distilled, Recipe, Teacher, Untaught, load_recipe, shipped
 from training.zoo import NETWORKS, options_of
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
@@ -107,6 +108,82 @@ def test_a_wrong_value_is_refused_with_its_place(override: str, said: str):
     assert not re.search("Value error|Input should|Extra inputs|Field required", str(caught.value))
 
 
+ALL_HINTS = ["teachers.lr=null", "teachers.fm=null"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["student.fit.losses={hint: 1}"],
+            r"student.fit.losses.hint: expected teachers with a hidden layer, got lr, fm without one; "
+            r"drop them: --set teachers.lr=null --set teachers.fm=null",
+        ),
+        (["gate.form=hints"], r"gate.form: hints: expected teachers with a hidden layer, got lr, fm without one"),
+        (
+            [
+                *(f"{side}.{setting}" for side in ("student", "control") for setting in ("network=lr", "options={}")),
+                "student.fit.losses={hint: 1}",
+                *ALL_HINTS,
+            ],
+            r"student: expected a network with a hidden layer for losses.hint or auxiliary_head, got lr",
+        ),
+        (
+            ["student.fit.losses={hint: 1}", "student.fit.kd_weight=1", *ALL_HINTS],
+            r"losses.hint: expected kd_weight below",
+        ),
+        (["gate.form=stacking", "student.fit.aggregate=probabilities"], r"say student.fit.aggregate: logits"),
+        (
+            ["gate.form=stacking", "student.fit.losses={hint: 1}", *ALL_HINTS],
+            r"no weights for hints; say gate.form: st",
+        ),
+        (
+            ["gate.form=stacking", "teachers.dnn.copies={by: bags, count: 2}"],
+            r"stacking cannot leave teachers out of a row's label; say student.fit.taught_by: all",
+        ),
+        (
+            ["scheme=cotrain", "teachers.dnn.copies={by: folds, count: 2}"],
+            r"scheme cotrain: expected every teacher to see every batch, got copies by folds; say by: seeds",
+        ),
+        (["scheme=cotrain", "gate.form=stacking"], r"scheme cotrain: expected a gate that is a softmax, got stacking"),
+        (
+            ["scheme=mutual", "student.fit.temperature=2", "student.fit.losses={mse: 1}"],
+            r"scheme mutual: .* expected student.fit without losses, temperature; kd_weight is all it takes",
+        ),
+        (["scheme=cotrained"], r"scheme.*: expected one of 'pretrain', 'cotrain', 'mutual', got 'cotrained'"),
+        (["scheme={kind: pretrain, teacher_weight: 1}"], r"scheme.teacher_weight: unknown key"),
+        (["scheme={kind: cotrain, teacher_weight: -1}"], r"scheme.teacher_weight: expected at least 0, got -1"),
+        (["teachers.dnn.copies={by: users, count: 2}"], r"teachers.dnn.copies.by: expected .*'seeds'.*got 'users'"),
+        (
+            ["teachers.dnn-2={network: lr, fit: {}}", "teachers.dnn.copies={by: seeds, count: 2}"],
+            r"teachers: expected other names beside the copies', got \['dnn-2'\] twice; rename one",
+        ),
+        (["gate.form=fulll"], r"gate.form: expected 'average', .*got 'fulll'"),
+        (["student.fit.losses={kl: 1}"], r"student.fit.losses"),
+        (["student.fit.losses={soft: -1}"], r"losses.soft: expected a weight above 0, got -1"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused_with_what_would(overrides: list[str], said: str):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("synthetic", overrides)
+
+
+def test_a_scheme_is_a_word_or_a_mapping():
+    """`cotrain` is short for what has the same kind and every default."""
+    short, long = load_recipe("synthetic", ["scheme=cotrain"]), load_recipe("synthetic", ["scheme={kind: cotrain}"])
+
+    assert short.recipe.scheme == long.recipe.scheme
+    assert load_recipe("synthetic").recipe.scheme.kind == "pretrain"
+
+
+def test_stacking_may_weigh_copies_that_see_other_rows_where_all_label_every_row():
+    choices = ["gate.form=stacking", "teachers.dnn.copies={by: bags, count: 2}", "student.fit.taught_by=all"]
+
+    names = load_recipe("synthetic", choices).recipe.teacher_names
+
+    assert names == ["lr", "fm", "dnn-1", "dnn-2", "deepfm", "dcnv2", "ipnn"]
+
+
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
     with pytest.raises(RecipeError, match=r"recipe 'sinthetic': expected a file, or one of .*synthetic"):
         load_recipe("sinthetic")
@@ -128,9 +205,10 @@ def test_the_documented_recipe_is_good_and_shows_every_key(tmp_path: Path):
     load_recipe(str(tmp_path / "clicks.yaml"))
 
     shown = yaml.safe_load(EXAMPLE)
-    teacher, fit = shown["teachers"]["dcnv2"], HardLabels.model_fields["fit"].annotation
+    teacher, fit = shown["teachers"]["dcnv2"], Teacher.model_fields["fit"].annotation
     assert set(shown) == set(Recipe.model_fields)
-    assert set(teacher) == set(HardLabels.model_fields)
+    assert set(teacher) == set(Teacher.model_fields)
+    assert set(shown["gate"]) == set(GateOptions.model_fields)
     assert set(teacher["options"]) == set().union(*map(options_of, NETWORKS))
     assert fit is not None
     assert set(teacher["fit"]) == set(fit.model_fields)
@@ -144,8 +222,9 @@ def test_the_defaults_that_the_documented_recipe_names_are_the_defaults():
     shown = yaml.safe_load(EXAMPLE)
 
     for settings, written in (
-        (HardLabels.model_fields["fit"].annotation, shown["teachers"]["dcnv2"]["fit"]),
+        (Teacher.model_fields["fit"].annotation, shown["teachers"]["dcnv2"]["fit"]),
         (Distilled.model_fields["fit"].annotation, shown["student"]["fit"]),
+        (GateOptions, shown["gate"]),
     ):
         assert settings is not None
         assert {name: settings.model_fields[name].default for name in written} == written

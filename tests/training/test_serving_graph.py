@@ -16,6 +16,7 @@ from tests.training.served import DEEP, SIDES, gate, head, network, teachers
 from training.calibrate import Platt
 from training.cost import open_session
 from training.errors import ExportError
+from training.gate import Gate
 from training.parity import TOLERANCE, check_parity, random_feeds
 from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, write_graph
 from training.zoo import NETWORKS, FieldSpec, build
@@ -54,6 +55,29 @@ def test_an_ensemble_of_every_network_scores_as_torch_does(sides: str, tmp_path:
 
     assert [output.name for output in session.get_outputs()] == ["logit", "pctr", "teacher_logits", "gate_weights"]
     assert parity.logit <= TOLERANCE
+
+
+@pytest.mark.parametrize("form", ["average", "full", "hints", "stacking"])
+def test_a_gate_of_any_form_is_exported(form: str, tmp_path: Path):
+    """Logit, pctr, teacher logits and gate weights as numpy and torch give them, with sequences and constants."""
+    fields = EVERY_KIND.fields
+    networks = {name: network(name, fields, seed) for seed, name in enumerate(("dnn", "deepfm", "dcnv2"))}
+    rng = np.random.default_rng(0)
+    inputs = 3 + (3 * DEEP["hidden"][-1] if form == "hints" else 0)
+    matrix = rng.normal(0, 0.5, (3, inputs)) if form in ("full", "hints") else np.zeros((3, 3))
+    signs = (1.0, -1.0, 1.0) if form == "stacking" else (1.0, 1.0, 1.0)
+    biases = (0.0, 0.0, 0.0) if form == "average" else (0.4, -0.3, 0.1)
+    gated = Gate(form, tuple(map(tuple, matrix.tolist())), biases, signs, 1.2, -0.1, "gate")
+    head_ = Head(Platt(0.8, -0.4), gated)
+
+    session = open_session(exported(ServingGraph(networks, EVERY_KIND, head_), tmp_path))
+    parity = check_parity(session, random_feeds(EVERY_KIND, seed=2), networks, EVERY_KIND, head_)
+
+    assert parity.logit <= TOLERANCE
+    feed = next(feed for feed in random_feeds(EVERY_KIND) if len(feed[REQUEST_INDEX]) == 64)
+    alpha = session.run(["gate_weights"], feed)[0]
+    np.testing.assert_allclose(alpha.sum(axis=1), 1.0, rtol=1e-5)
+    assert (np.ptp(alpha, axis=0).max() > 0.05) == (form in ("full", "hints"))  # otherwise the same for every row
 
 
 def test_the_inputs_are_those_of_the_contract(tmp_path: Path):
@@ -289,4 +313,4 @@ def test_parameters_are_counted_in_tables_and_elsewhere():
 def test_the_zoo_is_exported_whole():
     """A new network is under test here as soon as it is in the registry."""
     assert set(teachers(SIDES["plain"].fields)) == set(NETWORKS)
-    assert len(gate(len(NETWORKS)).weights) == len(NETWORKS)
+    assert gate(len(NETWORKS)).teachers == len(NETWORKS)
