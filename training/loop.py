@@ -24,7 +24,7 @@ from torch.nn import functional
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, SplitError
 from training.metrics import auc, logloss, sigmoid
-from training.zoo import NETWORKS, Encoded, Fields, build, options_of
+from training.zoo import Encoded, Fields, build, check_options
 
 SCORE_ROWS = 8192
 
@@ -43,16 +43,11 @@ class NetworkSpec(BaseModel):
     network: str
     """A name in `zoo.NETWORKS`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What the network's constructor takes: dim, hidden, init_sd, dropout, cross_layers."""
+    """What the network's constructor takes; docs/training.md lists them."""
 
     @model_validator(mode="after")
     def _is_known(self) -> NetworkSpec:
-        if self.network not in NETWORKS:
-            raise ValueError(f"network: expected one of {sorted(NETWORKS)}, got {self.network!r}")
-        unknown = sorted(set(self.options) - options_of(self.network))
-        if unknown:
-            known = sorted(options_of(self.network))
-            raise ValueError(f"network {self.network!r}: expected options among {known}, got {unknown}")
+        check_options(self.network, self.options)
         return self
 
     def build(self, fields: Fields) -> nn.Module:

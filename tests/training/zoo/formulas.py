@@ -1,0 +1,138 @@
+"""Every network once more, slowly: one row, one field, one pair at a time, in float64, from its paper's equations.
+
+Nothing is shared with `training/zoo`: not the look-up, not the pooling of sequences, not a layer. A formula gets a
+network's weights by name and one candidate with its context, and gives the logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tests.training.zoo.rows import FIELDS
+from training.zoo import Encoded
+
+Array = NDArray[np.float64]
+Weights = dict[str, Array]
+
+
+class Row:
+    """Ids of one candidate and its context by field: one id, or those of a sequence, where none is the id 0.
+
+    Fields stand in the order of an embedding: context before candidate, plain before sequences on each side.
+    """
+
+    def __init__(self, batch: Encoded, candidate: int) -> None:
+        request = candidate if batch.request_index is None else int(batch.request_index[candidate])
+        self.ids: dict[str, list[int]] = {}
+        for side, table, place in (
+            ("context", batch.context, request),
+            ("candidate", batch.candidates, candidate),
+        ):
+            on_side = [spec for spec in FIELDS if spec.side == side]
+            for column, spec in enumerate(spec for spec in on_side if not spec.is_sequence):
+                self.ids[spec.name] = [int(table[place, column])]
+            for spec in (spec for spec in on_side if spec.is_sequence):
+                values, offsets = batch.sequences[spec.name]
+                self.ids[spec.name] = values[offsets[place] : offsets[place + 1]].tolist() or [0]
+
+    def elements(self, table: Array, field: str) -> list[Array]:
+        """The vector of each id of a field."""
+        before = sum(spec.size for spec in FIELDS[: [spec.name for spec in FIELDS].index(field)])
+        return [table[before + id_] for id_ in self.ids[field]]
+
+    def vectors(self, table: Array, *, without: tuple[str, ...] = ()) -> list[Array]:
+        """The mean of each field's vectors."""
+        return [mean(self.elements(table, field)) for field in self.ids if field not in without]
+
+
+def mean(vectors: list[Array]) -> Array:
+    return sum(vectors) / len(vectors)
+
+
+def relu(x: Array) -> Array:
+    return np.where(x > 0, x, 0.0)
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    return list(combinations(range(count), 2))
+
+
+def in_order_of_pairs(count: int, in_context: int) -> list[tuple[int, int]]:
+    """Pairs within the context first: the order of weights that each pair has one of."""
+    return sorted(pairs(count), key=lambda pair: pair[1] >= in_context)
+
+
+def above(w: Weights, layers: str, first: Array) -> Array:
+    """ReLU, then the further layers, (W h + b, ReLU) each."""
+    hidden = relu(first)
+    for name in named(w, layers, "weight"):
+        hidden = relu(w[name] @ hidden + w[name.replace("weight", "bias")])
+    return hidden
+
+
+def named(w: Weights, prefix: str, suffix: str) -> Iterator[str]:
+    return (name for name in w if name.startswith(prefix) and name.endswith(suffix))
+
+
+def mlp(w: Weights, x: Array) -> Array:
+    return above(w, "hidden.", w["first.weight"] @ x + w["first.bias"])
+
+
+def lr(w: Weights, row: Row) -> float:
+    return float(w["first_order.bias"] + sum(row.vectors(w["first_order.weights.table"]))[0])
+
+
+def fm(w: Weights, row: Row) -> float:
+    x = row.vectors(w["embedding.table"])
+    return lr(w, row) + sum(x[i] @ x[j] for i, j in pairs(len(x)))
+
+
+def dnn(w: Weights, row: Row) -> float:
+    hidden = mlp(w, np.concatenate(row.vectors(w["embedding.table"])))
+    return (w["last.weight"] @ hidden + w.get("last.bias", 0.0)).item()
+
+
+def deepfm(w: Weights, row: Row) -> float:
+    return fm(w, row) + dnn(w, row)
+
+
+def ipnn(w: Weights, row: Row) -> float:
+    x = row.vectors(w["embedding.table"])
+    products = np.array([x[i] @ x[j] for i, j in in_order_of_pairs(6, 3)])
+    first = w["first.weight"] @ np.concatenate(x) + w["products.linear.weight"] @ products + w["first.bias"]
+    return (w["last.weight"] @ above(w, "hidden.", first) + w["last.bias"]).item()
+
+
+def dcnv2(w: Weights, row: Row) -> float:
+    start = np.concatenate(row.vectors(w["embedding.table"]))
+    x = start
+    for cross in ("first_cross.weight", *named(w, "crosses.", "weight")):
+        x = start * (w[cross] @ x + w[cross.replace("weight", "bias")]) + x
+    return (w["last.weight"] @ np.concatenate([x, mlp(w, start)]) + w["last.bias"]).item()
+
+
+FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
+    "lr": lr,
+    "fm": fm,
+    "dnn": dnn,
+    "ipnn": ipnn,
+    "deepfm": deepfm,
+    "dcnv2": dcnv2,
+}
+"""The formula of every network; variants of a network that another formula says are here too."""
+
+
+def slow_logits(variant: str, network: nn.Module, batch: Encoded) -> Array:
+    """The formula of a variant, row by row: [N]."""
+    formula = FORMULAS.get(variant, FORMULAS[variant.split(",")[0]])
+    weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
+    return np.array([formula(weights, Row(batch, candidate)) for candidate in range(len(batch.candidates))])
