@@ -26,11 +26,13 @@ from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, Fi
 from training.zoo.fm import FM
 from training.zoo.ipnn import IPNN
 from training.zoo.lr import LR
+from training.zoo.widedeep import WideDeep
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "lr": LR,
     "fm": FM,
     "dnn": DNN,
+    "widedeep": WideDeep,
     "ipnn": IPNN,
     "deepfm": DeepFM,
     "dcnv2": DCNV2,

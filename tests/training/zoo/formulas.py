@@ -101,6 +101,10 @@ def dnn(w: Weights, row: Row) -> float:
     return (w["last.weight"] @ hidden + w.get("last.bias", 0.0)).item()
 
 
+def widedeep(w: Weights, row: Row) -> float:
+    return lr(w, row) + dnn(w, row)
+
+
 def deepfm(w: Weights, row: Row) -> float:
     return fm(w, row) + dnn(w, row)
 
@@ -124,6 +128,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
     "dnn": dnn,
+    "widedeep": widedeep,
     "ipnn": ipnn,
     "deepfm": deepfm,
     "dcnv2": dcnv2,
