@@ -26,6 +26,7 @@ from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, Fi
 from training.zoo.fm import FM
 from training.zoo.ipnn import IPNN
 from training.zoo.lr import LR
+from training.zoo.nfm import NFM
 from training.zoo.widedeep import WideDeep
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -34,6 +35,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dnn": DNN,
     "widedeep": WideDeep,
     "ipnn": IPNN,
+    "nfm": NFM,
     "deepfm": DeepFM,
     "dcnv2": DCNV2,
 }

@@ -116,6 +116,12 @@ def ipnn(w: Weights, row: Row) -> float:
     return (w["last.weight"] @ above(w, "hidden.", first) + w["last.bias"]).item()
 
 
+def nfm(w: Weights, row: Row) -> float:
+    x = row.vectors(w["embedding.table"])
+    pooled = sum(x[i] * x[j] for i, j in pairs(len(x)))
+    return lr(w, row) + (w["last.weight"] @ mlp(w, pooled)).item()
+
+
 def dcnv2(w: Weights, row: Row) -> float:
     start = np.concatenate(row.vectors(w["embedding.table"]))
     x = start
@@ -130,6 +136,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "dnn": dnn,
     "widedeep": widedeep,
     "ipnn": ipnn,
+    "nfm": nfm,
     "deepfm": deepfm,
     "dcnv2": dcnv2,
 }
