@@ -23,6 +23,7 @@ from training.zoo.dcnv2 import DCNV2
 from training.zoo.deepfm import DeepFM
 from training.zoo.dnn import DNN
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, FieldSpec
+from training.zoo.ffm import FFM
 from training.zoo.fm import FM
 from training.zoo.ipnn import IPNN
 from training.zoo.lr import LR
@@ -32,6 +33,7 @@ from training.zoo.widedeep import WideDeep
 NETWORKS: dict[str, type[nn.Module]] = {
     "lr": LR,
     "fm": FM,
+    "ffm": FFM,
     "dnn": DNN,
     "widedeep": WideDeep,
     "ipnn": IPNN,

@@ -96,6 +96,11 @@ def fm(w: Weights, row: Row) -> float:
     return lr(w, row) + sum(x[i] @ x[j] for i, j in pairs(len(x)))
 
 
+def ffm(w: Weights, row: Row) -> float:
+    x = [vector.reshape(len(FIELDS), -1) for vector in row.vectors(w["embedding.table"])]
+    return lr(w, row) + sum(x[i][j] @ x[j][i] for i, j in pairs(len(x)))
+
+
 def dnn(w: Weights, row: Row) -> float:
     hidden = mlp(w, np.concatenate(row.vectors(w["embedding.table"])))
     return (w["last.weight"] @ hidden + w.get("last.bias", 0.0)).item()
@@ -133,6 +138,7 @@ def dcnv2(w: Weights, row: Row) -> float:
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
+    "ffm": ffm,
     "dnn": dnn,
     "widedeep": widedeep,
     "ipnn": ipnn,
