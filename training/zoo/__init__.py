@@ -28,6 +28,7 @@ from training.zoo.fm import FM
 from training.zoo.ipnn import IPNN
 from training.zoo.lr import LR
 from training.zoo.nfm import NFM
+from training.zoo.onn import ONN
 from training.zoo.widedeep import WideDeep
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -40,6 +41,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "nfm": NFM,
     "deepfm": DeepFM,
     "dcnv2": DCNV2,
+    "onn": ONN,
 }
 
 

@@ -121,6 +121,14 @@ def ipnn(w: Weights, row: Row) -> float:
     return (w["last.weight"] @ above(w, "hidden.", first) + w["last.bias"]).item()
 
 
+def onn(w: Weights, row: Row) -> float:
+    x = [vector.reshape(len(FIELDS), -1) for vector in row.vectors(w["embedding.table"])]
+    copies = np.concatenate([x[i][i] for i in range(len(x))])
+    products = np.array([x[i][j] @ x[j][i] for i, j in in_order_of_pairs(6, 3)])
+    first = w["first.weight"] @ copies + w["products.linear.weight"] @ products + w["first.bias"]
+    return (w["last.weight"] @ above(w, "hidden.", first) + w["last.bias"]).item()
+
+
 def nfm(w: Weights, row: Row) -> float:
     x = row.vectors(w["embedding.table"])
     pooled = sum(x[i] * x[j] for i, j in pairs(len(x)))
@@ -145,6 +153,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "nfm": nfm,
     "deepfm": deepfm,
     "dcnv2": dcnv2,
+    "onn": onn,
 }
 """The formula of every network; variants of a network that another formula says are here too."""
 
