@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from training.errors import NetworkError
+from training.zoo.dcn import DCN
 from training.zoo.dcnv2 import DCNV2
 from training.zoo.deepfm import DeepFM
 from training.zoo.dnn import DNN
@@ -40,6 +41,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "ipnn": IPNN,
     "nfm": NFM,
     "deepfm": DeepFM,
+    "dcn": DCN,
     "dcnv2": DCNV2,
     "onn": ONN,
 }

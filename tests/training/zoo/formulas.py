@@ -135,6 +135,15 @@ def nfm(w: Weights, row: Row) -> float:
     return lr(w, row) + (w["last.weight"] @ mlp(w, pooled)).item()
 
 
+def dcn(w: Weights, row: Row) -> float:
+    start = np.concatenate(row.vectors(w["embedding.table"]))
+    *crosses, last = w["crosses.weight"]
+    x = start
+    for cross, bias in zip(crosses, w["cross_biases"], strict=True):
+        x = start * (x @ cross) + bias + x
+    return last @ x + dnn(w, row)
+
+
 def dcnv2(w: Weights, row: Row) -> float:
     start = np.concatenate(row.vectors(w["embedding.table"]))
     x = start
@@ -152,6 +161,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "ipnn": ipnn,
     "nfm": nfm,
     "deepfm": deepfm,
+    "dcn": dcn,
     "dcnv2": dcnv2,
     "onn": onn,
 }

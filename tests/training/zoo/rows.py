@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in NETWORKS},
+    "dcn, one cross": ("dcn", {"cross_layers": 1}),
     "dcnv2, one cross": ("dcnv2", {"cross_layers": 1}),
 }
 """Every network, and once more where an option changes its formula."""
