@@ -26,6 +26,7 @@ from training.zoo.dnn import DNN
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, FieldSpec
 from training.zoo.ffm import FFM
 from training.zoo.fm import FM
+from training.zoo.gdcn import GDCN
 from training.zoo.ipnn import IPNN
 from training.zoo.lr import LR
 from training.zoo.nfm import NFM
@@ -43,6 +44,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "deepfm": DeepFM,
     "dcn": DCN,
     "dcnv2": DCNV2,
+    "gdcn": GDCN,
     "onn": ONN,
 }
 

@@ -152,6 +152,16 @@ def dcnv2(w: Weights, row: Row) -> float:
     return (w["last.weight"] @ np.concatenate([x, mlp(w, start)]) + w["last.bias"]).item()
 
 
+def gdcn(w: Weights, row: Row) -> float:
+    start = np.concatenate(row.vectors(w["embedding.table"]))
+    crosses = ["first_cross.weight", *named(w, "crosses.", "weight")]
+    gates = ["first_gate.weight", *named(w, "gates.", "weight")]
+    x = start
+    for cross, gate in zip(crosses, gates, strict=True):
+        x = start * (w[cross] @ x + w[cross.replace("weight", "bias")]) * sigmoid(w[gate] @ x) + x
+    return (w["last.weight"] @ np.concatenate([x, mlp(w, start)]) + w["last.bias"]).item()
+
+
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
@@ -163,6 +173,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "deepfm": deepfm,
     "dcn": dcn,
     "dcnv2": dcnv2,
+    "gdcn": gdcn,
     "onn": onn,
 }
 """The formula of every network; variants of a network that another formula says are here too."""
