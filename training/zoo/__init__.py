@@ -32,6 +32,7 @@ from training.zoo.lr import LR
 from training.zoo.nfm import NFM
 from training.zoo.onn import ONN
 from training.zoo.widedeep import WideDeep
+from training.zoo.xdeepfm import XDeepFM
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "lr": LR,
@@ -43,6 +44,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "nfm": NFM,
     "deepfm": DeepFM,
     "dcn": DCN,
+    "xdeepfm": XDeepFM,
     "dcnv2": DCNV2,
     "gdcn": GDCN,
     "onn": ONN,

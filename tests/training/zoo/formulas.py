@@ -162,6 +162,18 @@ def gdcn(w: Weights, row: Row) -> float:
     return (w["last.weight"] @ np.concatenate([x, mlp(w, start)]) + w["last.bias"]).item()
 
 
+def xdeepfm(w: Weights, row: Row) -> float:
+    start = row.vectors(w["embedding.table"])
+    maps, pooled = start, []
+    for name in named(w, "cin.", ""):
+        maps = [
+            sum(w[name][h, i, j] * maps[i] * start[j] for i in range(len(maps)) for j in range(len(start)))
+            for h in range(len(w[name]))
+        ]
+        pooled += [one.sum() for one in maps]
+    return lr(w, row) + dnn(w, row) + (w["last_cin.weight"] @ np.array(pooled)).item()
+
+
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
@@ -172,6 +184,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "nfm": nfm,
     "deepfm": deepfm,
     "dcn": dcn,
+    "xdeepfm": xdeepfm,
     "dcnv2": dcnv2,
     "gdcn": gdcn,
     "onn": onn,
