@@ -25,6 +25,7 @@ from training.zoo.deepfm import DeepFM
 from training.zoo.dnn import DNN
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, FieldSpec
 from training.zoo.ffm import FFM
+from training.zoo.fibinet import FiBiNET
 from training.zoo.fm import FM
 from training.zoo.gdcn import GDCN
 from training.zoo.ipnn import IPNN
@@ -45,6 +46,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "deepfm": DeepFM,
     "dcn": DCN,
     "xdeepfm": XDeepFM,
+    "fibinet": FiBiNET,
     "dcnv2": DCNV2,
     "gdcn": GDCN,
     "onn": ONN,

@@ -174,6 +174,23 @@ def xdeepfm(w: Weights, row: Row) -> float:
     return lr(w, row) + dnn(w, row) + (w["last_cin.weight"] @ np.array(pooled)).item()
 
 
+def fibinet(w: Weights, row: Row) -> float:
+    x = row.vectors(w["embedding.table"])
+    squeezed = relu(w["squeeze.weight"] @ np.array([vector.mean() for vector in x]))
+    weights = relu(w["excite.weight"] @ squeezed)
+    u = [weight * vector for weight, vector in zip(weights, x, strict=True)]
+
+    def bilinear(vectors: list[Array], matrices: Array) -> Array:
+        """Matrices: one in all, one a field, or one a pair."""
+        order = in_order_of_pairs(6, 3)
+        place = {1: lambda i, j: 0, 6: lambda i, j: i, 15: lambda i, j: order.index((i, j))}[len(matrices)]
+        return np.concatenate([(vectors[i] @ matrices[place(i, j)]) * vectors[j] for i, j in order])
+
+    p, q = bilinear(x, w["plain_pairs.weight"]), bilinear(u, w["weighted_pairs.weight"])
+    first = w["first.weight"] @ p + w["first_weighted.weight"] @ q + w["first.bias"]
+    return lr(w, row) + (w["last.weight"] @ above(w, "hidden.", first)).item()
+
+
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
@@ -185,6 +202,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "deepfm": deepfm,
     "dcn": dcn,
     "xdeepfm": xdeepfm,
+    "fibinet": fibinet,
     "dcnv2": dcnv2,
     "gdcn": gdcn,
     "onn": onn,

@@ -39,6 +39,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in NETWORKS},
     "dcn, one cross": ("dcn", {"cross_layers": 1}),
     "dcnv2, one cross": ("dcnv2", {"cross_layers": 1}),
+    "fibinet, one matrix": ("fibinet", {"bilinear": "all"}),
+    "fibinet, one a field": ("fibinet", {"bilinear": "each"}),
 }
 """Every network, and once more where an option changes its formula."""
 
