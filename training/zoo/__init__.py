@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from training.errors import NetworkError
+from training.zoo.autoint import AutoInt
 from training.zoo.dcn import DCN
 from training.zoo.dcnv2 import DCNV2
 from training.zoo.deepfm import DeepFM
@@ -47,6 +48,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dcn": DCN,
     "xdeepfm": XDeepFM,
     "fibinet": FiBiNET,
+    "autoint": AutoInt,
     "dcnv2": DCNV2,
     "gdcn": GDCN,
     "onn": ONN,

@@ -191,6 +191,23 @@ def fibinet(w: Weights, row: Row) -> float:
     return lr(w, row) + (w["last.weight"] @ above(w, "hidden.", first)).item()
 
 
+def autoint(w: Weights, row: Row) -> float:
+    x = row.vectors(w["embedding.table"])
+    for name in named(w, "interacting.", "weight"):
+        query, key, value, residual = np.split(w[name], 4)  # each [heads * head_dim, width]
+        heads = [slice(0, 3), slice(3, 6)]
+        above_x = []
+        for i in range(len(x)):
+            parts = []
+            for head in heads:
+                scores = np.array([(query[head] @ x[i]) @ (key[head] @ x[k]) for k in range(len(x))])
+                attention = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+                parts.append(sum(attention[k] * (value[head] @ x[k]) for k in range(len(x))))
+            above_x.append(relu(np.concatenate(parts) + residual @ x[i]))
+        x = above_x
+    return (w["last_interacting.weight"] @ np.concatenate(x)).item() + dnn(w, row)
+
+
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
@@ -203,6 +220,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "dcn": dcn,
     "xdeepfm": xdeepfm,
     "fibinet": fibinet,
+    "autoint": autoint,
     "dcnv2": dcnv2,
     "gdcn": gdcn,
     "onn": onn,
