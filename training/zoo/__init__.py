@@ -27,6 +27,7 @@ from training.zoo.dnn import DNN
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, FieldSpec
 from training.zoo.ffm import FFM
 from training.zoo.fibinet import FiBiNET
+from training.zoo.finalmlp import FinalMLP
 from training.zoo.fm import FM
 from training.zoo.gdcn import GDCN
 from training.zoo.ipnn import IPNN
@@ -50,6 +51,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "fibinet": FiBiNET,
     "autoint": AutoInt,
     "dcnv2": DCNV2,
+    "finalmlp": FinalMLP,
     "gdcn": GDCN,
     "onn": ONN,
 }

@@ -208,6 +208,21 @@ def autoint(w: Weights, row: Row) -> float:
     return (w["last_interacting.weight"] @ np.concatenate(x)).item() + dnn(w, row)
 
 
+def finalmlp(w: Weights, row: Row) -> float:
+    x = row.vectors(w["embedding.table"])
+    e = np.concatenate(x)
+    outs = []
+    for stream, seen in (("1", np.concatenate(x[:3])), ("2", np.concatenate(x[3:]))):
+        layers = [w[name] for name in named(w, f"gate_{stream}.", "")]  # W, b, W, b
+        gate = 2 * sigmoid(layers[2] @ relu(layers[0] @ seen + layers[1]) + layers[3])
+        first = w[f"first_{stream}.weight"] @ (gate * e) + w[f"first_{stream}.bias"]
+        outs.append(above(w, f"hidden_{stream}.", first))
+    heads = len(w["fusion"])
+    parts = zip(np.split(outs[0], heads), w["fusion"], np.split(outs[1], heads), strict=True)
+    fused = sum(left @ matrix @ right for left, matrix, right in parts)
+    return (w["last.weight"] @ np.concatenate(outs) + w["last.bias"]).item() + fused
+
+
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
@@ -222,6 +237,7 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "fibinet": fibinet,
     "autoint": autoint,
     "dcnv2": dcnv2,
+    "finalmlp": finalmlp,
     "gdcn": gdcn,
     "onn": onn,
 }

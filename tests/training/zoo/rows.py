@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dcnv2, one cross": ("dcnv2", {"cross_layers": 1}),
     "fibinet, one matrix": ("fibinet", {"bilinear": "all"}),
     "fibinet, one a field": ("fibinet", {"bilinear": "each"}),
+    "finalmlp, one head": ("finalmlp", {"heads": 1, "second_hidden": None}),
 }
 """Every network, and once more where an option changes its formula."""
 

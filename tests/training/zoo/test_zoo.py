@@ -199,6 +199,7 @@ def test_teachers_and_student_never_share_embeddings() -> None:
         ("dnn", {"init_sd": "1e-3"}, "init_sd: expected a number of at least 0, got '1e-3'"),
         ("dcn", {"cross_layers": 0}, "cross_layers: expected a whole number of at least 1, got 0"),
         ("fibinet", {"bilinear": "none"}, "bilinear: expected all, each or interaction, got 'none'"),
+        ("finalmlp", {"heads": 5}, r"heads: expected a divisor of the streams' last widths 6 and 8, got 5"),
     ],
 )
 def test_what_a_network_does_not_know_is_refused(name: str, changed: dict[str, object], said: str) -> None:
