@@ -23,6 +23,7 @@ from training.zoo.autoint import AutoInt
 from training.zoo.dcn import DCN
 from training.zoo.dcnv2 import DCNV2
 from training.zoo.deepfm import DeepFM
+from training.zoo.din import DIN
 from training.zoo.dnn import DNN
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields, FieldSpec
 from training.zoo.ffm import FFM
@@ -54,6 +55,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "finalmlp": FinalMLP,
     "gdcn": GDCN,
     "onn": ONN,
+    "din": DIN,
 }
 
 

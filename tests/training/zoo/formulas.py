@@ -223,6 +223,32 @@ def finalmlp(w: Weights, row: Row) -> float:
     return (w["last.weight"] @ np.concatenate(outs) + w["last.bias"]).item() + fused
 
 
+def din(w: Weights, row: Row, target: str | None = None, looked_at: int = 20) -> float:
+    table = w["embedding.table"]
+    x = row.vectors(table, without=("history",))
+    if target is None:
+        query = w["whole.weight"] @ np.concatenate(x[2:])
+    else:
+        query = mean(row.elements(table, target))
+
+    def prelu(name: str, values: Array) -> Array:
+        return np.where(values > 0, values, w[name] * values)
+
+    interest = np.zeros_like(query)
+    for element in row.elements(table, "history")[-looked_at:]:
+        unit = "attentions.0."
+        of_element = w[unit + "of_element.weight"] @ element + w[unit + "of_element.bias"]
+        of_query = w[unit + "of_query.weight"] @ query
+        hidden = prelu(
+            unit + "layers.0.weight", of_element + of_query + w[unit + "of_product.weight"] @ (element * query)
+        )
+        hidden = w[unit + "layers.1.weight"] @ hidden + w[unit + "layers.1.bias"]
+        hidden = prelu(unit + "layers.2.weight", hidden)
+        weight = w[unit + "layers.3.weight"] @ hidden + w[unit + "layers.3.bias"]
+        interest = interest + weight * element
+    return (w["last.weight"] @ mlp(w, np.concatenate([*x, interest])) + w["last.bias"]).item()
+
+
 FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "lr": lr,
     "fm": fm,
@@ -240,6 +266,9 @@ FORMULAS: dict[str, Callable[[Weights, Row], float]] = {
     "finalmlp": finalmlp,
     "gdcn": gdcn,
     "onn": onn,
+    "din": din,
+    "din, one field attends": lambda w, row: din(w, row, target="ad"),
+    "din, tags attend to two": lambda w, row: din(w, row, target="tags", looked_at=2),
 }
 """The formula of every network; variants of a network that another formula says are here too."""
 

@@ -42,6 +42,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fibinet, one matrix": ("fibinet", {"bilinear": "all"}),
     "fibinet, one a field": ("fibinet", {"bilinear": "each"}),
     "finalmlp, one head": ("finalmlp", {"heads": 1, "second_hidden": None}),
+    "din, one field attends": ("din", {"targets": {"history": "ad"}}),
+    "din, tags attend to two": ("din", {"targets": {"history": "tags"}, "max_length": 2}),
 }
 """Every network, and once more where an option changes its formula."""
 

@@ -162,7 +162,7 @@ def test_segment_mean_takes_the_given_vector_for_an_empty_segment() -> None:
     torch.testing.assert_close(nothing, torch.stack([empty, empty]))
 
 
-@pytest.mark.parametrize("name", ["dnn"])
+@pytest.mark.parametrize("name", ["dnn", "din"])
 def test_an_empty_sequence_is_the_id_0(name: str) -> None:
     """A request without history and one whose history is the single missing id score the same, pooled or attended."""
     torch.manual_seed(6)
@@ -176,6 +176,38 @@ def test_an_empty_sequence_is_the_id_0(name: str) -> None:
     missing, _ = network(Encoded(one, one, None, {"history": (torch.tensor([0]), torch.tensor([0, 1])), "tags": tags}))
 
     torch.testing.assert_close(empty, missing)
+
+
+def test_din_looks_at_the_last_elements_and_no_further() -> None:
+    """What came before the last `max_length` ads changes nothing; their order does not either."""
+    network = network_of("din, tags attend to two")
+    one, index = torch.ones(1, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+
+    def logit(history: list[int]) -> torch.Tensor:
+        sequences = {
+            name: (torch.tensor(ids), torch.tensor([0, len(ids)]))
+            for name, ids in {"history": history, "tags": [7]}.items()
+        }
+        return network(Encoded(one, one, index, sequences))[0]
+
+    assert torch.equal(logit([3, 4]), logit([9, 8, 3, 4]))
+    torch.testing.assert_close(logit([3, 4]), logit([4, 3]))
+    assert not torch.allclose(logit([3, 4]), logit([4]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "targets", "said"),
+    [
+        (FIELDS[3:], None, r"expected a sequence among the context's fields.* got the sequences \[\]"),
+        (FIELDS[:3], None, r"got the sequences \['history'\] and the candidate's fields \[\]"),
+        (FIELDS, {"tags": "ad"}, r"targets: expected sequences of the context \['history'\], got 'tags'"),
+        (FIELDS, {"history": "user"}, r"targets.history: expected one of the candidate's fields \['ad'.*got 'user'"),
+    ],
+)
+def test_din_says_what_it_misses(fields: tuple[FieldSpec, ...], targets: dict[str, str] | None, said: str) -> None:
+    """A log without a history, or a target that is not there, is refused before any training."""
+    with pytest.raises(NetworkError, match=said):
+        build("din", fields, dim=4, hidden=(8,), targets=targets)
 
 
 def test_teachers_and_student_never_share_embeddings() -> None:
@@ -199,6 +231,7 @@ def test_teachers_and_student_never_share_embeddings() -> None:
         ("dnn", {"init_sd": "1e-3"}, "init_sd: expected a number of at least 0, got '1e-3'"),
         ("dcn", {"cross_layers": 0}, "cross_layers: expected a whole number of at least 1, got 0"),
         ("fibinet", {"bilinear": "none"}, "bilinear: expected all, each or interaction, got 'none'"),
+        ("din", {"targets": ["ad"]}, "targets: expected a mapping of sequence fields .* got"),
         ("finalmlp", {"heads": 5}, r"heads: expected a divisor of the streams' last widths 6 and 8, got 5"),
     ],
 )
