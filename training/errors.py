@@ -2,6 +2,7 @@
 
     TrainingError           anything below; the program prints it without a stack trace
       RecipeError           the recipe, or a --set, does not say what it should
+      NetworkError          a network does not know an option, or cannot work on the fields there are
       DataError             a log cannot be read as its schema says: file, line, field, expected, came
       SplitError            a part of the split is empty or without both labels
       DivergedError         a loss became NaN or infinite: where, and which setting to lower
@@ -18,6 +19,10 @@ class TrainingError(Exception):
 
 class RecipeError(TrainingError):
     """The recipe, or an override of it, is refused before anything runs."""
+
+
+class NetworkError(TrainingError, ValueError):
+    """A network cannot be built so: its name, an option, or fields that it has no use for."""
 
 
 class DataError(TrainingError):

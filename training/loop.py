@@ -14,21 +14,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.problems import problems_of
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, SplitError
 from training.metrics import auc, logloss, sigmoid
 from training.shares import Share
-from training.zoo import NETWORKS, Encoded, Fields, build, options_of
+from training.zoo import Encoded, Fields, build, check_options
 
 SCORE_ROWS = 8192
 
@@ -39,18 +38,6 @@ class Progress(Protocol):
     def __call__(self, done: float, total: float, note: str = "") -> None: ...
 
 
-class _Sizes(BaseModel):
-    """What the values of a network's options may be; which options a network takes, it says itself."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    dim: int = Field(default=1, ge=1)
-    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
-    init_sd: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    cross_layers: int = Field(default=1, ge=1)
-
-
 class NetworkSpec(BaseModel):
     """Which network, and how large."""
 
@@ -59,20 +46,11 @@ class NetworkSpec(BaseModel):
     network: str
     """A name in `zoo.NETWORKS`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What the network's constructor takes: dim, hidden, init_sd, dropout, cross_layers."""
+    """What the network's constructor takes; docs/training.md lists them."""
 
     @model_validator(mode="after")
     def _is_known(self) -> NetworkSpec:
-        if self.network not in NETWORKS:
-            raise ValueError(f"network: expected one of {sorted(NETWORKS)}, got {self.network!r}")
-        unknown = sorted(set(self.options) - options_of(self.network))
-        if unknown:
-            known = sorted(options_of(self.network))
-            raise ValueError(f"network {self.network!r}: expected options among {known}, got {unknown}")
-        try:
-            _Sizes.model_validate(self.options, strict=True)
-        except ValidationError as error:
-            raise ValueError("; ".join(f"options.{problem}" for problem in problems_of(error, _Sizes))) from None
+        check_options(self.network, self.options)
         return self
 
     def build(self, fields: Fields) -> nn.Module:

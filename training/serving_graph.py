@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +196,7 @@ class _WideLookUp(nn.Module):
         tables = [embedding.table.detach() for _, _, embedding in places]
         self.table = nn.Parameter(tables[0] if len(tables) == 1 else torch.cat(tables, dim=1))
         self.widths = [embedding.dim for _, _, embedding in places]
-        for column, (parent, name, embedding) in enumerate(places):
-            setattr(parent, name, _Columns(self, column, embedding))
+        self._starts = [0, *accumulate(self.widths)]
 
         # Ids are padded with zeros for training-only fields, whose first row is moved to the row that stands in.
         plain = [spec for spec in wiring.fields if not spec.is_sequence]
@@ -204,46 +204,76 @@ class _WideLookUp(nn.Module):
             first = [first_row[spec.name] + wiring.serving_ids.get(spec.name, 0) for spec in plain if spec.side == side]
             self.register_buffer(f"first_{side}", torch.tensor(first, dtype=torch.int32))
         self._constants = len(wiring.serving_ids)
-        self._sequences = {
-            side: [
-                (spec.name, first_row[spec.name]) for spec in wiring.fields if spec.is_sequence and spec.side == side
-            ]
+        # A sequence that no network takes as its mean is not pooled.
+        pooled = [name for name in wiring.sequences if any(name not in embedding.unpooled for *_, embedding in places)]
+        self._first = {name: first_row[name] for name in wiring.sequences}
+        self._pooled = {
+            side: [spec.name for spec in wiring.fields if spec.name in pooled and spec.side == side]
             for side in ("context", "candidate")
         }
-        self._found: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
+        self._found: _Found | None = None
+        for column, (parent, name, embedding) in enumerate(places):
+            setattr(parent, name, _Columns(self, column, embedding))
 
     @contextmanager
     def of(self, batch: Encoded) -> Iterator[None]:
         """Within, the columns of every network are those of `batch`."""
         context_ids = functional.pad(batch.context, (0, self._constants)) if self._constants else batch.context
+        elements = {
+            name: functional.embedding(ids + self._first[name], self.table)
+            for name, (ids, _) in batch.sequences.items()
+        }
         sides = (("context", context_ids + self.first_context), ("candidate", batch.candidates + self.first_candidate))
-        context, candidates = (self._vectors(side, rows, batch) for side, rows in sides)
+        context, candidates = (self._vectors(side, rows, batch, elements) for side, rows in sides)
         if len(self.widths) == 1:
-            self._found = ((context,), (candidates,))
+            self._found = _Found((context,), (candidates,), elements)
         else:
-            self._found = (torch.split(context, self.widths, dim=2), torch.split(candidates, self.widths, dim=2))
+            split = [torch.split(vectors, self.widths, dim=2) for vectors in (context, candidates)]
+            self._found = _Found(split[0], split[1], elements)
         try:
             yield
         finally:
             self._found = None
 
-    def columns(self, column: int) -> tuple[Tensor, Tensor]:
-        """[R, Fc, D] and [N, Fa, D] of one embedding."""
+    @property
+    def found(self) -> _Found:
+        """What was looked up for the batch at hand."""
         if self._found is None:
             raise RuntimeError("expected to be asked within `of`")
-        return self._found[0][column], self._found[1][column]
+        return self._found
 
-    def _vectors(self, side: str, rows: Tensor, batch: Encoded) -> Tensor:
-        """[S, F, W]: plain fields, then sequences, as `FieldEmbedding` orders them."""
+    def elements(self, column: int, name: str) -> Tensor:
+        """`FieldEmbedding.elements` of one embedding: [1 + K, D]."""
+        missing = self.table[self._first[name] + MISSING_ID].unsqueeze(0)
+        columns = slice(self._starts[column], self._starts[column + 1])
+        return torch.cat([missing, self.found.elements[name]])[:, columns]
+
+    def kept(self, side: str, unpooled: Sequence[str]) -> list[int] | None:
+        """Which of a side's fields, as they are found, an embedding with such `unpooled` gives; None: all of them."""
+        plain = len(self.first_context if side == "context" else self.first_candidate)
+        names = [None] * plain + self._pooled[side]
+        kept = [place for place, name in enumerate(names) if name not in unpooled]
+        return None if len(kept) == len(names) else kept
+
+    def _vectors(self, side: str, rows: Tensor, batch: Encoded, elements: Mapping[str, Tensor]) -> Tensor:
+        """[S, F, W]: plain fields, then pooled sequences, as `FieldEmbedding` orders them."""
         vectors = functional.embedding(rows, self.table)
-        if not self._sequences[side]:
+        if not self._pooled[side]:
             return vectors
         pooled = [
-            segment_mean(functional.embedding(ids + first, self.table), offsets, self.table[first + MISSING_ID])
-            for name, first in self._sequences[side]
-            for ids, offsets in [batch.sequences[name]]
+            segment_mean(elements[name], batch.sequences[name][1], self.table[self._first[name] + MISSING_ID])
+            for name in self._pooled[side]
         ]
         return torch.cat([vectors, *(mean.unsqueeze(1) for mean in pooled)], dim=1)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Vectors of a batch: of each embedding [R, Fc, D] and [N, Fa, D]; of each sequence's elements [K, W]."""
+
+    context: tuple[Tensor, ...]
+    candidates: tuple[Tensor, ...]
+    elements: Mapping[str, Tensor]
 
 
 class _Columns(nn.Module):
@@ -256,11 +286,19 @@ class _Columns(nn.Module):
         self.dim = embedding.dim
         self.context_fields = embedding.context_fields
         self.candidate_fields = embedding.candidate_fields
+        self._kept = [look_up.kept(side, embedding.unpooled) for side in ("context", "candidate")]
 
     def forward(self, batch: Encoded) -> Embedded:
-        context, candidates = self._look_up[0].columns(self._column)
+        found = self._look_up[0].found
+        context, candidates = (
+            vectors[self._column] if kept is None else vectors[self._column][:, kept]
+            for vectors, kept in zip((found.context, found.candidates), self._kept, strict=True)
+        )
         alone = candidates if self.context_fields == 0 else None
         return Embedded(context, candidates, batch.request_index, alone)
+
+    def elements(self, batch: Encoded, name: str) -> Tensor:
+        return self._look_up[0].elements(self._column, name)
 
 
 def write_graph(graph: ServingGraph, folder: Path) -> list[Path]:

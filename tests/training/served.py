@@ -18,10 +18,9 @@ from training.encoded_log import EncodedLog
 from training.export import About, build_cards, build_graph
 from training.gate import Gate
 from training.serving_graph import Head, Wiring
-from training.zoo import NETWORKS, Fields, FieldSpec, build
+from training.zoo import NETWORKS, Fields, FieldSpec, build, options_of
 
-OPTIONS: dict[str, dict[str, Any]] = {"lr": {"init_sd": 0.3}, "fm": {"dim": 4, "init_sd": 0.3}}
-DEEP = {"dim": 4, "hidden": [8, 6], "init_sd": 0.3}
+DEEP: dict[str, Any] = {"dim": 4, "hidden": [8, 6], "init_sd": 0.3}
 
 SIDES = {
     "plain": Wiring((FieldSpec("user", 30, "context"), FieldSpec("ad", 50, "candidate")), {}),
@@ -53,7 +52,7 @@ RECIPE = {"name": "tiny", "student": {"fit": {"temperature": 1.0, "kd_weight": 0
 def network(name: str, fields: Fields, seed: int = 0) -> nn.Module:
     """A network of the zoo whose weights, biases included, are far from zero."""
     torch.manual_seed(seed)
-    built = build(name, fields, **OPTIONS.get(name, DEEP))
+    built = build(name, fields, **{option: value for option, value in DEEP.items() if option in options_of(name)})
     with torch.no_grad():
         for weight in built.parameters():
             weight += 0.1 * torch.randn_like(weight)
@@ -61,8 +60,9 @@ def network(name: str, fields: Fields, seed: int = 0) -> nn.Module:
 
 
 def teachers(fields: Fields) -> dict[str, nn.Module]:
-    """One of each network, in the zoo's order."""
-    return {name: network(name, fields, seed) for seed, name in enumerate(NETWORKS)}
+    """One of each network that such fields permit, in the zoo's order: DIN needs a sequence in the context."""
+    has_history = any(spec.is_sequence and spec.side == "context" for spec in fields)
+    return {name: network(name, fields, seed) for seed, name in enumerate(NETWORKS) if name != "din" or has_history}
 
 
 def gate(count: int) -> Gate:

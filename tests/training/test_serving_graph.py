@@ -135,6 +135,22 @@ def test_an_empty_sequence_is_the_single_id_zero(tmp_path: Path):
     np.testing.assert_allclose(logits([5, 7], [0, 0, 2, 2])[[0, 2]], zeros[:2], rtol=1e-6)
 
 
+def test_din_attends_to_histories_of_every_length(tmp_path: Path):
+    """None, one, as many as it looks at, more than that, and no element in all of a run."""
+    student = {"student": network("din", EVERY_KIND.fields)}
+    session = open_session(exported(ServingGraph(student, EVERY_KIND, head()), tmp_path))
+    feed = next(feed for feed in random_feeds(EVERY_KIND) if feed[REQUEST_INDEX].max() == 3)
+    rng = np.random.default_rng(2)
+
+    def with_lengths(lengths: list[int]) -> dict[str, np.ndarray]:
+        ids = rng.integers(0, 20, sum(lengths)).astype(np.int32)
+        offsets = np.cumsum([0, *lengths], dtype=np.int32)
+        return feed | {"history_ids": ids, "history_offsets": offsets}
+
+    feeds = [with_lengths([0, 1, 20, 33]), with_lengths([0, 0, 0, 0])]
+    assert check_parity(session, feeds, student, EVERY_KIND, head()).logit <= TOLERANCE
+
+
 def test_a_training_only_field_is_a_constant(tmp_path: Path):
     """Another value standing in for the position gives another graph, and that one value everywhere."""
     fields = (FieldSpec("position", 9, "context"), FieldSpec("ad", 50, "candidate"))
@@ -312,5 +328,5 @@ def test_parameters_are_counted_in_tables_and_elsewhere():
 
 def test_the_zoo_is_exported_whole():
     """A new network is under test here as soon as it is in the registry."""
-    assert set(teachers(SIDES["plain"].fields)) == set(NETWORKS)
+    assert set(teachers(EVERY_KIND.fields)) == set(NETWORKS)
     assert gate(len(NETWORKS)).teachers == len(NETWORKS)

@@ -17,7 +17,7 @@ from training.zoo.layers import Perceptron, SplitLinear
 
 
 class DCNV2(nn.Module):
-    """`cross_layers` explicit crosses beside a perceptron."""
+    """Crosses by a matrix beside a perceptron. Options: `dim`, `hidden`, `dropout`, `init_sd`; `cross_layers` L."""
 
     def __init__(
         self,
@@ -30,13 +30,11 @@ class DCNV2(nn.Module):
         init_sd: float = 0.01,
     ) -> None:
         super().__init__()
-        if cross_layers < 1:
-            raise ValueError(f"cross_layers: expected at least 1, got {cross_layers}")
         self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
         width = len(fields) * dim
-        self.first_cross = SplitLinear(self.embedding, width)
+        self.first_cross = SplitLinear(self.embedding.widths, width)
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(cross_layers - 1))
-        self.first = SplitLinear(self.embedding, hidden[0])
+        self.first = SplitLinear(self.embedding.widths, hidden[0])
         self.hidden = Perceptron(hidden, dropout=dropout)
         self.last = nn.Linear(width + hidden[-1], 1)
 

@@ -16,7 +16,7 @@ from training.zoo.layers import FirstOrder, Perceptron, SplitLinear, pairwise_do
 
 
 class DeepFM(nn.Module):
-    """A factorization machine and a perceptron over the same embeddings, summed."""
+    """A factorization machine beside a perceptron. Options: `dim`, `hidden`, `dropout`, `init_sd`."""
 
     def __init__(
         self, fields: Fields, *, dim: int, hidden: Sequence[int], dropout: float = 0.0, init_sd: float = 0.01
@@ -24,7 +24,7 @@ class DeepFM(nn.Module):
         super().__init__()
         self.first_order = FirstOrder(fields)
         self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
-        self.first = SplitLinear(self.embedding, hidden[0])
+        self.first = SplitLinear(self.embedding.widths, hidden[0])
         self.hidden = Perceptron(hidden, dropout=dropout)
         self.last = nn.Linear(hidden[-1], 1, bias=False)  # the first-order part holds the bias
 

@@ -16,18 +16,18 @@ from training.zoo.layers import Perceptron, SplitLinear
 
 
 class DNN(nn.Module):
-    """Embeddings, hidden layers of the widths `hidden`, one logit."""
+    """Embeddings, hidden layers, one logit. Options: `dim`, `hidden`, `dropout`, `init_sd`."""
 
     def __init__(
         self, fields: Fields, *, dim: int, hidden: Sequence[int], dropout: float = 0.0, init_sd: float = 0.01
     ) -> None:
         super().__init__()
         self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
-        self.first = SplitLinear(self.embedding, hidden[0])
+        self.first = SplitLinear(self.embedding.widths, hidden[0])
         self.hidden = Perceptron(hidden, dropout=dropout)
         self.last = nn.Linear(hidden[-1], 1)
 
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
-        """N encoded rows -> logit [N] and hint [N, hidden[-1]]."""
+        """N encoded rows -> logit [N] and hint [N, hidden[-1]], the last hidden layer."""
         hint = self.hidden(self.first(self.embedding(batch)))
         return self.last(hint).squeeze(1), hint

@@ -15,7 +15,7 @@ Both give the same numbers. Letters: R requests, N candidates, Fc context fields
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,7 +63,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors of a batch: `context` [R, Fc, D], `candidates` [N, Fa, D]; plain fields, then sequences."""
+    """Vectors of a batch: `context` [R, Fc, D], `candidates` [N, Fa, D]; plain fields, then sequences.
+
+    Or what was made of them field by field, or pair by pair, where the context's part does not depend on candidates.
+    """
 
     context: Tensor
     candidates: Tensor
@@ -82,14 +85,22 @@ class Embedded:
             return self.rows
         return torch.cat([self.spread(self.context), self.candidates], dim=1)
 
+    def unflattened(self, shape: tuple[int, int]) -> Embedded:
+        """The same with D taken apart: [R, Fc, *shape] and [N, Fa, *shape]."""
+        context, candidates = (torch.unflatten(side, 2, shape) for side in (self.context, self.candidates))
+        return Embedded(context, candidates, self.request_index)
+
 
 class FieldEmbedding(nn.Module):
-    """One vector of width `dim` for each id of each field, N(0, init_sd^2) at first."""
+    """One vector of width `dim` for each id of each field, N(0, init_sd^2) at first.
+
+    Sequence fields in `unpooled` are not among the vectors that come out; `elements` gives theirs one by one.
+    """
 
     first_context: Tensor
     first_candidate: Tensor
 
-    def __init__(self, fields: Fields, dim: int, *, init_sd: float = 0.01) -> None:
+    def __init__(self, fields: Fields, dim: int, *, init_sd: float = 0.01, unpooled: Sequence[str] = ()) -> None:
         super().__init__()
         sides = [spec.side for spec in fields]
         if sides != sorted(sides, key=("context", "candidate").index):
@@ -103,16 +114,24 @@ class FieldEmbedding(nn.Module):
             raise ValueError(f"expected distinct field names, got {[spec.name for spec in fields]}")
 
         self.dim = dim
-        self.context_fields = sum(spec.side == "context" for spec in fields)
-        self.candidate_fields = len(fields) - self.context_fields
+        self.unpooled = tuple(unpooled)
+        given = [spec for spec in fields if spec.name not in self.unpooled]
+        self.context_fields = sum(spec.side == "context" for spec in given)
+        self.candidate_fields = len(given) - self.context_fields
         self.table = nn.Parameter(torch.randn(rows, dim) * init_sd)  # [sum of sizes, D]
         self._sequences = {
-            side: tuple((spec.name, first_row[spec.name]) for spec in fields if spec.is_sequence and spec.side == side)
+            side: tuple((spec.name, first_row[spec.name]) for spec in given if spec.is_sequence and spec.side == side)
             for side in ("context", "candidate")
         }
+        self._first_unpooled = {name: first_row[name] for name in self.unpooled}
         for side in ("context", "candidate"):
             first = [first_row[spec.name] for spec in fields if not spec.is_sequence and spec.side == side]
             self.register_buffer(f"first_{side}", torch.tensor(first, dtype=torch.int32), persistent=False)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers a row has on the context's and on the candidate's side: (Fc * D, Fa * D)."""
+        return self.context_fields * self.dim, self.candidate_fields * self.dim
 
     def forward(self, batch: Encoded) -> Embedded:
         context_ids = batch.context + self.first_context  # [R, Fc']
@@ -129,6 +148,12 @@ class FieldEmbedding(nn.Module):
             candidates = torch.cat([candidates, *self._pooled("candidate", batch)], dim=1)
             plain = None
         return Embedded(context, candidates, batch.request_index, plain)
+
+    def elements(self, batch: Encoded, name: str) -> Tensor:
+        """The vector of a missing value, then of every element of an unpooled sequence: [1 + K, D]."""
+        first = self._first_unpooled[name]
+        ids, _ = batch.sequences[name]
+        return self._look_up(torch.cat([ids.new_full((1,), first + MISSING_ID), ids + first]))
 
     def _look_up(self, rows: Tensor) -> Tensor:
         # index_select, whose gradient takes half the time of functional.embedding's

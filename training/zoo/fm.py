@@ -14,7 +14,7 @@ from training.zoo.layers import FirstOrder, pairwise_dots
 
 
 class FM(nn.Module):
-    """A weight and a vector an id."""
+    """A weight and a vector an id. Options: `dim`, `init_sd`."""
 
     def __init__(self, fields: Fields, *, dim: int, init_sd: float = 0.01) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from training.zoo.layers import FirstOrder
 
 
 class LR(nn.Module):
-    """One weight an id, and a bias."""
+    """One weight an id, and a bias. Options: `init_sd`."""
 
     def __init__(self, fields: Fields, *, init_sd: float = 0.0) -> None:
         super().__init__()

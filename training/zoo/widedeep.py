@@ -1,0 +1,36 @@
+"""Wide & Deep (Cheng et al., DLRS 2016, arXiv:1606.07792, section 3).
+
+    logit = b + sum_i w_i + w MLP([v_1; ...; v_F])
+
+A logistic regression and a perceptron, summed and trained together. The paper's wide part also takes crosses of fields
+chosen by hand: here such a cross is a column of the log, a field like any other. The paper trains the wide part by
+FTRL; here one optimizer trains all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from training.zoo.embedding import Encoded, FieldEmbedding, Fields
+from training.zoo.layers import FirstOrder, Perceptron, SplitLinear
+
+
+class WideDeep(nn.Module):
+    """First order beside a perceptron. Options: `dim`, `hidden`, `dropout`, `init_sd`."""
+
+    def __init__(
+        self, fields: Fields, *, dim: int, hidden: Sequence[int], dropout: float = 0.0, init_sd: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.first_order = FirstOrder(fields)
+        self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
+        self.first = SplitLinear(self.embedding.widths, hidden[0])
+        self.hidden = Perceptron(hidden, dropout=dropout)
+        self.last = nn.Linear(hidden[-1], 1, bias=False)  # the first-order part holds the bias
+
+    def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
+        """N encoded rows -> logit [N] and hint [N, hidden[-1]], the perceptron's last layer."""
+        hint = self.hidden(self.first(self.embedding(batch)))
+        return self.first_order(batch) + self.last(hint).squeeze(1), hint
