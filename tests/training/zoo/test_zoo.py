@@ -272,3 +272,18 @@ def test_fields_out_of_order_or_twice_are_refused() -> None:
         FieldEmbedding((FieldSpec("ad", 3, "candidate"), FieldSpec("ad", 3, "candidate")), 4)
     with pytest.raises(ValueError, match="size of at least 1"):
         FieldSpec("ad", 0, "candidate")
+
+
+def test_an_id_outside_its_field_is_refused() -> None:
+    """The compiled look-up checks what torch's would: nothing is read from beyond a table, or from the next field."""
+    fields = (FieldSpec("user", 3, "context"), FieldSpec("seen", 4, "context", is_sequence=True))
+    embedding = FieldEmbedding((*fields, FieldSpec("ad", 5, "candidate")), 2)
+
+    def batch(user: int, seen: int) -> Encoded:
+        ids = torch.tensor([[user]], dtype=torch.int32), torch.tensor([[4]], dtype=torch.int32)
+        return Encoded(*ids, None, {"seen": (torch.tensor([seen], dtype=torch.int32), torch.tensor([0, 1]))})
+
+    assert embedding(batch(2, 3)).joined().shape == (1, 3, 2)
+    for user, seen in ((3, 0), (-1, 0), (0, 4), (0, -1)):
+        with pytest.raises(IndexError, match=r"id in 0\.\.size-1 of its field, got one outside"):
+            embedding(batch(user, seen))
