@@ -32,9 +32,10 @@ class FFM(nn.Module):
         """N encoded rows -> logit [N] and no hint."""
         vectors: Embedded = self.embedding(batch)
         dots = self.pairs.field_aware_dots(vectors.unflattened(self.shape))  # [R, Fc, Fc], [N, F, Fa]
-        others = dots.candidates.triu(1 - self.pairs.context_fields)
-        logit = self.first_order(batch) + others.sum(dim=(1, 2))
-        if self.pairs.widths[0]:  # a graph cannot take the triangle of nothing
-            per_request = dots.context.triu(1).sum(dim=(1, 2))  # [R]
-            logit = logit + dots.spread(per_request)
+        logit = self.first_order(batch)
+        within_context, others = self.pairs.widths
+        if within_context:  # a graph cannot take the triangle of nothing
+            logit = logit + dots.spread(dots.context.triu(1).sum(dim=(1, 2)))
+        if others:
+            logit = logit + dots.candidates.triu(1 - self.pairs.context_fields).sum(dim=(1, 2))
         return logit, None
