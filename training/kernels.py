@@ -23,9 +23,9 @@ Array = Any  # of numpy; numba reads the types from the arrays themselves
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`numba.njit`, kept on disk between processes where there is a folder to keep it in."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither beside this file nor in the user's cache: compiled again by each process
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True)(function)
 
 
 @compiled
