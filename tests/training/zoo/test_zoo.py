@@ -242,6 +242,12 @@ def test_what_a_network_does_not_know_is_refused(name: str, changed: dict[str, o
         build(name, FIELDS, **known | changed)
 
 
+def test_fibinet_says_what_it_misses() -> None:
+    """Pairs need two fields."""
+    with pytest.raises(NetworkError, match="expected at least two fields to make pairs of, got 1"):
+        build("fibinet", FIELDS[:1], dim=4, hidden=(8,))
+
+
 def test_an_option_without_a_default_has_to_be_given() -> None:
     """How large a network is, a recipe says."""
     with pytest.raises(NetworkError, match=r"network 'dnn': expected the options \['hidden'\] too"):
