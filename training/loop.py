@@ -26,6 +26,7 @@ from torch.nn import functional
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, SplitError
 from training.metrics import auc, logloss, sigmoid
+from training.optimizer import Optimizer
 from training.shares import Share
 from training.zoo import Encoded, Fields, build, check_options
 
@@ -291,24 +292,21 @@ def run_epochs(
     training by answering true. The learner is left with its last step's weights.
     """
     shuffler = np.random.default_rng([seed, 1])
-    optimizer = torch.optim.Adam(learner.parameter_groups(), lr=options.learning_rate, fused=True)
-    trained = list(learner.parameters())
-    averaged = [parameter.detach().clone() for parameter in trained]
+    optimizer = Optimizer(
+        learner,
+        learner.parameter_groups(),
+        learning_rate=options.learning_rate,
+        averaged_steps=options.averaged_steps,
+        batch_rows=min(options.batch_rows, len(train_rows)),
+    )
     history: list[dict[str, float]] = []
-    step = 0
     for epoch in range(1, epochs + 1):
         learner.train()
         totals: dict[str, float] = {}
         seen = 0
         for rows in batches(shuffler.permutation(train_rows), options.batch_rows):
             loss = learner.loss(log.batch(rows), rows)
-            optimizer.zero_grad()
-            loss.objective.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step += 1
-            # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
-            share = max(1 / step, 1 / options.averaged_steps)
-            torch._foreach_lerp_(averaged, [parameter.detach() for parameter in trained], share)
+            optimizer.step(loss.objective)
             for name, value in loss.shown.items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(rows)
             seen += len(rows)
@@ -320,24 +318,15 @@ def run_epochs(
                 f"network {learner.name!r}: the loss became {row['train_loss']} in epoch {epoch}; "
                 f"lower learning_rate (it is {options.learning_rate})"
             )
-        _exchange(trained, averaged)
-        is_over = after_epoch(row)
-        _exchange(trained, averaged)
+        with optimizer.averaged():
+            is_over = after_epoch(row)
         history.append(row)
         if is_over:
             break
+    optimizer.close()
     if progress is not None:
         progress(epochs * len(train_rows), epochs * len(train_rows), f"ended with epoch {len(history)}")
     return history
-
-
-def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Swap the values of two lists of tensors."""
-    with torch.no_grad():
-        for one, other in zip(first, second, strict=True):
-            kept = one.clone()
-            one.copy_(other)
-            other.copy_(kept)
 
 
 def _plain(fields: Fields, side: str) -> int:
