@@ -283,6 +283,22 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
 
 
+def measure_fit(folder: Path, report: Report, *, prepared: Path, first: Path, again: Path, logit: str) -> None:
+    """figures.json: one model on test and train rows, and on test rows before its refit; calibrated as in a run."""
+    log = EncodedLog.open(prepared / "log")
+    before, after = np.asarray(np.load(first / logit)), np.asarray(np.load(again / logit))
+    held_out, test, train = log.rows([Part.VALID_C]), log.rows([Part.TEST]), log.rows([Part.TRAIN])
+    platt = fit_platt(before[held_out], log.label[held_out])
+    facts: dict[str, Any] = {
+        section: _evaluated(log, platt.apply(answers[rows]), rows)
+        for section, answers, rows in (("test", after, test), ("train", after, train), ("before_refit", before, test))
+    }
+    if (first / "fit.json").exists():
+        facts["epochs"] = load_fit(first)[1]
+    write_json(folder / "figures.json", facts)
+    report(1, 1, f"AUC {facts['test']['auc']:.4f}")
+
+
 def outputs_of(folders: Mapping[str, Path]) -> TeacherOutputs:
     """Of the folders `teacher:<name>` and `hints:<name>`: what was stored, teachers in the recipe's order."""
     return TeacherOutputs.read(named(folders, "teacher"), named(folders, "hints"))

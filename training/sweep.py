@@ -128,7 +128,7 @@ def _planned(
         laid_out = plan(load_recipe(recipe, [*settings, *changes]), list(seeds), runs=out, data=data)
         for of_seed, name in itertools.product(laid_out.seeds, names):
             trial = {"side": name, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
-            trials.append((trial, of_seed.firsts[name], laid_out.prepare))
+            trials.append((trial, of_seed.fit_of(name).first, laid_out.prepare))
     return trials
 
 

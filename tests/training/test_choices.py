@@ -88,7 +88,7 @@ def test_without_merging_validation_nothing_is_trained_twice(tmp_path: Path):
     steps = planned(tmp_path, "merge_validation=false").seeds[0]
 
     assert labels(steps) == {label for label in PRETRAIN if not label.startswith("refit/")}
-    assert (steps.student, steps.control) == (steps.firsts["student"], steps.firsts["control"])
+    assert all(steps.fits[name].again is steps.fits[name].first for name in ("student", "control", "ensemble"))
     assert steps.ensemble == steps.gate
 
 
@@ -104,7 +104,7 @@ def test_copies_are_teachers_of_their_own(tmp_path: Path):
     assert shares[:2] == [None, None]
     assert [share["index"] for share in shares[2:]] == [0, 1, 2]
     assert len({share["seed"] for share in shares[2:]}) == 1
-    assert steps.firsts["teachers.dnn"].label == "dnn-1-s1"
+    assert steps.fit_of("teachers.dnn").first.label == "dnn-1-s1"
 
 
 def test_a_change_to_the_student_trains_no_teacher_again(tmp_path: Path):
@@ -168,7 +168,7 @@ def test_a_refit_of_a_co_training_is_a_co_training(runs: Path):
     assert (raw["scale"], raw["bias"]) == (1.0, 0.0) != (served["scale"], served["bias"])
     assert not (again.folder(runs) / "gate.json").exists()
     seen = np.load(steps.teachers["dnn"].folder(runs) / "seen.npy")
-    assert seen.sum() > np.load(steps.firsts["teachers.dnn"].folder(runs) / "seen.npy").sum()
+    assert seen.sum() > np.load(steps.fit_of("teachers.dnn").first.folder(runs) / "seen.npy").sum()
 
 
 def test_labels_of_copies_come_from_those_that_did_not_see_the_row(runs: Path):

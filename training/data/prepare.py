@@ -45,6 +45,7 @@ from training.data.split import (
     parts_by_folds,
     parts_by_time,
     refuse_useless_parts,
+    thin_training,
 )
 from training.data.timestamps import to_iso
 from training.encoded_log import EncodedLog, Part
@@ -221,7 +222,7 @@ class _Preparation:
             parts = parts_by_folds(self.split, label)
         else:
             parts = np.concatenate(raw_parts)
-        parts = part_validation(parts, unit, self.split)
+        parts = thin_training(part_validation(parts, unit, self.split), self.split)
         refuse_useless_parts(parts, label, moment if self.schema.timestamp else None)
         rows = {name: int((parts == part).sum()) for part, name in PART_NAMES.items()}
         summary: dict[str, Any] = {

@@ -58,8 +58,8 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
     columns = UNDER_THE_TRUTH if report["headline"]["auc"] == "xauc" else COLUMNS
     models = [(name, test[name]) for name in MODELS]
     models += [(f"teacher {name}", entries) for name, entries in test["teachers"].items()]
-    rows = [[name, *(_spread([entry[key] for entry in entries]) for key in columns)] for name, entries in models]
-    yield from _table(["test rows", *columns.values()], rows)
+    rows = [[name, *(spread([entry[key] for entry in entries]) for key in columns)] for name, entries in models]
+    yield from table(["test rows", *columns.values()], rows)
     yield ""
     yield "Paired by seed, mean ± standard error, and each seed:"
     yield ""
@@ -70,10 +70,10 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
         [f"student less {name}", *(_paired(test["student"], entries, key) for key in list(columns)[:3])]
         for name, entries in rivals
     ]
-    yield from _table(["", *list(columns.values())[:3]], rows)
+    yield from table(["", *list(columns.values())[:3]], rows)
     yield ""
     if report["targets"]:
-        yield from _table(
+        yield from table(
             ["what was to be reached", "wanted", "found", ""], [_target(each) for each in report["targets"]]
         )
         yield ""
@@ -92,7 +92,8 @@ def _command(report: Mapping[str, Any]) -> str:
     return f"python -m training run {report['name']} --seeds {len(report['seeds'])}{seed}"
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
+    """mean ± sd; the mean alone of one value, nothing of none."""
     found = [value for value in values if value is not None]
     if not found:
         return ""
@@ -142,11 +143,12 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
                 row.append(f"**{text}**" if (best["learning_rate"], best["init_sd"]) == (rate, sd) else text)
             rows.append(row)
         yield ""
-        yield from _table([side, *(f"init {sd:g}" for sd in grid["init_sd"])], rows)
+        yield from table([side, *(f"init {sd:g}" for sd in grid["init_sd"])], rows)
     yield ""
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
     for row in rows:
