@@ -45,7 +45,9 @@ def markdown(filled: Mapping[str, Any]) -> Iterator[str]:
     if filled["claims"]:
         yield f"Whether it held here, pair by pair ({title}, 95% interval over seeds):"
         yield ""
-        yield from table(["claim", "held", "open", "did not hold", "differences"], [_claim(c) for c in filled["claims"]])
+        yield from table(
+            ["claim", "held", "open", "did not hold", "differences"], [_claim(c) for c in filled["claims"]]
+        )
         yield ""
 
 

@@ -37,7 +37,7 @@ def ablate(
 ) -> list[Path]:
     """Fill these tables of a recipe; returns where each was written."""
     loaded = load_recipe(recipe, overrides)
-    prepare = plan(loaded, [], runs=out, data=data).prepare
+    prepare = plan(loaded, list(seeds[:1]), runs=out, data=data).prepare
     run_steps([prepare], out, workers=workers, watcher=watcher)
     log = LogFacts.of(EncodedLog.open(prepare.folder(out) / "log"))
     paths = []

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from training.ablate.variations import Variations
-from training.encoded_log import EncodedLog
+from training.encoded_log import EncodedLog, Part
 from training.gate import Form
 from training.shares import DAY_US, By
 from training.zoo import NETWORKS
@@ -59,8 +59,6 @@ class LogFacts:
     @classmethod
     def of(cls, log: EncodedLog) -> LogFacts:
         """Of a prepared log."""
-        from training.encoded_log import Part
-
         days = {int(day) for day in log.time[log.rows([Part.TRAIN])] // DAY_US}
         return cls(any(spec.is_sequence and spec.side == "context" for spec in log.fields), len(days))
 
@@ -109,16 +107,20 @@ def baselines(vary: Variations, log: LogFacts) -> Table:
     rows = [Row((TITLES[name], "clicks"), tuple(alone), f"zoo.{name}") for name in names]
     rows.append(Row(("3T ensemble", "clicks"), tuple(teachers), "ensemble"))
     for name in ("dnn", "dcn"):
-        settings = tuple([*teachers, *vary.student(name)])
+        settings = (*teachers, *vary.student(name))
         control = (TITLES[name], "clicks, a student's epochs")
         rows.append(Row(control, settings, "control"))
         rows.append(Row((TITLES[name], "3T"), settings, "student", control, ("3T ensemble", "clicks")))
     others = [row.cells for row in rows if row.model.startswith("zoo.")]
     claims = [
-        Claim(f"the student {TITLES[name]} is above every network alone", tuple(((TITLES[name], "3T"), o) for o in others))
+        Claim(
+            f"the student {TITLES[name]} is above every network alone", tuple(((TITLES[name], "3T"), o) for o in others)
+        )
         for name in ("dnn", "dcn")
     ]
-    return Table("baselines", "All networks, alone and as students", ("network", "learns from"), tuple(rows), tuple(claims))
+    return Table(
+        "baselines", "All networks, alone and as students", ("network", "learns from"), tuple(rows), tuple(claims)
+    )
 
 
 def schemes(vary: Variations, log: LogFacts) -> Table:
@@ -126,7 +128,12 @@ def schemes(vary: Variations, log: LogFacts) -> Table:
     own = vary.recipe.student.network
     control = ("none", "no KD", "")
     rows = [Row(control, (), "control")]
-    losses = {"soft": "{soft: 1.0}", "hint": "{hint: 1.0}", "soft + hint": "{soft: 1.0, hint: 0.1}", "mse": "{mse: 1.0}"}
+    losses = {
+        "soft": "{soft: 1.0}",
+        "hint": "{hint: 1.0}",
+        "soft + hint": "{soft: 1.0, hint: 0.1}",
+        "mse": "{mse: 1.0}",
+    }
     for title, teachers in [*((TITLES[name], [name]) for name in THREE), ("3T", list(THREE))]:
         wanted = list(losses) if title == "3T" else ["soft", "hint"]
         for loss in wanted:
@@ -141,15 +148,15 @@ def schemes(vary: Variations, log: LogFacts) -> Table:
     ]
     claims = (
         Claim("soft label with pre-train is best (Table 2, all six cells)", tuple(best)),
-        Claim(
-            "every way of distilling beats none (Table 2)", tuple((row.cells, control) for row in rows[1:])
-        ),
+        Claim("every way of distilling beats none (Table 2)", tuple((row.cells, control) for row in rows[1:])),
         Claim(
             "soft label with pre-train beats mutual co-training (not in the paper)",
             ((("3T", "soft", "pretrain"), ("3T", "mutual", "one stage")),),
         ),
     )
-    return Table("schemes", f"Losses and schemes, student {TITLES[own]}", ("teacher", "loss", "scheme"), tuple(rows), claims)
+    return Table(
+        "schemes", f"Losses and schemes, student {TITLES[own]}", ("teacher", "loss", "scheme"), tuple(rows), claims
+    )
 
 
 def teachers(vary: Variations, log: LogFacts) -> Table:
@@ -210,9 +217,7 @@ def count(vary: Variations, log: LogFacts) -> Table:
             "six teachers beat three (Table 4, at most .0007)",
             ((("6T(M)", "student"), ("3T(M)", "student")), (("6T(D), folds", "student"), ("3T(D), folds", "student"))),
         ),
-        Claim(
-            "three teachers beat one (Table 4)", ((("3T(M)", "student"), (f"1T, {TITLES[REPEATED]}", "student")),)
-        ),
+        Claim("three teachers beat one (Table 4)", ((("3T(M)", "student"), (f"1T, {TITLES[REPEATED]}", "student")),)),
         Claim(
             "labels by teachers that did not see the row are better than by all (not in the paper)",
             tuple(((title, "student"), (title, "student of all")) for title in named if "(D)" in title),
@@ -222,7 +227,9 @@ def count(vary: Variations, log: LogFacts) -> Table:
         "of 3T(D) and 6T(D), the student is labelled by the teachers that did not learn from a row, "
         "the student of all by every teacher",
     )
-    return Table("count", "How many teachers, and what makes them differ", ("teachers", "model"), tuple(rows), claims, notes)
+    return Table(
+        "count", "How many teachers, and what makes them differ", ("teachers", "model"), tuple(rows), claims, notes
+    )
 
 
 def gates(vary: Variations, log: LogFacts) -> Table:

@@ -29,8 +29,14 @@ UNDER_THE_TRUTH = {
 
 
 def markdown(reports: Sequence[Path]) -> str:
-    """One section a report, and the sweep that a report carries below it."""
-    return "\n".join(line for path in reports for line in _section(_read(path)))
+    """One section a report, and the sweep that a report carries below it; one a table of `ablate`."""
+    return "\n".join(line for path in reports for line in _section_of(_read(path)))
+
+
+def _section_of(tree: Mapping[str, Any]) -> Iterator[str]:
+    from training.ablate.markdown import markdown as table_of_ablate
+
+    return table_of_ablate(tree) if "table" in tree else _section(tree)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -40,8 +46,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: expected the report.json of a run: {error.strerror or error}") from None
     except ValueError as error:
         raise DataError(f"{path}: expected the report.json of a run: {error}") from None
-    if not isinstance(report, dict) or "test" not in report:
-        raise DataError(f"{path}: expected the report.json of a run, got JSON without 'test'")
+    if not isinstance(report, dict) or ("test" not in report and "table" not in report):
+        raise DataError(f"{path}: expected the report.json of a run or a table of ablate, got JSON that is neither")
     return report
 
 
