@@ -234,11 +234,11 @@ def main(argv: Sequence[str]) -> int:
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
+    command = f"python -m benchmarks.prepare_memory --rows {' '.join(map(str, options.rows))}"
     block = "\n".join(
         [
-            f"`python -m benchmarks.prepare_memory --rows {' '.join(map(str, options.rows))}`, "
-            f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, one core of {machine['cores']}, Python {machine['python']}, load "
-            f"{machine['load_before']:.1f} before the run.",
+            f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, one core of "
+            f"{machine['cores']}, Python {machine['python']}, load {machine['load_before']:.1f} before the run.",
             "",
             "| rows | file, GB | seconds | CPU s | rows / CPU s | survey | encoder | encode | peak RSS, MB | "
             "page cache, MB | known values | written, GB |",
