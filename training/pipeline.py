@@ -44,6 +44,10 @@ _EXPORTING = (
     "training/parity.py",
     "training/cost.py",
 )
+_PREPARE_MEMORY = (
+    "preparing holds some 20 bytes a row and every distinct value of each field with a vocabulary: give fields of many "
+    "values `encoding: {method: hash, buckets: ...}` in the schema"
+)
 _MEASURING = (*_DISTILLING, "training/data/prepare.py")
 
 
@@ -142,7 +146,17 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
         arguments["source"] = recipe.source.model_dump(mode="json")
         arguments["fingerprint"] = fingerprint(files, cache=fingerprints)
     needs = {"log": log} if log else {}
-    return log, Step("prepare", recipe.name, steps.prepare_log, arguments, needs, code=_READING, places=places)
+    prepare = Step(
+        "prepare",
+        recipe.name,
+        steps.prepare_log,
+        arguments,
+        needs,
+        code=_READING,
+        places=places,
+        if_out_of_memory=_PREPARE_MEMORY,
+    )
+    return log, prepare
 
 
 def own_seed(seed: int, name: str) -> int:
@@ -170,7 +184,7 @@ class _SeedPlan:
     def lay_out(self) -> SeedSteps:
         """All of them, from the fits of teachers and control to what is measured."""
         recipe = self.recipe
-        control = self._fit("control", recipe.control, "control")
+        control = self._fit("control", recipe.control, "control", "control")
         if recipe.scheme.kind == "pretrain":
             together = None
             teachers = self._teachers()
@@ -276,8 +290,8 @@ class _SeedPlan:
         again = prepared | needs[1] | {"first": first}
         return _Fit(first, self._step("refit", label, run, arguments, again, code, weight))
 
-    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, share: Share | None = None) -> _Fit:
-        arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
+    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> _Fit:
+        arguments = _network(setting) | {"seed": own_seed(self.seed, name), "place": place}
         if share is not None:
             arguments |= {"share": asdict(share)}
         return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING)
@@ -287,7 +301,7 @@ class _SeedPlan:
         for base, setting in self.recipe.teachers.items():
             for index, name in enumerate(self.recipe.names_of(base)):
                 share = setting.copies.share(index, own_seed(self.seed, base)) if setting.copies else None
-                fits[name] = self._fit(name, setting, "teachers", share)
+                fits[name] = self._fit(name, setting, "teachers", f"teachers.{base}", share)
         return fits
 
     def _distilled(self, gate: Step, teachers: Mapping[str, _Fit]) -> _Fit:
@@ -301,7 +315,9 @@ class _SeedPlan:
         arguments = _network(recipe.student) | {
             "scheme": recipe.scheme.model_dump(mode="json"),
             "teachers": {
-                name: _network(setting) for base, setting in recipe.teachers.items() for name in recipe.names_of(base)
+                name: _network(setting) | {"place": f"teachers.{base}"}
+                for base, setting in recipe.teachers.items()
+                for name in recipe.names_of(base)
             },
             "form": recipe.gate.form,
             "seed": own_seed(self.seed, "together"),

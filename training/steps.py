@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from training.calibrate import Platt, fit_platt
+from training.checkpoint import Checkpoint
 from training.data.prepare import PrepareReport, load_encoder
 from training.distill import DistillOptions, fit_student, kl_divergence
 from training.encoded_log import VALID, EncodedLog, Part
@@ -36,9 +37,10 @@ from training.loop import (
     rows_to_learn_from,
     score,
 )
+from training.memory import say_what_to_lower
 from training.metrics import evaluate, reliability, sigmoid
 from training.shares import Share
-from training.stages import Report, same_file
+from training.stages import UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
@@ -61,13 +63,29 @@ def fit_network(
     spec: Any,
     options: Any,
     seed: int,
+    place: str,
     share: Any = None,
     first: Path | None = None,
 ) -> None:
-    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows."""
+    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
+
+    `place` is where the network stands in the recipe, here and below.
+    """
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
-    result = fit(log, network, FitOptions(**options), seed=seed, **when, share=share, progress=report)
+    settings = FitOptions(**options)
+    say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
+    result = fit(
+        log,
+        network,
+        settings,
+        seed=seed,
+        **when,
+        share=share,
+        place=place,
+        progress=report,
+        checkpoint=_checkpoint(folder),
+    )
     _keep(folder, report, log, network, result)
     _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share))
 
@@ -135,6 +153,7 @@ def distil(
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
     log, network, settings = EncodedLog.open(prepared / "log"), NetworkSpec(**spec), DistillOptions(**options)
+    say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
         aggregate=settings.aggregate,
@@ -142,7 +161,17 @@ def distil(
         out_of_sample=settings.taught_by == "unseen",
         with_hints="hint" in settings.losses,
     )
-    result = fit_student(log, network, settings, targets, seed=seed, **_when(first), progress=report)
+    result = fit_student(
+        log,
+        network,
+        settings,
+        targets,
+        seed=seed,
+        **_when(first),
+        place="student",
+        progress=report,
+        checkpoint=_checkpoint(folder),
+    )
     _keep(folder, report, log, network, result)
 
 
@@ -165,10 +194,12 @@ def train_together(
     """
     log, when = EncodedLog.open(prepared / "log"), _when(first, "student")
     specs = {
-        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]))
+        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]), teacher["place"])
         for name, teacher in teachers.items()
     }
-    network = NetworkSpec(**spec)
+    network, settings = NetworkSpec(**spec), DistillOptions(**options)
+    networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
+    say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
     if first is not None:
         of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
         when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
@@ -177,12 +208,13 @@ def train_together(
         TypeAdapter(Cotrain | Mutual).validate_python(scheme),
         specs,
         network,
-        DistillOptions(**options),
+        settings,
         form=TypeAdapter(Form).validate_python(form),
         seed=seed,
         **when,
         gate=Gate.from_json(read_json(first / "gate.json")) if first and (first / "gate.json").exists() else None,
         progress=report,
+        checkpoint=_checkpoint(folder),
     )
     if found.gate is not None:
         write_json(folder / "gate.json", found.gate.to_json())
@@ -318,6 +350,11 @@ def _when(first: Path | None, network: str = "") -> dict[str, Any]:
     if first is None:
         return {"train": [Part.TRAIN], "valid": [Part.VALID_A], "epochs": None}
     return {"train": TRAIN_VALID, "valid": None, "epochs": load_fit(first / network)[1]}
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    """That of the fit that fills a folder."""
+    return Checkpoint(folder / UNDER_WAY / "checkpoint.pt")
 
 
 def _keep(folder: Path, report: Report, log: EncodedLog, network: NetworkSpec, result: FitResult) -> None:
