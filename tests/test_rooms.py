@@ -38,6 +38,7 @@ ALLOWED = {
         "pyarrow",
         "pydantic",
         "rich",
+        "numba",
         "torch",
         "yaml",
     },

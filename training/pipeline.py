@@ -29,7 +29,14 @@ from training.stages import Step
 # What each step's result depends on beside its inputs and the module of its function; what these import counts as well.
 _WORLD = ("package:numpy", "package:pyarrow", "training/data/synthetic", "models/schema.py")
 _READING = ("package:numpy", "package:pyarrow", "training/data", "training/encoded_log.py", "models")
-_LEARNING = ("package:torch", "package:numpy", "training/zoo", "training/loop.py", "training/metrics.py")
+_LEARNING = (
+    "package:torch",
+    "package:numpy",
+    "package:numba",
+    "training/zoo",
+    "training/loop.py",
+    "training/metrics.py",
+)
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
 _TOGETHER = (*_LEARNING, "training/together.py")

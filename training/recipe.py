@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from models.documents import DocumentError, parse_document
 from models.problems import problems_of, shown
 from models.schema import FeatureSchema
-from training.data.sources import FilesSettings, KuaiRandSettings, MovieLensSettings
+from training.data.sources import FilesSettings, RealSettings
 from training.data.split import Split
 from training.distill import DistillOptions
 from training.errors import RecipeError
@@ -44,9 +44,7 @@ class SyntheticSettings(_Settings):
     """Days it spans."""
 
 
-SourceSettings = Annotated[
-    SyntheticSettings | FilesSettings | KuaiRandSettings | MovieLensSettings, Field(discriminator="kind")
-]
+SourceSettings = Annotated[SyntheticSettings | FilesSettings | RealSettings, Field(discriminator="kind")]
 
 
 def _by_name(value: Any) -> Any:

@@ -36,11 +36,13 @@ from training.data.split import (
     UNUSED,
     ColumnSplit,
     FilesSplit,
+    FoldsSplit,
     Parts,
     Split,
     TimeSplit,
     named_files,
     part_validation,
+    parts_by_folds,
     parts_by_time,
     refuse_useless_parts,
 )
@@ -215,6 +217,8 @@ class _Preparation:
         del labels, times, units
         if isinstance(self.split, TimeSplit):
             parts = parts_by_time(self.split, moment, self.log.zone)
+        elif isinstance(self.split, FoldsSplit):
+            parts = parts_by_folds(self.split, label)
         else:
             parts = np.concatenate(raw_parts)
         parts = part_validation(parts, unit, self.split)
@@ -234,7 +238,7 @@ class _Preparation:
         return parts, summary
 
     def _stated_parts(self, chunk: Chunk) -> Parts:
-        """What the split's column, or the file, says of each row; zeros where time decides."""
+        """What the split's column, or the file, says of each row; zeros where time or chance decides."""
         split = self.split
         if isinstance(split, FilesSplit):
             return np.full(chunk.rows, self.files[chunk.file], np.uint8)

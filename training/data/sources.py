@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from training.data.chunks import Source
+from training.data.kaggle import KaggleSource
 from training.data.kuairand import KuaiRandSource
 from training.data.movielens import MovieLensSource
 from training.data.readers import FileSource
@@ -52,7 +53,28 @@ class MovieLensSettings(_Settings):
     """The folder that contains ml_latest_small/; null takes --data or RETORT_TRAINING_DATA."""
 
 
-SourceSettings = Annotated[FilesSettings | KuaiRandSettings | MovieLensSettings, Field(discriminator="kind")]
+class KaggleSettings(_Settings):
+    """Criteo's train.txt or Avazu's train.csv, as Kaggle's competitions gave them out; also .gz."""
+
+    kind: Literal["criteo_kaggle", "avazu_kaggle"]
+    folder: str | None = None
+    """The folder that contains criteo_kaggle/ or avazu_kaggle/; null takes --data or RETORT_TRAINING_DATA."""
+    rows: PositiveInt | None = None
+    """How many rows the file must have; null takes any number."""
+
+
+class OpenBanditSettings(_Settings):
+    """Open Bandit, small version: impressions of two policies of a fashion shop, a randomised experiment."""
+
+    kind: Literal["obd_small"]
+    folder: str | None = None
+    """The folder that contains obd_small/; null takes --data or RETORT_TRAINING_DATA."""
+
+
+RealSettings = KuaiRandSettings | MovieLensSettings | KaggleSettings | OpenBanditSettings
+"""The public logs that Retort knows by name."""
+
+SourceSettings = Annotated[FilesSettings | RealSettings, Field(discriminator="kind")]
 
 
 def open_source(settings: SourceSettings, *, base: Path = Path(), data: Path | None = None) -> Source:
@@ -65,7 +87,11 @@ def open_source(settings: SourceSettings, *, base: Path = Path(), data: Path | N
         text = TextFormat(settings.separator, settings.quote, settings.header)
         return FileSource(_matches(settings.paths, base), text, frozenset(settings.optional_columns))
     folder = real_log(settings.kind, Path(settings.folder) if settings.folder else data)
-    return KuaiRandSource(folder) if settings.kind == "kuairand_pure" else MovieLensSource(folder)
+    if isinstance(settings, KaggleSettings):
+        return KaggleSource(settings.kind, folder, settings.rows)
+    if isinstance(settings, OpenBanditSettings):
+        return FileSource((folder / "obd.csv.gz",))
+    return KuaiRandSource(folder) if isinstance(settings, KuaiRandSettings) else MovieLensSource(folder)
 
 
 def real_log(name: str, data: Path | None = None) -> Path:
@@ -78,7 +104,7 @@ def real_log(name: str, data: Path | None = None) -> Path:
         )
     if not (said / name).is_dir():
         meant = f". Say the folder that contains it: {said.parent}" if said.name == name and said.is_dir() else ""
-        raise DataError(f"{said / name}: no such folder; expected {name}/ with its .csv.gz files in {said}{meant}")
+        raise DataError(f"{said / name}: no such folder; expected {name}/ with its files in {said}{meant}")
     return said / name
 
 

@@ -1,4 +1,4 @@
-"""Which rows train, validate and test: by time, by a column, or by files; and validation parted into A, B and C.
+"""Which rows train, validate and test: by time, a column, files or random folds; validation parted into A, B and C.
 
 Time is the honest one for clicks: a model is asked about tomorrow. A moment never falls into two parts. Validation rows
 are parted by a hash of their unit, so that no user is on both sides of a decision; without a unit, by row.
@@ -141,8 +141,60 @@ class FilesSplit(_Split):
         return next(iter(found.values()))
 
 
-Split = Annotated[TimeSplit | ColumnSplit | FilesSplit, Field(discriminator="by")]
+class FoldsSplit(_Split):
+    """Random folds, each with its share of the clicks. For comparing with published random splits: such a split
+    tells what a model knows about days it has seen, and flatters every one that learns ids by heart."""
+
+    by: Literal["folds"] = "folds"
+    count: int = Field(default=10, ge=3, le=1000)
+    """How many folds of equal size."""
+    seed: int = Field(default=2018, ge=0, lt=2**32)
+    """Of the shuffling; `parts_by_folds` says whose."""
+    valid: tuple[NonNegativeInt, ...] = Field(default=(1,), min_length=1)
+    """Folds that validate, from 0."""
+    test: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    """Folds that test, from 0; all others train."""
+
+    @model_validator(mode="after")
+    def _folds_are_there(self) -> "FoldsSplit":
+        named = (*self.valid, *self.test)
+        if len(set(named)) < len(named) or max(named) >= self.count or len(named) >= self.count:
+            raise ValueError(
+                f"expected valid and test to be different folds of 0 to {self.count - 1}, and some left to train on, "
+                f"got {list(self.valid)} and {list(self.test)}"
+            )
+        return self
+
+
+Split = Annotated[TimeSplit | ColumnSplit | FilesSplit | FoldsSplit, Field(discriminator="by")]
 """The `split:` block of a recipe."""
+
+
+def parts_by_folds(split: FoldsSplit, clicks: npt.NDArray[np.bool_]) -> Parts:
+    """Train, `VALID` or test for each row [n], given which were clicked [n].
+
+    The rows of each label are shuffled by themselves (numpy's legacy generator, seeded anew for each label) and cut
+    into folds; the first `n % count` are one row longer. That is StratifiedKFold(count, shuffle=True,
+    random_state=seed) of scikit-learn 0.19 to 0.21, by which Criteo_x4 and Avazu_x4 are split; from 0.22 on it shuffles
+    otherwise. Takes 6 bytes a row on top.
+    """
+    part_of_fold = np.full(split.count, int(Part.TRAIN), np.uint8)
+    part_of_fold[list(split.valid)] = VALID
+    part_of_fold[list(split.test)] = int(Part.TEST)
+    parts = np.empty(len(clicks), np.uint8)
+    for label in (False, True):
+        rows = clicks == label
+        n = int(np.count_nonzero(rows))
+        if not n:
+            continue
+        shuffled = np.arange(max(n, split.count), dtype=np.int32 if n < 2**31 else np.int64)
+        np.random.RandomState(split.seed).shuffle(shuffled)
+        sizes = np.full(split.count, len(shuffled) // split.count)
+        sizes[: len(shuffled) % split.count] += 1
+        own = np.empty(len(shuffled), np.uint8)
+        own[shuffled] = np.repeat(part_of_fold, sizes)
+        parts[rows] = own[:n]  # fewer rows than folds: what is beyond them falls away
+    return parts
 
 
 def parts_by_time(split: TimeSplit, times: npt.NDArray[np.int64], zone: ZoneInfo) -> Parts:

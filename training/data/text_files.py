@@ -47,6 +47,15 @@ class TextFormat:
     """The columns' names, for files that have no header line."""
 
 
+def first_line_of(path: Path) -> tuple[bytes, bool]:
+    """(the first line of a text file, unpacked, with its end; whether it is gzip). `DataError` for an empty file."""
+    with _Lines(path) as lines:
+        block = lines.more()
+    if not block:
+        raise DataError(f"{path}: the file is empty; expected a header line with the columns' names, then rows")
+    return block[: block.index(b"\n") + 1], lines.is_gzip
+
+
 class TextFile:
     """One CSV or TSV file, plain or gzip. Raises `DataError` at once for a header that cannot be used."""
 
@@ -55,11 +64,10 @@ class TextFile:
         self.name = str(path)
         self.separator = form.separator or self._separator_by_ending()
         self.quote = form.quote
-        self.is_gzip = False
         if len(self.separator) != 1 or self.separator in '\r\n\0"':
             raise DataError(f"{self.name}: the separator must be one character, got {shown(self.separator)}")
         self._has_header = form.header is None
-        first = self._first_line()
+        first, self.is_gzip = first_line_of(path)
         self.header = form.header if form.header is not None else self._parse_header(first)
         self._refuse_doubles()
 
@@ -78,19 +86,10 @@ class TextFile:
         for name in self.header:
             if name in seen:
                 raise DataError(
-                    f"{self.name}:1: column {name!r} stands twice in the header; every name must be its own"
+                    f"{self.name}:1: column {name!r} stands twice in the header; every name must be its own. "
+                    "If this line is a row, the file has no header: name its columns by `header`"
                 )
             seen.add(name)
-
-    def _first_line(self) -> bytes:
-        with _Lines(self.path) as lines:
-            self.is_gzip = lines.is_gzip
-            block = lines.more()
-        if not block:
-            raise DataError(
-                f"{self.name}: the file is empty; expected a header line with the columns' names, then rows"
-            )
-        return block[: block.index(b"\n") + 1]
 
     def _parse_header(self, first: bytes) -> tuple[str, ...]:
         try:
@@ -243,7 +242,9 @@ class TextFile:
                 if not row:
                     faults.blank_lines += 1
                     continue
-                problem = _problem(row, width)
+                problem = _problem(row, width, "as in the header" if self._has_header else "a row")
+                if problem and at == len(text) and lines.breaks_off:
+                    problem = problem[0], f"{problem[1]}; the file ends within this line: is it truncated?"
                 spanned = 1
                 if problem:
                     spanned = at - start
@@ -256,10 +257,10 @@ class TextFile:
         return rows, starts, line + at
 
 
-def _problem(row: list[str], width: int) -> tuple[str, str] | None:
+def _problem(row: list[str], width: int, like: str) -> tuple[str, str] | None:
     """Why a parsed record is no row: (reason to count it under, what to say of it), or None."""
     if len(row) != width:
-        return "wrong number of cells", f"expected {width} cells as in the header, got {len(row)}"
+        return "wrong number of cells", f"expected {width} cells {like}, got {len(row)}"
     text = "".join(row)
     if "\0" in text:
         return "NUL byte", "a NUL byte in the row; expected text"
@@ -288,6 +289,8 @@ def _broken(error: csv.Error, line: str) -> tuple[str, str]:
 class _NoLines:
     """What follows a piece of a file: nothing."""
 
+    breaks_off = False
+
     def more(self) -> bytes:
         return b""
 
@@ -315,6 +318,8 @@ class _Lines:
             raise DataError(f"{path}: is UTF-16 text; expected UTF-8. Convert it first, e.g. iconv -f UTF-16 -t UTF-8")
         self._stream: gzip.GzipFile | io.BufferedReader = gzip.GzipFile(fileobj=self._raw) if zipped else self._raw
         self._tail = b""
+        self.breaks_off = False
+        """Whether the end was reached, and its last line has no line break."""
         self._ready: list[bytes] = []
         self._at_start = True
         self._damage: str | None = None
@@ -345,6 +350,7 @@ class _Lines:
             if not block:
                 rest = b"".join(parts)
                 self._tail = b""
+                self.breaks_off = self.breaks_off or bool(rest)
                 return rest + b"\n" if rest else b""
             cut = block.rfind(b"\n") + 1
             if cut:

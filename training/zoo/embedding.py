@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 MISSING_ID = 0
 
@@ -124,6 +127,14 @@ class FieldEmbedding(nn.Module):
             for side in ("context", "candidate")
         }
         self._first_unpooled = {name: first_row[name] for name in self.unpooled}
+        order = [spec for side in ("context", "candidate") for spec in _plain_first(given, side)]
+        found = [(spec, first_row[spec.name], place) for place, spec in enumerate(order)]
+        plain = [(first, spec.size, place) for spec, first, place in found if not spec.is_sequence]
+        self._places = Places(
+            fields=len(order),
+            plain=np.array(plain, dtype=np.int64).reshape(-1, 3).T.copy(),
+            sequences=tuple((spec.name, (first, spec.size, place)) for spec, first, place in found if spec.is_sequence),
+        )
         for side in ("context", "candidate"):
             first = [first_row[spec.name] for spec in fields if not spec.is_sequence and spec.side == side]
             self.register_buffer(f"first_{side}", torch.tensor(first, dtype=torch.int32), persistent=False)
@@ -134,20 +145,27 @@ class FieldEmbedding(nn.Module):
         return self.context_fields * self.dim, self.candidate_fields * self.dim
 
     def forward(self, batch: Encoded) -> Embedded:
-        context_ids = batch.context + self.first_context  # [R, Fc']
-        candidate_ids = batch.candidates + self.first_candidate  # [N, Fa']
-        if batch.request_index is None:  # one look-up, so that training makes one gradient of the table
-            plain = self._look_up(torch.cat([context_ids, candidate_ids], dim=1))  # [N, Fc' + Fa', D]
-            width = context_ids.shape[1]
-            context, candidates = plain[:, :width], plain[:, width:]
-        else:
-            plain = None
-            context, candidates = self._look_up(context_ids), self._look_up(candidate_ids)
+        if batch.request_index is None:
+            rows = self._rows(batch)
+            return Embedded(rows[:, : self.context_fields], rows[:, self.context_fields :], None, rows)
+        context = self._look_up(batch.context + self.first_context)  # [R, Fc', D]
+        candidates = self._look_up(batch.candidates + self.first_candidate)  # [N, Fa', D]
         if self._sequences["context"] or self._sequences["candidate"]:
             context = torch.cat([context, *self._pooled("context", batch)], dim=1)
             candidates = torch.cat([candidates, *self._pooled("candidate", batch)], dim=1)
-            plain = None
-        return Embedded(context, candidates, batch.request_index, plain)
+        return Embedded(context, candidates, batch.request_index)
+
+    def _rows(self, batch: Encoded) -> Tensor:
+        """The row form: every vector of every row, [N, F, D]."""
+        if self.table.device.type == "cpu":
+            plain = torch.cat([batch.context, batch.candidates], dim=1)
+            pairs = [batch.sequences[name] for name, _ in self._places.sequences]
+            return look_up_rows(self.table, self._places, plain, pairs)
+        sides = {"context": batch.context + self.first_context, "candidate": batch.candidates + self.first_candidate}
+        vectors: list[Tensor] = []
+        for side, ids in sides.items():
+            vectors += [self._look_up(ids), *self._pooled(side, batch)]
+        return torch.cat(vectors, dim=1)
 
     def elements(self, batch: Encoded, name: str) -> Tensor:
         """The vector of a missing value, then of every element of an unpooled sequence: [1 + K, D]."""
@@ -167,6 +185,62 @@ class FieldEmbedding(nn.Module):
             for name, first in self._sequences[side]
             for ids, offsets in [batch.sequences[name]]
         ]
+
+
+def _plain_first(fields: Sequence[FieldSpec], side: str) -> list[FieldSpec]:
+    """Fields of a side in the order of `Embedded`."""
+    return sorted((spec for spec in fields if spec.side == side), key=lambda spec: spec.is_sequence)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the fields of the row form begin in the table, how many ids each has, where it stands in [N, F, D]."""
+
+    fields: int
+    plain: NDArray[np.int64]
+    """[3, P], of the plain fields."""
+    sequences: tuple[tuple[str, tuple[int, int, int]], ...]
+    """Name, and the three numbers, of each sequence."""
+
+
+class _RowLookUp(torch.autograd.Function):
+    """[rows, D] and a batch's ids -> [N, F, D], sequences pooled; the gradient of the table is whole."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, places: Places, plain: Tensor, *pairs: Tensor) -> Tensor:
+        from training import kernels
+
+        ctx.places, ctx.like, ctx.arrays = places, table, [ids.numpy() for ids in (plain, *pairs)]
+        weights, (ids, *sequences) = table.detach().numpy(), ctx.arrays
+        vectors = table.new_empty(len(plain), places.fields, table.shape[1])
+        out = vectors.numpy()
+        are_known = [kernels.gather(weights, ids, *places.plain, out)]
+        for (_, where), elements, offsets in zip(places.sequences, sequences[::2], sequences[1::2], strict=True):
+            are_known.append(kernels.pool(weights, elements, offsets, *where, out))
+        if not all(are_known):
+            raise IndexError("expected every id in 0..size-1 of its field, got one outside; prepare the log again")
+        return vectors
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        from training import kernels
+
+        places, (ids, *sequences) = ctx.places, ctx.arrays
+        gradient = torch.zeros_like(ctx.like)
+        into, given = gradient.numpy(), above.contiguous().numpy()
+        first, _, place = places.plain
+        kernels.scatter(into, ids, first, place, given)
+        for (_, where), elements, offsets in zip(places.sequences, sequences[::2], sequences[1::2], strict=True):
+            kernels.scatter_pooled(into, elements, offsets, where[0], where[2], given)
+        return (gradient, *[None] * (2 + len(sequences)))
+
+
+def look_up_rows(table: Tensor, places: Places, plain: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """`_RowLookUp` as a function: `plain` ids [N, P], (ids, offsets) of each sequence -> [N, F, D]."""
+    tensors = [tensor for pair in pairs for tensor in pair]
+    result: Tensor = _RowLookUp.apply(table, places, plain, *tensors)  # type: ignore[no-untyped-call]
+    return result
 
 
 def segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:

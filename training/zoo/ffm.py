@@ -32,6 +32,10 @@ class FFM(nn.Module):
         """N encoded rows -> logit [N] and no hint."""
         vectors: Embedded = self.embedding(batch)
         dots = self.pairs.field_aware_dots(vectors.unflattened(self.shape))  # [R, Fc, Fc], [N, F, Fa]
-        per_request = dots.context.triu(1).sum(dim=(1, 2))  # [R]
-        others = dots.candidates.triu(1 - self.pairs.context_fields)
-        return self.first_order(batch) + dots.spread(per_request) + others.sum(dim=(1, 2)), None
+        logit = self.first_order(batch)
+        within_context, others = self.pairs.widths
+        if within_context:  # a graph cannot take the triangle of nothing
+            logit = logit + dots.spread(dots.context.triu(1).sum(dim=(1, 2)))
+        if others:
+            logit = logit + dots.candidates.triu(1 - self.pairs.context_fields).sum(dim=(1, 2))
+        return logit, None

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from training.errors import NetworkError
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields
 from training.zoo.layers import FieldPairs, FirstOrder, Perceptron, SplitLinear
 
@@ -40,6 +41,8 @@ class FiBiNET(nn.Module):
         init_sd: float = 0.01,
     ) -> None:
         super().__init__()
+        if len(fields) < 2:
+            raise NetworkError(f"network 'fibinet': expected at least two fields to make pairs of, got {len(fields)}")
         self.first_order = FirstOrder(fields)
         self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
         sides = self.embedding.context_fields, self.embedding.candidate_fields

@@ -81,12 +81,16 @@ class FirstOrder(nn.Module):
 
     def forward(self, batch: Encoded) -> Tensor:
         weights: Embedded = self.weights(batch)
+        if weights.rows is not None:
+            return self.bias + weights.rows.sum(dim=(1, 2))
         per_request = weights.context.sum(dim=(1, 2))  # [R]
         return self.bias + weights.spread(per_request) + weights.candidates.sum(dim=(1, 2))  # [N]
 
 
 def pooled_products(vectors: Embedded) -> Tensor:
     """sum_{i<j} v_i * v_j, element by element, by the identity ((sum_i v_i)^2 - sum_i v_i^2) / 2: [N, D]."""
+    if vectors.rows is not None:
+        return 0.5 * (vectors.rows.sum(dim=1).square() - vectors.rows.square().sum(dim=1))
     context, candidates = vectors.context, vectors.candidates
     sums = vectors.spread(context.sum(dim=1)) + candidates.sum(dim=1)  # [N, D]
     squares = vectors.spread(context.square().sum(dim=1)) + candidates.square().sum(dim=1)  # [N, D]

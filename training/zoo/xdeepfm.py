@@ -86,9 +86,14 @@ class CIN(nn.Module):
     def _served(self, maps: Tensor, vectors: Embedded, weight: Tensor) -> Tensor:
         """The next layer, [N, D, H], with the context's share of t made once a request."""
         flat = weight.flatten(0, 1).T  # [F, H * maps before]
-        of_context = vectors.context.transpose(1, 2) @ flat[: self.context_fields]  # [R, D, H * maps before]
-        of_candidate = vectors.candidates.transpose(1, 2) @ flat[self.context_fields :]
-        t = torch.unflatten(vectors.spread(of_context) + of_candidate, 2, weight.shape[:2])  # [N, D, H, maps before]
+        # Not of a side without fields: ONNX Runtime leaves a product over nothing as it found the memory.
+        shares = []
+        if self.context_fields:
+            of_context = vectors.context.transpose(1, 2) @ flat[: self.context_fields]  # [R, D, H * maps before]
+            shares.append(vectors.spread(of_context))
+        if self.context_fields < len(flat):
+            shares.append(vectors.candidates.transpose(1, 2) @ flat[self.context_fields :])
+        t = torch.unflatten(sum(shares[1:], shares[0]), 2, weight.shape[:2])  # [N, D, H, maps before]
         return torch.matmul(t, maps.unsqueeze(3)).squeeze(3)
 
 

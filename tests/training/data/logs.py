@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,3 +48,32 @@ def schema(*fields: dict[str, Any], **keys: Any) -> FeatureSchema:
 
 
 NUMERIC = {"kind": "numeric", "encoding": {"method": "quantile", "buckets": 4}}
+
+
+def criteo_text(rows: int, seed: int = 0) -> str:
+    """Lines as in Criteo's train.txt: no header, tabs, empty cells, negative counts, tokens that repeat."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for _ in range(rows):
+        label = random.random() < 0.25
+        counts = np.floor(np.exp(random.random(13) * 8)).astype(int) - 2 + 5 * label
+        tokens = [f"{int(r**3 * 40) * 2654435761 % 2**32:08x}" for r in random.random(26)]
+        cells = [*map(str, counts.tolist()), *tokens]
+        lines.append("\t".join([str(int(label)), *(c if random.random() > 0.1 else "" for c in cells)]))
+    return "\n".join(lines) + "\n"
+
+
+def avazu_text(rows: int, seed: int = 0) -> str:
+    """Lines as in Avazu's train.csv: a header, an id a row, YYMMDDHH from 2014-10-21 on."""
+    from training.data.kaggle import AVAZU_COLUMNS
+
+    random = np.random.default_rng(seed)
+    lines = [",".join(AVAZU_COLUMNS)]
+    for row in range(rows):
+        day, hour = divmod(row * 240 // rows, 24)
+        label = int(random.random() < 0.17)
+        tokens = [f"{int(r**3 * 30) * 2654435761 % 2**32:08x}" for r in random.random(9)]
+        numbers = random.integers(0, 4, 12).astype(str).tolist()
+        cells = [numbers[0], numbers[1], *tokens, *numbers[2:4], *numbers[4:12]]
+        lines.append(",".join([str(10**18 + row * 7919), str(label), f"1410{21 + day:02d}{hour:02d}", *cells]))
+    return "\n".join(lines) + "\n"

@@ -23,5 +23,7 @@ def test_every_example_is_good(block: str):
 def test_every_way_to_name_a_log_and_to_split_it_is_shown():
     shown = "\n".join(BLOCKS)
 
-    assert all(word in shown for word in ("kind: files", "kuairand_pure", "ml_latest_small"))
-    assert all(word in shown for word in ("last_days", "fractions", "boundaries", "by: column", "by: files"))
+    assert all(word in shown for word in ("kind: files", "kuairand_pure", "ml_latest_small", "criteo", "avazu", "obd"))
+    assert all(
+        word in shown for word in ("last_days", "fractions", "boundaries", "by: column", "by: files", "by: folds")
+    )

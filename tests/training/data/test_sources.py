@@ -16,6 +16,7 @@ from training.data.prepare import prepare
 from training.data.sources import DATA_VARIABLE, SourceSettings, open_source, real_log
 from training.data.split import ColumnSplit
 from training.errors import DataError
+from training.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[3] / "training" / "recipes"
 REAL_LOGS = os.environ.get(DATA_VARIABLE)
@@ -188,6 +189,29 @@ def test_a_rating_that_is_no_number_refuses_the_log(tmp_path: Path):
         DataError, match=r"ratings\.csv\.gz:2: column 'rating': expected 0\.5 to 5\.0 in halves, got 'good'"
     ):
         read(MovieLensSource(tmp_path))
+
+
+def test_open_bandit_learns_neither_who_chose_an_item_nor_by_what_chance():
+    """The policy and its propensity say who chose, not who clicks; the place is known to no request."""
+    schema = FeatureSchema.from_file(RECIPES / "obd_small.schema.yaml")
+
+    assert not {"policy", "propensity_score", "item_id"} & {f.source_column for f in schema.fields}
+    assert [f.name for f in schema.training_only_fields] == ["position"]
+
+
+@real("obd_small")
+def test_open_bandit_is_prepared_whole(tmp_path: Path):
+    """Every row and every click that its README counts."""
+    loaded = load_recipe("obd_small")
+
+    report = prepare(open_source(loaded.recipe.source), loaded.schema, loaded.recipe.split, tmp_path / "out")
+
+    clicks = {part: round(report.rows[part] * rate) for part, rate in report.label_rate.items()}
+    assert (report.rows["train"], clicks["train"]) == (29_161, 138)
+    assert sum(report.rows[f"valid_{x}"] for x in "abc") == 5_471
+    assert sum(clicks[f"valid_{x}"] for x in "abc") == 30
+    assert (report.rows["test"], clicks["test"]) == (5_368, 39)
+    assert (report.bad_rows, report.bad_cells) == (0, {})
 
 
 @pytest.mark.parametrize("name", ["kuairand_pure", "ml_latest_small"])

@@ -1,5 +1,7 @@
 """Which rows train, validate and test, and that no part is useless."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +14,7 @@ from training.data.split import (
     Split,
     named_files,
     part_validation,
+    parts_by_folds,
     parts_by_time,
     refuse_useless_parts,
     scramble,
@@ -172,3 +175,57 @@ def test_a_part_without_rows_of_both_labels_is_refused_by_name(name: str, fault:
 
 def test_parts_with_rows_of_both_labels_pass():
     refuse_useless_parts(np.repeat(np.array(list(PART_NAMES), np.uint8), 2), np.tile([True, False], 5), None)
+
+
+def folds(clicks: np.ndarray, count: int = 10, seed: int = 2018) -> np.ndarray:
+    """The fold of each row, found by asking for each in turn as the test part."""
+    found = np.full(len(clicks), -1)
+    for fold in range(count):
+        split = settings(by="folds", count=count, seed=seed, test=[fold], valid=[(fold + 1) % count])
+        found[parts_by_folds(split, clicks) == TEST] = fold
+    return found
+
+
+def test_folds_are_those_of_scikit_learn_0_19():
+    """By which the public benchmark splits Criteo_x4 and Avazu_x4 (test fold 0, validation fold 1). The expected folds
+    were made by the code of scikit-learn 0.19.1's StratifiedKFold(10, shuffle=True, random_state=2018)."""
+    few = np.array([c == "1" for c in "010010001001001000100100100010010010001001001000101110000010001"])
+    many = np.random.RandomState(1).random_sample(5000) < 0.2
+
+    text = "".join(map(str, folds(many)))
+
+    assert "".join(map(str, folds(few))) == "523230019830491571040972651318986741846185222064597477529033668"
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "3b2f1652c8ff12a74f21c238cc07f1872ad82d61f123c25e4720388df6a2a2fa"
+    )
+
+
+def test_every_fold_has_its_share_of_both_labels_and_the_first_ones_what_is_left_over():
+    """So Avazu_x4's test part (fold 0) has 3,356,391 rows without a click and validation (fold 1) 3,356,390."""
+    clicks = np.arange(1237) % 5 == 0  # 248 clicked, 989 not
+
+    found = folds(clicks)
+
+    assert np.bincount(found[clicks]).tolist() == [25] * 8 + [24] * 2
+    assert np.bincount(found[~clicks]).tolist() == [99] * 9 + [98]
+
+
+def test_another_seed_gives_other_folds_and_fewer_rows_than_folds_still_fall_into_one():
+    clicks = np.arange(200) % 40 == 0  # 5 clicked: fewer than folds
+
+    assert not np.array_equal(folds(clicks), folds(clicks, seed=1))
+    assert sorted(np.unique(folds(clicks)).tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"test": [0], "valid": [0]}, "different folds"),
+        ({"test": [10]}, "different folds of 0 to 9"),
+        ({"count": 3, "test": [0, 1], "valid": [2]}, "some left to train on"),
+        ({"count": 2}, "greater than or equal to 3"),
+    ],
+)
+def test_folds_that_leave_nothing_or_overlap_are_refused(keys: dict, words: str):
+    with pytest.raises(ValidationError, match=words):
+        settings(by="folds", **keys)

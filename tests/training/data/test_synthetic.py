@@ -42,8 +42,13 @@ def test_the_log_of_a_seed_is_the_same_in_every_release() -> None:
     """
     log = pa.concat_tables(World(seed=0, rows=2000).chunks())
 
-    rows = (f"{value:.9g}" if isinstance(value, float) else str(value) for row in log.to_pylist() for value in row.values())
-    assert hashlib.sha256("\n".join(rows).encode()).hexdigest() == "3dc4d4d09cc0bcbbdcb0d8f63d28d2e218733ab2d6228ca873dc6d9c9549be14"
+    rows = (
+        f"{value:.9g}" if isinstance(value, float) else str(value) for row in log.to_pylist() for value in row.values()
+    )
+    assert (
+        hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        == "3dc4d4d09cc0bcbbdcb0d8f63d28d2e218733ab2d6228ca873dc6d9c9549be14"
+    )
 
 
 def test_more_rows_are_more_of_the_same_world() -> None:

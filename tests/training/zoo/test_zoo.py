@@ -132,9 +132,11 @@ def test_a_network_learns_and_its_seed_says_how(name: str) -> None:
     assert not torch.equal(logit, trained(8)[2])
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - NEEDS_HISTORY))
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [(name, n) for name in sorted(set(NETWORKS) - NEEDS_HISTORY) for n in (1, 2) if (name, n) != ("fibinet", 1)],
+)
 @pytest.mark.parametrize("side", ["context", "candidate"])
-@pytest.mark.parametrize("count", [1, 2])
 def test_fields_may_all_lie_on_one_side(name: str, side: str, count: int) -> None:
     """A log with no context field, with no candidate field or with one field trains and scores like any other."""
     torch.manual_seed(5)
@@ -242,6 +244,12 @@ def test_what_a_network_does_not_know_is_refused(name: str, changed: dict[str, o
         build(name, FIELDS, **known | changed)
 
 
+def test_fibinet_says_what_it_misses() -> None:
+    """Pairs need two fields."""
+    with pytest.raises(NetworkError, match="expected at least two fields to make pairs of, got 1"):
+        build("fibinet", FIELDS[:1], dim=4, hidden=(8,))
+
+
 def test_an_option_without_a_default_has_to_be_given() -> None:
     """How large a network is, a recipe says."""
     with pytest.raises(NetworkError, match=r"network 'dnn': expected the options \['hidden'\] too"):
@@ -272,3 +280,18 @@ def test_fields_out_of_order_or_twice_are_refused() -> None:
         FieldEmbedding((FieldSpec("ad", 3, "candidate"), FieldSpec("ad", 3, "candidate")), 4)
     with pytest.raises(ValueError, match="size of at least 1"):
         FieldSpec("ad", 0, "candidate")
+
+
+def test_an_id_outside_its_field_is_refused() -> None:
+    """The compiled look-up checks what torch's would: nothing is read from beyond a table, or from the next field."""
+    fields = (FieldSpec("user", 3, "context"), FieldSpec("seen", 4, "context", is_sequence=True))
+    embedding = FieldEmbedding((*fields, FieldSpec("ad", 5, "candidate")), 2)
+
+    def batch(user: int, seen: int) -> Encoded:
+        ids = torch.tensor([[user]], dtype=torch.int32), torch.tensor([[4]], dtype=torch.int32)
+        return Encoded(*ids, None, {"seen": (torch.tensor([seen], dtype=torch.int32), torch.tensor([0, 1]))})
+
+    assert embedding(batch(2, 3)).joined().shape == (1, 3, 2)
+    for user, seen in ((3, 0), (-1, 0), (0, 4), (0, -1)):
+        with pytest.raises(IndexError, match=r"id in 0\.\.size-1 of its field, got one outside"):
+            embedding(batch(user, seen))
