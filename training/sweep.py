@@ -66,7 +66,7 @@ def sweep(
         planned = _planned(recipe, names, settings, seeds, out, data, learning_rates, init_sds)
         run_steps([step for _, step, _ in planned], out, workers=workers, watcher=watcher)
         for trial, step, prepared in planned:
-            trials.append(trial | _judged(step.folder(out), prepared.folder(out)))
+            trials.append(trial | judged(step.folder(out), prepared.folder(out)))
         best |= {name: best_of(trials, name) for name in names}
         settings += [
             f"{name}.{key}={best[name][value]}"
@@ -132,7 +132,8 @@ def _planned(
     return trials
 
 
-def _judged(folder: Path, prepared: Path) -> dict[str, float]:
+def judged(folder: Path, prepared: Path) -> dict[str, float]:
+    """Epochs, `valid_auc` and `valid_logloss` of the fit in a folder, on validation part A."""
     log = EncodedLog.open(prepared / "log")
     rows = log.rows([Part.VALID_A])
     logit = np.load(folder / "logit.npy")[rows]
