@@ -8,13 +8,10 @@ thumb.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
-from training.encoded_log import EncodedLog
 from training.loop import NetworkSpec
-from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY
 from training.zoo import FieldEmbedding, Fields
 
 HELD = 6
@@ -22,16 +19,6 @@ HELD = 6
 PER_EMBEDDED_NUMBER = 4
 """Floats that a batch holds for each number it looks up: itself, joined, and their gradients. Rule of thumb."""
 FLOAT_BYTES = 4
-
-
-def say_what_to_lower(
-    folder: Path, log: EncodedLog, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]
-) -> None:
-    """Leave the advice where it is found if memory runs out."""
-    place = folder / UNDER_WAY
-    place.mkdir(parents=True, exist_ok=True)
-    text = what_to_lower(log.fields, networks, batch_rows)
-    (place / IF_OUT_OF_MEMORY).write_text(text + "\n", encoding="utf-8")
 
 
 def what_to_lower(fields: Fields, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]) -> str:

@@ -36,6 +36,7 @@ _LEARNING = (
     "training/zoo",
     "training/loop.py",
     "training/metrics.py",
+    "training/memory.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)

@@ -37,10 +37,10 @@ from training.loop import (
     rows_to_learn_from,
     score,
 )
-from training.memory import say_what_to_lower
+from training.memory import what_to_lower
 from training.metrics import evaluate, reliability, sigmoid
 from training.shares import Share
-from training.stages import UNDER_WAY, Report, same_file
+from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
@@ -74,7 +74,7 @@ def fit_network(
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
     settings = FitOptions(**options)
-    say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
+    _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
     result = fit(
         log,
         network,
@@ -153,7 +153,7 @@ def distil(
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
     log, network, settings = EncodedLog.open(prepared / "log"), NetworkSpec(**spec), DistillOptions(**options)
-    say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
+    _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
         aggregate=settings.aggregate,
@@ -199,7 +199,7 @@ def train_together(
     }
     network, settings = NetworkSpec(**spec), DistillOptions(**options)
     networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
-    say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
+    _say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
     if first is not None:
         of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
         when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
@@ -350,6 +350,15 @@ def _when(first: Path | None, network: str = "") -> dict[str, Any]:
     if first is None:
         return {"train": [Part.TRAIN], "valid": [Part.VALID_A], "epochs": None}
     return {"train": TRAIN_VALID, "valid": None, "epochs": load_fit(first / network)[1]}
+
+
+def _say_what_to_lower(
+    folder: Path, log: EncodedLog, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]
+) -> None:
+    """Leave the advice where it is found if memory runs out."""
+    place = folder / UNDER_WAY
+    place.mkdir(parents=True, exist_ok=True)
+    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows), encoding="utf-8")
 
 
 def _checkpoint(folder: Path) -> Checkpoint:
