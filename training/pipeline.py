@@ -1,8 +1,8 @@
 """The road from a recipe to exported models: which steps there are and what each needs.
 
-    log -> prepare -> teachers x M, control_train -> gate -> student -> calibrate -> measure -> export -> report
-                          |                            |        |                                 |
-                          +-> refit of each -----------+-> refit of the student -> graph of each -+
+    log -> survey -> encoder -> prepare -> teachers x M, control_train -> gate -> student -> calibrate -> measure
+                                   |                          |        |
+                                   +-> refit of each ---------+-> refit of the student -> graph of each -> export
 
 Where teachers and student train together, one step makes them all, each is taken from it into a folder like any
 other, and the gate comes after.
@@ -52,8 +52,8 @@ _EXPORTING = (
     "training/parity.py",
     "training/cost.py",
 )
-_PREPARE_MEMORY = (
-    "preparing holds some 20 bytes a row and every distinct value of each field with a vocabulary: give fields of many "
+_READING_MEMORY = (
+    "reading holds some bytes of each row and the distinct values of each field with a vocabulary: give fields of many "
     "values `encoding: {method: hash, buckets: ...}` in the schema"
 )
 _MEASURING = (*_DISTILLING, "training/data/prepare.py")
@@ -134,10 +134,8 @@ def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
 def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:
     recipe, fingerprints = loaded.recipe, runs / "fingerprints.json"
     places = {"base": str(loaded.base), "data": str(data or ""), "fingerprints": str(fingerprints)}
-    arguments: dict[str, Any] = {
-        "schema": loaded.schema.model_dump(mode="json"),
-        "split": recipe.split.model_dump(mode="json"),
-    }
+    arguments: dict[str, Any] = {"schema": loaded.schema.model_dump(mode="json")}
+    contents: dict[str, Any] = {"split": recipe.split.model_dump(mode="json")}
     log: Step | None = None
     if isinstance(recipe.source, SyntheticSettings):
         world = recipe.source.model_dump(exclude={"kind"})
@@ -152,19 +150,25 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
     else:
         files = open_source(recipe.source, base=loaded.base, data=data).files
         arguments["source"] = recipe.source.model_dump(mode="json")
-        arguments["fingerprint"] = fingerprint(files, cache=fingerprints)
+        contents["fingerprint"] = fingerprint(files, cache=fingerprints)
     needs = {"log": log} if log else {}
-    prepare = Step(
-        "prepare",
-        recipe.name,
-        steps.prepare_log,
-        arguments,
-        needs,
-        code=_READING,
-        places=places,
-        if_out_of_memory=_PREPARE_MEMORY,
-    )
-    return log, prepare
+
+    # Three passes over the log, each kept: a large one takes an hour, and what was done is not lost.
+    def reading(stage: str, run: Any, more: Mapping[str, Any], after: Mapping[str, Step]) -> Step:
+        return Step(
+            stage,
+            recipe.name,
+            run,
+            {**arguments, **more},
+            {**needs, **after},
+            code=_READING,
+            places=places,
+            if_out_of_memory=_READING_MEMORY,
+        )
+
+    surveyed = reading("survey", steps.survey_log, contents, {})
+    fitted = reading("encoder", steps.fit_the_encoder, {}, {"surveyed": surveyed})
+    return log, reading("prepare", steps.prepare_log, {}, {"surveyed": surveyed, "fitted": fitted})
 
 
 def own_seed(seed: int, name: str) -> int:

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from models.schema import FeatureSchema
 from training.calibrate import Platt, fit_platt
 from training.checkpoint import Checkpoint
-from training.data.prepare import PrepareReport, load_encoder
+from training.data.chunks import Source
+from training.data.prepare import load_encoder
 from training.distill import DistillOptions, fit_student, kl_divergence
 from training.encoded_log import VALID, EncodedLog, Part
 from training.ensemble import TeacherOutputs, store_hints
@@ -451,7 +453,7 @@ def _gate_by_segment(
     return table
 
 
-def prepare_log(
+def survey_log(
     folder: Path,
     report: Report,
     *,
@@ -462,25 +464,59 @@ def prepare_log(
     log: Path | None = None,
     fingerprint: str = "",
 ) -> None:
-    """Encode the log (`data/prepare.py`); a synthetic one is read from the step before.
+    """Part the rows of a log (`data/prepare.py`); a synthetic one is read from the step before.
 
     `fingerprint` of a real log's contents is here to be part of the step's key.
     """
-    from models.schema import FeatureSchema
-    from training.data.prepare import prepare
-    from training.data.sources import SourceSettings, open_source
+    from training.data.prepare import survey
     from training.data.split import Split
+
+    opened, meaning, cache = _open(source, schema, places, log)
+    survey(opened, meaning, TypeAdapter(Split).validate_python(split), folder, report, fingerprint_cache=cache)
+
+
+def fit_the_encoder(
+    folder: Path,
+    report: Report,
+    *,
+    source: Any,
+    schema: Any,
+    places: Mapping[str, str],
+    surveyed: Path,
+    log: Path | None = None,
+) -> None:
+    """Vocabularies and edges from training rows."""
+    from training.data.prepare import fit_encoder
+
+    opened, meaning, cache = _open(source, schema, places, log)
+    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache)
+
+
+def prepare_log(
+    folder: Path,
+    report: Report,
+    *,
+    source: Any,
+    schema: Any,
+    places: Mapping[str, str],
+    surveyed: Path,
+    fitted: Path,
+    log: Path | None = None,
+) -> None:
+    """Encode the log."""
+    from training.data.prepare import encode
+
+    opened, meaning, cache = _open(source, schema, places, log)
+    found = encode(opened, meaning, surveyed, fitted, folder, report, fingerprint_cache=cache)
+    rows = sum(n for part, n in found.rows.items() if part != "unused")
+    report(1, 1, f"{rows} rows, {found.bad_rows} unreadable")
+
+
+def _open(source: Any, schema: Any, places: Mapping[str, str], log: Path | None) -> tuple[Source, FeatureSchema, Path]:
+    """(the log, what its columns mean, where fingerprints are remembered)."""
+    from training.data.sources import SourceSettings, open_source
 
     base = log if log is not None else Path(places["base"])
     data = Path(places["data"]) if places.get("data") else None
     opened = open_source(TypeAdapter(SourceSettings).validate_python(source), base=base, data=data)
-    found: PrepareReport = prepare(
-        opened,
-        FeatureSchema.model_validate(schema),
-        TypeAdapter(Split).validate_python(split),
-        folder,
-        report,
-        fingerprint_cache=Path(places["fingerprints"]),
-    )
-    rows = sum(n for part, n in found.rows.items() if part != "unused")
-    report(1, 1, f"{rows} rows, {found.bad_rows} unreadable")
+    return opened, FeatureSchema.model_validate(schema), Path(places["fingerprints"])
