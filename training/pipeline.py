@@ -36,6 +36,7 @@ _LEARNING = (
     "training/zoo",
     "training/loop.py",
     "training/metrics.py",
+    "training/memory.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
@@ -50,6 +51,10 @@ _EXPORTING = (
     "training/serving_graph.py",
     "training/parity.py",
     "training/cost.py",
+)
+_READING_MEMORY = (
+    "reading holds some bytes of each row and the distinct values of each field with a vocabulary: give fields of many "
+    "values `encoding: {method: hash, buckets: ...}` in the schema"
 )
 _MEASURING = (*_DISTILLING, "training/data/prepare.py")
 
@@ -171,7 +176,16 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
 
     # Three passes over the log, each kept: a large one takes an hour, and what was done is not lost.
     def reading(stage: str, run: Any, more: Mapping[str, Any], after: Mapping[str, Step]) -> Step:
-        return Step(stage, recipe.name, run, {**arguments, **more}, {**needs, **after}, code=_READING, places=places)
+        return Step(
+            stage,
+            recipe.name,
+            run,
+            {**arguments, **more},
+            {**needs, **after},
+            code=_READING,
+            places=places,
+            if_out_of_memory=_READING_MEMORY,
+        )
 
     surveyed = reading("survey", steps.survey_log, contents, {})
     fitted = reading("encoder", steps.fit_the_encoder, {}, {"surveyed": surveyed})
@@ -194,7 +208,7 @@ class _SeedPlan:
     def lay_out(self) -> SeedSteps:
         """All of them, from the fits of teachers and control to what is measured."""
         recipe = self.recipe
-        control = self._fit("control", recipe.control, "control")
+        control = self._fit("control", recipe.control, "control", "control")
         if recipe.scheme.kind == "pretrain":
             together = None
             teachers = self._teachers()
@@ -265,7 +279,10 @@ class _SeedPlan:
                 "ensemble": Fit(gate, ensemble),
                 "average": Fit(gate, ensemble, "average_logit.npy"),
                 **{f"teachers.{name}": fit for name, fit in teachers.items()},
-                **{f"zoo.{name}": self._fit(name, setting, "teachers") for name, setting in recipe.zoo.items()},
+                **{
+                    f"zoo.{name}": self._fit(name, setting, "teachers", f"zoo.{name}")
+                    for name, setting in recipe.zoo.items()
+                },
             },
         )
 
@@ -278,8 +295,9 @@ class _SeedPlan:
         needs: Mapping[str, Step],
         code: Any,
         weight: float = 1,
+        places: Mapping[str, str] | None = None,
     ) -> Step:
-        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, weight=weight)
+        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, places or {}, weight)
 
     def _twice(
         self,
@@ -290,27 +308,28 @@ class _SeedPlan:
         needs: tuple[dict[str, Step], dict[str, Step]],
         code: Any,
         weight: float = 1,
+        places: Mapping[str, str] | None = None,
     ) -> Fit:
         """A fit, and its refit from the second of `needs`."""
         prepared = {"prepared": self.prepare}
-        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight)
+        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight, places)
         if not self.recipe.merge_validation:
             return Fit(first, first)
         again = prepared | needs[1] | {"first": first}
-        return Fit(first, self._step("refit", label, run, arguments, again, code, weight))
+        return Fit(first, self._step("refit", label, run, arguments, again, code, weight, places))
 
-    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, share: Share | None = None) -> Fit:
+    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:
         arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
         if share is not None:
             arguments |= {"share": asdict(share)}
-        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING)
+        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING, places={"recipe": place})
 
     def _teachers(self) -> dict[str, Fit]:
         fits = {}
         for base, setting in self.recipe.teachers.items():
             for index, name in enumerate(self.recipe.names_of(base)):
                 share = setting.copies.share(index, own_seed(self.seed, base)) if setting.copies else None
-                fits[name] = self._fit(name, setting, "teachers", share)
+                fits[name] = self._fit(name, setting, "teachers", f"teachers.{base}", share)
         return fits
 
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
@@ -324,7 +343,9 @@ class _SeedPlan:
         arguments = _network(recipe.student) | {
             "scheme": recipe.scheme.model_dump(mode="json"),
             "teachers": {
-                name: _network(setting) for base, setting in recipe.teachers.items() for name in recipe.names_of(base)
+                name: _network(setting) | {"place": f"teachers.{base}"}
+                for base, setting in recipe.teachers.items()
+                for name in recipe.names_of(base)
             },
             "form": recipe.gate.form,
             "seed": own_seed(self.seed, "together"),

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from models.schema import FeatureSchema
 from training.calibrate import Platt, fit_platt
+from training.checkpoint import Checkpoint
 from training.data.chunks import Source
 from training.data.prepare import load_encoder
 from training.distill import DistillOptions, fit_student, kl_divergence
@@ -38,9 +39,10 @@ from training.loop import (
     rows_to_learn_from,
     score,
 )
+from training.memory import what_to_lower
 from training.metrics import evaluate, reliability, sigmoid
 from training.shares import Share
-from training.stages import Report, same_file
+from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
@@ -63,13 +65,29 @@ def fit_network(
     spec: Any,
     options: Any,
     seed: int,
+    places: Mapping[str, str],
     share: Any = None,
     first: Path | None = None,
 ) -> None:
-    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows."""
+    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
+
+    `places` says where the network stands in the recipe: one fit may stand in several.
+    """
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
-    result = fit(log, network, FitOptions(**options), seed=seed, **when, share=share, progress=report)
+    settings, place = FitOptions(**options), places["recipe"]
+    _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
+    result = fit(
+        log,
+        network,
+        settings,
+        seed=seed,
+        **when,
+        share=share,
+        place=place,
+        progress=report,
+        checkpoint=_checkpoint(folder),
+    )
     _keep(folder, report, log, network, result)
     _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share))
 
@@ -137,6 +155,7 @@ def distil(
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
     log, network, settings = EncodedLog.open(prepared / "log"), NetworkSpec(**spec), DistillOptions(**options)
+    _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
         aggregate=settings.aggregate,
@@ -144,7 +163,17 @@ def distil(
         out_of_sample=settings.taught_by == "unseen",
         with_hints="hint" in settings.losses,
     )
-    result = fit_student(log, network, settings, targets, seed=seed, **_when(first), progress=report)
+    result = fit_student(
+        log,
+        network,
+        settings,
+        targets,
+        seed=seed,
+        **_when(first),
+        place="student",
+        progress=report,
+        checkpoint=_checkpoint(folder),
+    )
     _keep(folder, report, log, network, result)
 
 
@@ -167,10 +196,12 @@ def train_together(
     """
     log, when = EncodedLog.open(prepared / "log"), _when(first, "student")
     specs = {
-        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]))
+        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]), teacher["place"])
         for name, teacher in teachers.items()
     }
-    network = NetworkSpec(**spec)
+    network, settings = NetworkSpec(**spec), DistillOptions(**options)
+    networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
+    _say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
     if first is not None:
         of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
         when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
@@ -179,12 +210,13 @@ def train_together(
         TypeAdapter(Cotrain | Mutual).validate_python(scheme),
         specs,
         network,
-        DistillOptions(**options),
+        settings,
         form=TypeAdapter(Form).validate_python(form),
         seed=seed,
         **when,
         gate=Gate.from_json(read_json(first / "gate.json")) if first and (first / "gate.json").exists() else None,
         progress=report,
+        checkpoint=_checkpoint(folder),
     )
     if found.gate is not None:
         write_json(folder / "gate.json", found.gate.to_json())
@@ -336,6 +368,20 @@ def _when(first: Path | None, network: str = "") -> dict[str, Any]:
     if first is None:
         return {"train": [Part.TRAIN], "valid": [Part.VALID_A], "epochs": None}
     return {"train": TRAIN_VALID, "valid": None, "epochs": load_fit(first / network)[1]}
+
+
+def _say_what_to_lower(
+    folder: Path, log: EncodedLog, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]
+) -> None:
+    """Leave the advice where it is found if memory runs out."""
+    place = folder / UNDER_WAY
+    place.mkdir(parents=True, exist_ok=True)
+    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows), encoding="utf-8")
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    """That of the fit that fills a folder."""
+    return Checkpoint(folder / UNDER_WAY / "checkpoint.pt")
 
 
 def _keep(folder: Path, report: Report, log: EncodedLog, network: NetworkSpec, result: FitResult) -> None:
