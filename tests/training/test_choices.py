@@ -89,7 +89,7 @@ def test_without_merging_validation_nothing_is_trained_twice(tmp_path: Path):
 
     assert labels(steps) == {label for label in PRETRAIN if not label.startswith("refit/")}
     assert all(steps.fits[name].again is steps.fits[name].first for name in ("student", "control", "ensemble"))
-    assert steps.ensemble == steps.gate
+    assert steps.fits["ensemble"].again is steps.gate
 
 
 def test_copies_are_teachers_of_their_own(tmp_path: Path):
