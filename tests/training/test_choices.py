@@ -116,8 +116,8 @@ def test_a_change_to_the_student_trains_no_teacher_again(tmp_path: Path):
 
     assert student.gate.key == before.gate.key
     assert student.fits["student"].first.key != before.fits["student"].first.key
-    assert {name: step.key for name, step in gate.teachers.items()} == {
-        name: step.key for name, step in before.teachers.items()
+    assert {name: fit.again.key for name, fit in gate.teachers.items()} == {
+        name: fit.again.key for name, fit in before.teachers.items()
     }
     assert gate.gate.key != before.gate.key
 
