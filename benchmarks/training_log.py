@@ -1,4 +1,4 @@
-"""A log of the shape that training speed is measured on: 39 fields, a million ids by Zipf's law, clicks that can be learned.
+"""A log of the shape that training speed is measured on: 39 fields, a million ids by Zipf's law, clicks to be learned.
 
 Half a batch's look-ups go to a few hundred ids and the rest to a long tail, as in the logs of advertisers. The click
 probability is a sum of an effect an id and of effects of some pairs of fields, so that logloss tells a network that

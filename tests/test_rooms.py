@@ -35,6 +35,7 @@ ALLOWED = {
         "onnx_ir",
         "onnxruntime",
         "onnxscript",
+        "optuna",
         "pyarrow",
         "pydantic",
         "rich",

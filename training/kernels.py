@@ -28,9 +28,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`numba.njit`, kept on disk between processes where there is a folder to keep it in."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
-        return numba.njit(cache=True, **options)(function)
+        found: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither beside this file nor in the user's cache: compiled again by each process
-        return numba.njit(**options)(function)
+        found = numba.njit(**options)(function)
+    return found
 
 
 @compiled
@@ -114,7 +115,15 @@ def scatter_pooled(
 
 @compiled
 def touch(
-    ids: Array, first: Array, size: Array, step: int, marks: Array, touched: Array, since: Array, count: int, local: Array
+    ids: Array,
+    first: Array,
+    size: Array,
+    step: int,
+    marks: Array,
+    touched: Array,
+    since: Array,
+    count: int,
+    local: Array,
 ) -> int:
     """Number the distinct rows that a batch looks up, in the order met: local[n, p] = number of first[p] + ids[n, p].
 

@@ -34,7 +34,7 @@ from training.zoo.embedding import FieldEmbedding, Segments, Wanted, unknown_id
 
 B1, B2, EPSILON = 0.9, 0.999, 1e-8
 REPLAYED = 128
-"""Steps that are replayed one by one: b1^128 is 1.4e-6 of the last step's pull, below what a float32 weight can show."""
+"""Steps that are replayed one by one: b1^128 is 1.4e-6 of the last step's pull, less than a float32 weight can show."""
 LARGE = 2.0
 """A table of more rows than this times the look-ups of a batch waits; smaller ones are faster whole."""
 
@@ -67,7 +67,9 @@ class Optimizer:
             group | {"params": [weight for weight in group["params"] if id(weight) not in by_rows]} for group in groups
         ]
         rest = [group for group in rest if group["params"]]
-        self._dense = torch.optim.Adam(rest, lr=learning_rate, betas=(B1, B2), eps=EPSILON, fused=True) if rest else None
+        self._dense = (
+            torch.optim.Adam(rest, lr=learning_rate, betas=(B1, B2), eps=EPSILON, fused=True) if rest else None
+        )
         self._trained: list[Tensor] = [weight for group in rest for weight in group["params"]]
         self._means = [weight.detach().clone() for weight in self._trained]
 
@@ -249,7 +251,9 @@ class RowsOfTable:
         have = len(self._touched)
         if count > have:
             more = max(count, 2 * have) - have
-            self._touched, self._since = (np.concatenate([a, np.empty(more, a.dtype)]) for a in (self._touched, self._since))
+            self._touched, self._since = (
+                np.concatenate([a, np.empty(more, a.dtype)]) for a in (self._touched, self._since)
+            )
             empty = torch.zeros(more, self.embedding.dim)
             self._weights, self._gradient = (torch.cat([a, empty]) for a in (self._weights, self._gradient))
 

@@ -74,6 +74,10 @@ class Display:
         if self._cached:
             self.console.print(f"[dim]{self._cached} steps were already done[/dim]")
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     def cached(self, step: Step) -> None:
         self._cached += step.key not in self._done
         self._done.add(step.key)

@@ -3,7 +3,7 @@
 import fcntl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from training.errors import TrainingError
 from training.export import publish
 from training.pipeline import plan
 from training.progress import Display
-from training.recipe import Recipe, load_recipe
+from training.recipe import load_recipe
 from training.report import build_report, write_report
 from training.stages import run_steps
 from training.steps import read_json
@@ -53,7 +53,8 @@ def run(
             costs=read_json(steps.export.folder(out) / "cost.json"),
             published=[{"name": model.name, "version": model.version} for model in published],
             world=read_json(steps.log.folder(out) / "world.json") if steps.log else None,
-            sweep=_sweep_of(out, loaded.recipe),
+            sweep=found_before(out / "sweep.json", loaded.recipe.model_dump(mode="json")),
+            search=found_before(out / "search.json", loaded.recipe.model_dump(mode="json")),
             seconds=time.monotonic() - started,
         )
         path = write_report(out, report)
@@ -62,17 +63,15 @@ def run(
     return path
 
 
-def _sweep_of(out: Path, recipe: Recipe) -> Any:
-    """The sweep that was run in the same folder, if it was of the same log and split."""
-    if not (out / "sweep.json").exists():
+def found_before(file: Path, recipe: Mapping[str, Any]) -> Any:
+    """What a sweep or a search in the same folder found, if it was of the same log and split."""
+    if not file.exists():
         return None
-    sweep, log = read_json(out / "sweep.json"), recipe.model_dump(mode="json", include={"source", "split"})
-    if {key: sweep["recipe"].get(key) for key in log} != log:
-        print(
-            f"{out / 'sweep.json'}: of another log or split than this run, so the report leaves it out", file=sys.stderr
-        )
+    found = read_json(file)
+    if any(found["recipe"].get(key) != recipe.get(key) for key in ("source", "split")):
+        print(f"{file}: of another log or split than this run, so the report leaves it out", file=sys.stderr)
         return None
-    return sweep
+    return found
 
 
 @contextmanager

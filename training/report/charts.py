@@ -43,7 +43,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with a name; `spread` is drawn as a bar to both sides of `y`."""
+    """A point with a name, a smaller one without; `spread` is drawn as a bar to both sides of `y`."""
 
     name: str
     x: float
@@ -69,13 +69,23 @@ def padded(values: Sequence[float], share: float = 0.08, least: float = 1e-6) ->
     return low - air, high + air
 
 
-def scatter(marks: Sequence[Mark], *, x_title: str, y_title: str, label: str) -> str:
-    """Marks over a logarithmic x, each with its name beside it."""
+def scatter(
+    marks: Sequence[Mark],
+    *,
+    x_title: str,
+    y_title: str,
+    label: str,
+    path: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Marks over a logarithmic x, each with its name beside it; `path` joins points."""
     width, height, left, bottom = 420, 320, 52, 44
     low, high = padded([mark.y - mark.spread for mark in marks] + [mark.y + mark.spread for mark in marks], 0.12, 1e-3)
     x = Axis(min(mark.x for mark in marks) / 1.5, max(mark.x for mark in marks) * 2.6, left, width - 8, True)
     y = Axis(low, high, height - bottom, 14)
     parts = [_frame(x, y, x_title, y_title)]
+    if path:
+        joined = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in path)
+        parts.append(f'<polyline class="line front" points="{joined}"/>')
     taken = [(x.at(mark.x) - 6, 12.0, y.at(mark.y) + 4) for mark in marks]
     for mark in sorted(marks, key=lambda mark: -mark.y):
         px, py = x.at(mark.x), y.at(mark.y)
@@ -83,7 +93,10 @@ def scatter(marks: Sequence[Mark], *, x_title: str, y_title: str, label: str) ->
             ends = f'y1="{y.at(mark.y - mark.spread):.1f}" y2="{y.at(mark.y + mark.spread):.1f}"'
             parts.append(f'<line class="bar {mark.style}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>')
         title = f"<title>{html.escape(mark.title)}</title>" if mark.title else ""
-        parts.append(f'<circle class="mark {mark.style}" cx="{px:.1f}" cy="{py:.1f}" r="5">{title}</circle>')
+        radius = 5 if mark.name else 3.5
+        parts.append(f'<circle class="mark {mark.style}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">{title}</circle>')
+        if not mark.name:
+            continue
         reach = 6.6 * len(mark.name)
         right = px + 10 + reach <= width
         text_y = _free(taken, px + 10 if right else px - 10 - reach, reach, py + 4)

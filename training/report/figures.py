@@ -55,13 +55,14 @@ def build_report(
     published: Sequence[Mapping[str, Any]],
     world: Mapping[str, Any] | None = None,
     sweep: Any = None,
+    search: Any = None,
     seconds: float | None = None,
 ) -> Tree:
     """The report of one run: `measures` are measure.json of each seed, `prepared` the prepare step's report.json,
     `costs` the export step's cost.json, `world` what the best possible model would reach where that is known.
 
-    `sweep` is shown as it comes: a list of rows, each a mapping. `seconds` is how long this run took, cached steps
-    left out.
+    `sweep` and `search` are sweep.json and search.json as they were written. `seconds` is how long this run took,
+    cached steps left out.
     """
     sections = {section: _by_model(measures, section) for section in SECTIONS}
     summary = {section: _summary(models) for section, models in sections.items()}
@@ -95,6 +96,7 @@ def build_report(
         "curves": _curves(measures),
         "kl_ensemble_student": [measure["kl_ensemble_student"] for measure in measures],
         "sweep": sweep,
+        "search": search,
         "recipe": dict(recipe),
     }
     report["answer"] = _answer(report)

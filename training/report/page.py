@@ -7,11 +7,11 @@ then how it came about. Every drawing has its table.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.report.sections import answer, learning, models, origin
+from training.report.sections import answer, learning, models, origin, search
 from training.report.values import Values
 
 STYLE = Path(__file__).with_name("style.css")
@@ -28,6 +28,7 @@ SECTIONS: tuple[Callable[[Values], str], ...] = (
     learning.gate,
     origin.who_saw_what,
     learning.sweep,
+    search.search,
     origin.data,
     origin.provenance,
 )
@@ -35,13 +36,21 @@ SECTIONS: tuple[Callable[[Values], str], ...] = (
 
 def render(report: Mapping[str, Any]) -> str:
     """The whole page."""
-    values = Values(report)
-    title = html.escape(f"{report['name']}: distillation report")
-    sections = "\n".join(filter(None, (section(values) for section in SECTIONS)))
+    return _page(f"{report['name']}: distillation report", Values(report), SECTIONS)
+
+
+def render_search(found: Mapping[str, Any]) -> str:
+    """What `training search` found, as a page of its own."""
+    tree = {"search": dict(found), "recipe": found["recipe"]}
+    return _page(f"{found['recipe']['name']}: student search", Values(tree), (search.header, search.search))
+
+
+def _page(title: str, values: Values, sections: Sequence[Callable[[Values], str]]) -> str:
+    body = "\n".join(filter(None, (section(values) for section in sections)))
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n{sections}\n</main>\n"
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"
     )

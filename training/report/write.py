@@ -1,10 +1,10 @@
-"""report.json and report.html, side by side."""
+"""report.json and report.html, side by side; search.html."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from training.report.page import render
+from training.report.page import render, render_search
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
@@ -12,6 +12,11 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "report.html", render(report))
     return _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_search(folder: Path, found: dict[str, Any]) -> Path:
+    """search.html, what a search found by itself."""
+    return _replace(folder / "search.html", render_search(found))
 
 
 def _replace(path: Path, text: str) -> Path:
