@@ -98,8 +98,8 @@ class FitOptions(BaseModel):
     embedding_l2: float = Field(default=0.0, ge=0)
     """Added to the loss: this, times half the squared vectors of the ids of a batch, a row."""
     precision: Precision = "float32"
-    """Of matrix products in training: float32; bfloat16, faster where the hardware multiplies it (recent server CPUs and
-    GPUs) and slower elsewhere; auto takes bfloat16 there and float32 elsewhere, so machines then give other numbers."""
+    """Of matrix products in training: float32; bfloat16, faster where the hardware multiplies it and slower elsewhere;
+    auto takes bfloat16 where it is faster, so that machines give other numbers."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def products_in(precision: Precision, device: str = "cpu") -> AbstractContextMan
 def multiplies_bfloat16(device: str = "cpu") -> bool:
     """Whether the hardware has instructions for it; elsewhere bfloat16 is slower than float32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
