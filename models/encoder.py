@@ -360,7 +360,7 @@ def _encode_cells(field: FieldSchema, column: Column, table: Table, encoded: Enc
         ids = table.encode_numbers(numbers)
     else:
         cells = read_cells(field, column)
-        ids = cells.spread([table.encode(value) for value in cells.values], MISSING, np.int32)
+        ids = cells.spread(table.encode_checked(cells.values), MISSING, np.int32)
         bad = cells.codes == BAD
     encoded.ids[field.name] = ids
     encoded.missing[field.name] = int(np.count_nonzero(ids == MISSING))
@@ -374,7 +374,8 @@ def _encode_cells(field: FieldSchema, column: Column, table: Table, encoded: Enc
 def _encode_lists(field: FieldSchema, column: Column, table: Table, encoded: EncodedColumns) -> None:
     lists = read_lists(field, column)
     offsets, rows = lists.offsets, lists.rows
-    ids = lists.cells.spread([table.encode(value) for value in lists.cells.values], MISSING, np.int32)
+    assert not isinstance(table, EdgesTable)  # which is for numeric fields
+    ids = lists.cells.spread(table.encode_checked(lists.cells.values), MISSING, np.int32)
     kept = gather(shorten(field, Segments(ids, offsets)), rows)
     filled = fill_empty(kept)
     encoded.sequences[field.name] = (filled.items, filled.offsets)

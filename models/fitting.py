@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.columns import Column
+from models.counting import Counts
 from models.encoder import Encoder, rows_of
 from models.reading import Segments, gather, read_cells, read_lists, read_numbers, shorten
 from models.schema import (
@@ -36,15 +39,20 @@ from models.values import canonical
 SAMPLE_SIZE = 1 << 20
 """Values a quantile field keeps: 8 MiB. Up to as many, its edges are exact."""
 
+MOST_VALUES = 8_000_000
+"""Distinct values of all vocabularies that are counted in memory, about 1.6 GB; beyond, the fullest go to disk."""
+
 
 class EncoderFitter:
     """Sees every training row once and makes the encoder.
 
-    Memory: a vocabulary's distinct values, and 8 MiB a quantile field, however long the log.
+    Memory: 8 MiB a quantile field, and the vocabularies' distinct values; with `scratch`, a folder for files that are
+    of no use afterwards, at most `MOST_VALUES` of them beside those that are kept, however long the log.
     """
 
-    def __init__(self, schema: FeatureSchema) -> None:
+    def __init__(self, schema: FeatureSchema, *, scratch: Path | None = None) -> None:
         self._schema = schema
+        self._scratch = scratch
         self._fits = {field.name: _fit_of(field) for field in schema.fields}
 
     def update(self, columns: Mapping[str, Column]) -> None:
@@ -56,6 +64,20 @@ class EncoderFitter:
         rows_of(self._schema, columns)
         for field in self._schema.fields:
             self._fits[field.name].update(field, columns[field.name])
+        if self._scratch is not None:
+            self._put_aside(self._scratch)
+
+    def _put_aside(self, scratch: Path) -> None:
+        """Values to disk, those of the fullest vocabularies first, until half of what memory may hold is free."""
+        counts = {name: fit.counts for name, fit in self._fits.items() if isinstance(fit, _VocabularyFit)}
+        held = sum(map(len, counts.values()))
+        if held <= MOST_VALUES:
+            return
+        for name in sorted(counts, key=lambda name: -len(counts[name])):
+            held -= len(counts[name])
+            counts[name].put_aside(scratch / name)
+            if held <= MOST_VALUES // 2:
+                return
 
     def finish(self) -> Encoder:
         """The encoder of all rows seen. The fitter may go on and be asked again."""
@@ -121,7 +143,8 @@ class _NothingFit(_Fit):
 class _VocabularyFit(_Fit):
     def __init__(self, encoding: VocabularyEncoding | CriteoX4Encoding) -> None:
         self._encoding = encoding
-        self._counts: Counter[str] = Counter()
+        self.counts = Counts()
+        self._names = _CriteoNames() if isinstance(encoding, CriteoX4Encoding) else None
 
     def update(self, field: FieldSchema, column: Column) -> None:
         if field.is_sequence:
@@ -132,16 +155,32 @@ class _VocabularyFit(_Fit):
         else:
             cells = read_cells(field, column)
             codes = cells.codes[cells.codes > 0]
-        counts = np.bincount(codes, minlength=len(cells.values) + 1).tolist()
-        is_criteo = isinstance(self._encoding, CriteoX4Encoding)
-        for value, count in zip(cells.values, counts[1:], strict=True):
-            if count:
-                self._counts[canonical(criteo_x4(value) if is_criteo else value)] += count
+        counts = np.bincount(codes, minlength=len(cells.values) + 1)[1:]
+        seen = counts > 0
+        values = cells.values if seen.all() else list(compress(cells.values, seen.tolist()))
+        self.counts.add(self._canonical(field, values), counts[seen])
+
+    def _canonical(self, field: FieldSchema, values: Sequence[Any]) -> Sequence[str]:
+        if self._names is not None:
+            return list(map(self._names.__getitem__, values))
+        if field.type == "string":
+            return values
+        return list(map(str if field.type == "integer" else canonical, values))
 
     def finish(self) -> list[str] | list[float]:
-        kept = [(-count, value) for value, count in self._counts.items() if count >= self._encoding.min_count]
+        kept = [(-count, value) for value, count in self.counts.at_least(self._encoding.min_count)]
         kept.sort()  # Python compares strings by code point
         return [value for _, value in kept[: self._encoding.max_size]]
+
+
+class _CriteoNames(dict[int | float, str]):
+    """A number -> the canonical form of what the benchmark's rule makes of it, remembered for the first 100,000."""
+
+    def __missing__(self, number: int | float) -> str:
+        name = canonical(criteo_x4(number))
+        if len(self) < 100_000:
+            self[number] = name
+        return name
 
 
 class _QuantileFit(_Fit):

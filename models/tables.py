@@ -6,6 +6,7 @@ Ids are local to the field: 0 missing, 1 unknown, known values from 2. Every tab
     fast(values)    an iterator at C speed over a list of raw JSON values, right for every value it gives an
                     id other than 1; the caller sends those that came out as 1 through `encode`, None or not
     get(value, 1)   the same for one raw value, which must be of one of `types`
+    encode_checked(values)   ids of values that `check_value` has given, none of them missing: the column path
 
 So an unknown value costs a check and a known one does not: only what `encode` accepts is ever found.
 """
@@ -93,6 +94,10 @@ class VocabularyTable:
         """Ids of raw values, or None where one of them is of a type the dict could mistake."""
         return _fast(self, values)
 
+    def encode_checked(self, values: Sequence[Any]) -> list[int]:
+        """Ids of checked values, none of them missing."""
+        return list(map(self.get, values, repeat(UNKNOWN)))
+
 
 class _CachedTable(ABC):
     """A table whose ids are computed, and remembered for the values seen lately.
@@ -138,6 +143,13 @@ class _CachedTable(ABC):
     def fast(self, values: Sequence[Any]) -> Iterator[int] | None:
         """Ids of raw values, 1 for those not remembered; None where a type could be mistaken."""
         return _fast(self, values)
+
+    def encode_checked(self, values: Sequence[Any]) -> list[int]:
+        """Ids of checked values, none of them missing."""
+        found = list(map(self.get, values, repeat(MISSING)))
+        if MISSING in found:
+            return [id_ or self.encode(value) for id_, value in zip(found, values, strict=True)]
+        return found
 
 
 class HashTable(_CachedTable):

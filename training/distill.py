@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.checkpoint import Checkpoint
+from training.divergence import Setting
 from training.encoded_log import EncodedLog, Part
 from training.loop import (
     ClickLearner,
@@ -256,8 +258,10 @@ class Imitation(nn.Module):
 class StudentLearner(Learner):
     """A student beside an ensemble that has been asked already."""
 
-    def __init__(self, log: EncodedLog, spec: NetworkSpec, options: DistillOptions, targets: EnsembleTargets) -> None:
-        super().__init__(spec.network, spec.build(log.fields))
+    def __init__(
+        self, log: EncodedLog, spec: NetworkSpec, options: DistillOptions, targets: EnsembleTargets, place: str = ""
+    ) -> None:
+        super().__init__(spec, spec.build(log.fields), options, place)
         self.options, self.targets = options, targets
         width = spec.hint_width(log.fields) if options.needs_student_hint else None
         self.imitation = Imitation(options, width, [hint.shape[1] for hint in targets.hints])
@@ -348,12 +352,14 @@ def fit_student(
     train: Sequence[Part],
     valid: Sequence[Part] | None,
     epochs: int | None = None,
+    place: str = "",
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Train on clicks and on what the ensemble says.
 
     With `valid`, stops on those parts as the options say; without, runs exactly `epochs`. Fine-tuning comes after
-    either.
+    either. `place` and `checkpoint` as for `loop.fit`.
     """
     if targets.logit.shape != (len(log),):
         raise ValueError(f"targets: expected a logit for each of {len(log)} rows, got {targets.logit.shape}")
@@ -364,7 +370,7 @@ def fit_student(
     valid_rows = None if valid is None else rows_to_learn_from(log, valid) if needs_labels else log.rows(valid)
     result = fit_to(
         log,
-        lambda: StudentLearner(log, spec, options, targets),
+        lambda: StudentLearner(log, spec, options, targets, place),
         options,
         seed=seed,
         train_rows=train_rows,
@@ -372,9 +378,49 @@ def fit_student(
         better=better_student(options),
         epochs=epochs,
         progress=progress,
+        checkpoint=checkpoint,
     )
     watch = None if valid_rows is None else (valid_rows, targets)
-    return fine_tuned(log, spec, options, result, seed=seed, train_rows=train_rows, watch=watch, progress=progress)
+    return fine_tuned(
+        log,
+        spec,
+        options,
+        result,
+        seed=seed,
+        train_rows=train_rows,
+        watch=watch,
+        place=place,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+
+
+class LastEpoch:
+    """Keeps a student's weights as they stand, and tells how far they went from the ensemble on the rows of `watch`."""
+
+    def __init__(
+        self,
+        log: EncodedLog,
+        network: nn.Module,
+        options: DistillOptions,
+        watch: tuple[NDArray[np.int64], EnsembleTargets] | None,
+    ) -> None:
+        self.log, self.network, self.options, self.watch = log, network, options, watch
+        self.state: dict[str, Tensor] = {}
+
+    def __call__(self, row: dict[str, float]) -> bool:
+        self.state = copy_of_state(self.network)
+        if self.watch is not None:
+            rows, targets = self.watch
+            served = score(self.log, self.network, rows)
+            row |= _served(self.options, targets.of(rows).logit.numpy(), served, self.log.label[rows])
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state["state"]
 
 
 def fine_tuned(
@@ -386,7 +432,9 @@ def fine_tuned(
     seed: int,
     train_rows: NDArray[np.int64],
     watch: tuple[NDArray[np.int64], EnsembleTargets] | None = None,
+    place: str = "",
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """The student after the epochs on clicks alone that the options ask for; itself where they ask for none.
 
@@ -397,19 +445,9 @@ def fine_tuned(
         return result
     slower = options.model_copy(update={"learning_rate": options.fine_tune.learning_rate})
     with seeded(seed):
-        learner = ClickLearner(log, spec, slower)
+        learner = FineTuning(log, spec, slower, place)
         learner.network.load_state_dict(result.state)
-        state: dict[str, Tensor] = {}
-
-        def after_epoch(row: dict[str, float]) -> bool:
-            nonlocal state
-            state = copy_of_state(learner.network)
-            if watch is not None:
-                rows, targets = watch
-                served = score(log, learner.network, rows)
-                row |= _served(options, targets.of(rows).logit.numpy(), served, log.label[rows])
-            return False
-
+        last = LastEpoch(log, learner.network, options, watch)
         rows = run_epochs(
             log,
             learner,
@@ -417,8 +455,16 @@ def fine_tuned(
             seed=seed,
             train_rows=train_rows,
             epochs=options.fine_tune.epochs,
-            after_epoch=after_epoch,
+            after_epoch=last,
             progress=progress,
+            checkpoint=checkpoint and checkpoint.behind("fine-tune"),
         )
     behind = [row | {"epoch": len(result.history) + row["epoch"], "fine_tune": row["epoch"]} for row in rows]
-    return FitResult(state, result.epochs, [*result.history, *behind])
+    return FitResult(last.state, result.epochs, [*result.history, *behind])
+
+
+class FineTuning(ClickLearner):
+    """Clicks alone, at a learning rate of its own."""
+
+    def setting(self, figure: str) -> Setting:
+        return replace(super().setting(figure), learning_rate_key="fit.fine_tune.learning_rate")

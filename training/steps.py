@@ -20,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from models.schema import FeatureSchema
 from training.calibrate import Platt, fit_platt
-from training.data.prepare import PrepareReport, load_encoder
+from training.checkpoint import Checkpoint
+from training.data.chunks import Source
+from training.data.prepare import load_encoder
 from training.distill import DistillOptions, fit_student, kl_divergence
 from training.encoded_log import VALID, EncodedLog, Part
 from training.ensemble import TeacherOutputs, store_hints
@@ -36,9 +39,10 @@ from training.loop import (
     rows_to_learn_from,
     score,
 )
+from training.memory import what_to_lower
 from training.metrics import evaluate, reliability, sigmoid
 from training.shares import Share
-from training.stages import Report, same_file
+from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
@@ -61,13 +65,29 @@ def fit_network(
     spec: Any,
     options: Any,
     seed: int,
+    places: Mapping[str, str],
     share: Any = None,
     first: Path | None = None,
 ) -> None:
-    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows."""
+    """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
+
+    `places` says where the network stands in the recipe: one fit may stand in several.
+    """
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
-    result = fit(log, network, FitOptions(**options), seed=seed, **when, share=share, progress=report)
+    settings, place = FitOptions(**options), places["recipe"]
+    _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
+    result = fit(
+        log,
+        network,
+        settings,
+        seed=seed,
+        **when,
+        share=share,
+        place=place,
+        progress=report,
+        checkpoint=_checkpoint(folder),
+    )
     _keep(folder, report, log, network, result)
     _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share))
 
@@ -135,6 +155,7 @@ def distil(
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
     log, network, settings = EncodedLog.open(prepared / "log"), NetworkSpec(**spec), DistillOptions(**options)
+    _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
         aggregate=settings.aggregate,
@@ -142,7 +163,17 @@ def distil(
         out_of_sample=settings.taught_by == "unseen",
         with_hints="hint" in settings.losses,
     )
-    result = fit_student(log, network, settings, targets, seed=seed, **_when(first), progress=report)
+    result = fit_student(
+        log,
+        network,
+        settings,
+        targets,
+        seed=seed,
+        **_when(first),
+        place="student",
+        progress=report,
+        checkpoint=_checkpoint(folder),
+    )
     _keep(folder, report, log, network, result)
 
 
@@ -165,10 +196,12 @@ def train_together(
     """
     log, when = EncodedLog.open(prepared / "log"), _when(first, "student")
     specs = {
-        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]))
+        name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]), teacher["place"])
         for name, teacher in teachers.items()
     }
-    network = NetworkSpec(**spec)
+    network, settings = NetworkSpec(**spec), DistillOptions(**options)
+    networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
+    _say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
     if first is not None:
         of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
         when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
@@ -177,12 +210,13 @@ def train_together(
         TypeAdapter(Cotrain | Mutual).validate_python(scheme),
         specs,
         network,
-        DistillOptions(**options),
+        settings,
         form=TypeAdapter(Form).validate_python(form),
         seed=seed,
         **when,
         gate=Gate.from_json(read_json(first / "gate.json")) if first and (first / "gate.json").exists() else None,
         progress=report,
+        checkpoint=_checkpoint(folder),
     )
     if found.gate is not None:
         write_json(folder / "gate.json", found.gate.to_json())
@@ -283,6 +317,22 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
 
 
+def measure_fit(folder: Path, report: Report, *, prepared: Path, first: Path, again: Path, logit: str) -> None:
+    """figures.json: one model on test and train rows, and on test rows before its refit; calibrated as in a run."""
+    log = EncodedLog.open(prepared / "log")
+    before, after = np.asarray(np.load(first / logit)), np.asarray(np.load(again / logit))
+    held_out, test, train = log.rows([Part.VALID_C]), log.rows([Part.TEST]), log.rows([Part.TRAIN])
+    platt = fit_platt(before[held_out], log.label[held_out])
+    facts: dict[str, Any] = {
+        section: _evaluated(log, platt.apply(answers[rows]), rows)
+        for section, answers, rows in (("test", after, test), ("train", after, train), ("before_refit", before, test))
+    }
+    if (first / "fit.json").exists():
+        facts["epochs"] = load_fit(first)[1]
+    write_json(folder / "figures.json", facts)
+    report(1, 1, f"AUC {facts['test']['auc']:.4f}")
+
+
 def outputs_of(folders: Mapping[str, Path]) -> TeacherOutputs:
     """Of the folders `teacher:<name>` and `hints:<name>`: what was stored, teachers in the recipe's order."""
     return TeacherOutputs.read(named(folders, "teacher"), named(folders, "hints"))
@@ -318,6 +368,20 @@ def _when(first: Path | None, network: str = "") -> dict[str, Any]:
     if first is None:
         return {"train": [Part.TRAIN], "valid": [Part.VALID_A], "epochs": None}
     return {"train": TRAIN_VALID, "valid": None, "epochs": load_fit(first / network)[1]}
+
+
+def _say_what_to_lower(
+    folder: Path, log: EncodedLog, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]
+) -> None:
+    """Leave the advice where it is found if memory runs out."""
+    place = folder / UNDER_WAY
+    place.mkdir(parents=True, exist_ok=True)
+    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows), encoding="utf-8")
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    """That of the fit that fills a folder."""
+    return Checkpoint(folder / UNDER_WAY / "checkpoint.pt")
 
 
 def _keep(folder: Path, report: Report, log: EncodedLog, network: NetworkSpec, result: FitResult) -> None:
@@ -405,7 +469,7 @@ def _gate_by_segment(
     return table
 
 
-def prepare_log(
+def survey_log(
     folder: Path,
     report: Report,
     *,
@@ -416,25 +480,59 @@ def prepare_log(
     log: Path | None = None,
     fingerprint: str = "",
 ) -> None:
-    """Encode the log (`data/prepare.py`); a synthetic one is read from the step before.
+    """Part the rows of a log (`data/prepare.py`); a synthetic one is read from the step before.
 
     `fingerprint` of a real log's contents is here to be part of the step's key.
     """
-    from models.schema import FeatureSchema
-    from training.data.prepare import prepare
-    from training.data.sources import SourceSettings, open_source
+    from training.data.prepare import survey
     from training.data.split import Split
+
+    opened, meaning, cache = _open(source, schema, places, log)
+    survey(opened, meaning, TypeAdapter(Split).validate_python(split), folder, report, fingerprint_cache=cache)
+
+
+def fit_the_encoder(
+    folder: Path,
+    report: Report,
+    *,
+    source: Any,
+    schema: Any,
+    places: Mapping[str, str],
+    surveyed: Path,
+    log: Path | None = None,
+) -> None:
+    """Vocabularies and edges from training rows."""
+    from training.data.prepare import fit_encoder
+
+    opened, meaning, cache = _open(source, schema, places, log)
+    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache)
+
+
+def prepare_log(
+    folder: Path,
+    report: Report,
+    *,
+    source: Any,
+    schema: Any,
+    places: Mapping[str, str],
+    surveyed: Path,
+    fitted: Path,
+    log: Path | None = None,
+) -> None:
+    """Encode the log."""
+    from training.data.prepare import encode
+
+    opened, meaning, cache = _open(source, schema, places, log)
+    found = encode(opened, meaning, surveyed, fitted, folder, report, fingerprint_cache=cache)
+    rows = sum(n for part, n in found.rows.items() if part != "unused")
+    report(1, 1, f"{rows} rows, {found.bad_rows} unreadable")
+
+
+def _open(source: Any, schema: Any, places: Mapping[str, str], log: Path | None) -> tuple[Source, FeatureSchema, Path]:
+    """(the log, what its columns mean, where fingerprints are remembered)."""
+    from training.data.sources import SourceSettings, open_source
 
     base = log if log is not None else Path(places["base"])
     data = Path(places["data"]) if places.get("data") else None
     opened = open_source(TypeAdapter(SourceSettings).validate_python(source), base=base, data=data)
-    found: PrepareReport = prepare(
-        opened,
-        FeatureSchema.model_validate(schema),
-        TypeAdapter(Split).validate_python(split),
-        folder,
-        report,
-        fingerprint_cache=Path(places["fingerprints"]),
-    )
-    rows = sum(n for part, n in found.rows.items() if part != "unused")
-    report(1, 1, f"{rows} rows, {found.bad_rows} unreadable")
+    return opened, FeatureSchema.model_validate(schema), Path(places["fingerprints"])

@@ -28,7 +28,7 @@ learning rate and L2 are each network's own, the gate's are the student's.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.checkpoint import Checkpoint
 from training.distill import (
     DistillOptions,
     EnsembleTargets,
@@ -50,6 +51,7 @@ from training.distill import (
     measure_student,
     mixed_logit,
 )
+from training.divergence import Setting
 from training.encoded_log import EncodedLog, Part
 from training.gate import Form, Gate, GateModule, LearningGate
 from training.loop import (
@@ -68,6 +70,7 @@ from training.loop import (
     rows_to_learn_from,
     run_epochs,
     seeded,
+    setting_of,
 )
 from training.zoo import Encoded
 
@@ -104,6 +107,8 @@ class TeacherSpec:
 
     network: NetworkSpec
     options: FitOptions
+    place: str = ""
+    """Where it stands in the recipe, for advice."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,10 @@ class Together(Learner):
         self, log: EncodedLog, teachers: Mapping[str, TeacherSpec], student: NetworkSpec, options: DistillOptions
     ) -> None:
         networks = [teacher.network.build(log.fields) for teacher in teachers.values()]
-        super().__init__(student.network, student.build(log.fields))
+        super().__init__(student, student.build(log.fields), options, "student")
+        self._teacher_settings = [
+            setting_of(teacher.network, teacher.options, teacher.place) for teacher in teachers.values()
+        ]
         self.teachers = nn.ModuleList(networks)
         self.teacher_options = [teacher.options for teacher in teachers.values()]
         self.options = options
@@ -159,6 +167,10 @@ class Together(Learner):
             [width for width in widths if width is not None],
         )
         self._label = np.asarray(log.label, dtype=np.float32)
+
+    def setting(self, figure: str) -> Setting:
+        of_teachers, _, place = figure.rpartition("_")
+        return self._teacher_settings[int(place)] if of_teachers == "teacher_loss" else super().setting(figure)
 
     @abstractmethod
     def ask(self, batch: Encoded) -> Told:
@@ -302,7 +314,7 @@ def told_of(learner: Together, log: EncodedLog, rows: NDArray[np.int64]) -> tupl
     )
 
 
-class Keeper:
+class Keeper(ABC):
     """Which epoch's teachers and which epoch's student are kept; called after each epoch."""
 
     def __init__(self, learner: Together) -> None:
@@ -323,6 +335,26 @@ class Keeper:
         self.epochs = Epochs(epoch, self.epochs.student)
         self.teacher_states = [copy_of_state(teacher) for teacher in self.learner.teachers]
         self.gate = self.learner.found_gate()
+
+    @abstractmethod
+    def __call__(self, row: dict[str, float]) -> bool:
+        """Keep what is to be kept of this epoch; true ends training."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epochs": [self.epochs.teachers, self.epochs.student],
+            "teacher_states": self.teacher_states,
+            "student_state": self.student_state,
+            "gate": self.gate and self.gate.to_json(),
+            "teacher_measures": self.teacher_measures,
+            "student_measures": self.student_measures,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs = Epochs(*state["epochs"])
+        self.teacher_states, self.student_state = state["teacher_states"], state["student_state"]
+        self.gate = state["gate"] and Gate.from_json(state["gate"])
+        self.teacher_measures, self.student_measures = state["teacher_measures"], state["student_measures"]
 
 
 class AtEpochs(Keeper):
@@ -370,6 +402,23 @@ class Snapshots(Keeper):
         self._keep_student()
         return epoch - max(self.epochs.teachers, self.epochs.student) >= learner.options.patience
 
+    def state_dict(self) -> dict[str, Any]:
+        targets = None
+        if self.watch is not None:
+            said = self.watch[1]
+            weights = None if said.gate_weights is None else torch.from_numpy(said.gate_weights)
+            hints = [torch.from_numpy(hint) for hint in said.hints]
+            targets = {"logit": torch.from_numpy(said.logit), "gate_weights": weights, "hints": hints}
+        return super().state_dict() | {"students": self.students, "best": self._best, "targets": targets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.students, self._best = state["students"], state["best"]
+        if (said := state["targets"]) is not None:
+            weights = None if said["gate_weights"] is None else said["gate_weights"].numpy()
+            hints = tuple(hint.numpy() for hint in said["hints"])
+            self.watch = self.rows, EnsembleTargets(said["logit"].numpy(), weights, hints, rows=self.rows)
+
     def _measure_students(self) -> None:
         """Those not yet measured against the snapshot: the last, or all after the snapshot has changed."""
         assert self.watch is not None
@@ -406,6 +455,7 @@ def fit_together(
     epochs: Epochs | None = None,
     gate: Gate | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TogetherResult:
     """Train all networks at once.
 
@@ -432,6 +482,7 @@ def fit_together(
             epochs=most,
             after_epoch=keeper,
             progress=progress,
+            checkpoint=checkpoint,
         )
     fits = {}
     for place, (name, state) in enumerate(zip(teachers, keeper.teacher_states, strict=True)):
@@ -447,7 +498,16 @@ def fit_together(
     ]
     result = FitResult(keeper.student_state, keeper.epochs.student, own)
     result = fine_tuned(
-        log, student, options, result, seed=seed, train_rows=train_rows, watch=keeper.watch, progress=progress
+        log,
+        student,
+        options,
+        result,
+        seed=seed,
+        train_rows=train_rows,
+        watch=keeper.watch,
+        place="student",
+        progress=progress,
+        checkpoint=checkpoint,
     )
     return TogetherResult(fits, result, keeper.gate)
 

@@ -414,6 +414,24 @@ def test_platt_on_separable_rows_stays_finite() -> None:
     assert platt.scale > 1
 
 
+def test_platt_on_a_handful_of_clicks_does_not_believe_their_scale() -> None:
+    """Ten clicks in 2,000 rows whose logits hardly differ: some samples alone say scale 5, or -5, and with it pctr far
+    from the click rate on rows a little off. Held near 1, and right on the mean all the same."""
+    rng = np.random.default_rng(3)
+    scales = []
+    for _ in range(20):
+        z = rng.normal(-5.2, 0.2, 2000)
+        label = np.zeros(2000)
+        label[rng.permutation(2000)[:10]] = 1
+
+        platt = fit_platt(z, label)
+
+        scales.append(platt.scale)
+        assert sigmoid(platt.apply(z)).mean() == pytest.approx(0.005, abs=1e-7)
+        assert 0.5 < sigmoid(platt.apply(z + 0.5)).mean() / 0.005 < 3
+    assert 0.4 < min(scales) < max(scales) < 1.6
+
+
 def test_platt_needs_clicks_and_non_clicks() -> None:
     """A part with one kind of row says so instead of dividing by zero."""
     from training.errors import SplitError

@@ -1,11 +1,12 @@
-"""From a log to arrays of ids: the `prepare` stage.
+"""From a log to arrays of ids: three passes over it, each a step of its own that need not be done twice.
 
-    survey   label, time and unit of every row; the split draws its lines          (small columns only)
-    fit      vocabularies and edges, on training rows and nothing else
-    encode   every row to the memory-mapped arrays of `EncodedLog`, chunk by chunk
+    survey       label, time and unit of every row; the split draws its lines       parts.npy, survey.json
+    fit_encoder  vocabularies and edges, on training rows and nothing else          vocabularies/
+    encode       every row to the memory-mapped arrays of `EncodedLog`              log/, report.json, golden_rows.json
 
-Memory holds one chunk, the vocabularies, and about 20 bytes a row during the survey, 1 afterwards. The
-folder is built beside its place and renamed when it is whole.
+Memory holds one chunk and, in turn: about 30 bytes a row; the values of vocabularies while they are counted, those
+beyond `fitting.MOST_VALUES` on disk; the encoder and a byte a row. `prepare` does all three. A folder is built beside
+its place and renamed when it is whole.
 """
 
 import json
@@ -45,6 +46,8 @@ from training.data.split import (
     parts_by_folds,
     parts_by_time,
     refuse_useless_parts,
+    scramble,
+    thin_training,
 )
 from training.data.timestamps import to_iso
 from training.encoded_log import EncodedLog, Part
@@ -96,6 +99,7 @@ class PrepareReport(BaseModel):
     reference: dict[str, FieldReference]
     """Ids of each field in training rows, for the drift gauge."""
     seconds: float
+    """Of the three passes together."""
 
     @classmethod
     def read(cls, folder: Path) -> "PrepareReport":
@@ -122,14 +126,33 @@ def prepare(
         raise DataError(f"{folder}: is not empty; expected a new folder to prepare the log into")
     building = folder.parent / f".{folder.name}.unfinished"
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    whole, surveyed, fitted = (building / name for name in ("whole", "surveyed", "fitted"))
+    for place in (whole, surveyed, fitted):
+        place.mkdir(parents=True)
+    cache = fingerprint_cache or building / "fingerprints.json"
     try:
-        report = _Preparation(source, schema, split, progress).run(building, fingerprint_cache)
-        building.rename(folder)
-    except BaseException:
+        survey(source, schema, split, surveyed, _third(progress, 0), fingerprint_cache=cache)
+        fit_encoder(source, schema, surveyed, fitted, _third(progress, 1), fingerprint_cache=cache)
+        report = encode(source, schema, surveyed, fitted, whole, _third(progress, 2), fingerprint_cache=cache)
+        whole.rename(folder)
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        raise
     return report
+
+
+def _third(progress: Report | None, before: int) -> Report | None:
+    """Progress of one of three passes as progress of all; of hashing as it is."""
+    if progress is None:
+        return None
+    tell = progress
+
+    def listen(done: float, total: float, note: str = "") -> None:
+        if note.startswith("hashing"):
+            tell(done, total, note)
+        else:
+            tell(before * total + done, 3 * total, note)
+
+    return listen
 
 
 def load_encoder(folder: Path) -> Encoder:
@@ -159,89 +182,157 @@ def fields_of(encoder: Encoder) -> Fields:
     )
 
 
-class _Preparation:
-    """One run of `prepare`: what its three passes share."""
+class _Survey(BaseModel):
+    """survey.json: what the first pass found, for the two behind it and for the report."""
 
-    def __init__(self, source: Source, schema: FeatureSchema, split: Split, progress: Report | None) -> None:
-        self.schema = schema
-        self.split = split
-        self.progress = progress
-        extra = (split.column,) if isinstance(split, ColumnSplit) else ()
-        if isinstance(split, TimeSplit) and schema.timestamp is None:
-            raise SplitError("split: by time needs a timestamp, and the schema names none; split by a column or files")
-        self.files = named_files(split, [str(f) for f in source.files]) if isinstance(split, FilesSplit) else {}
-        self.log = ClickLog(source, schema, extra)
-        self.rows = 0
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    fingerprint: str
+    files: tuple[str, ...]
+    rows: dict[str, int]
+    label_rate: dict[str, float]
+    first_time: dict[str, str]
+    last_time: dict[str, str]
+    bad_rows: int
+    bad_row_reasons: dict[str, FaultCount]
+    blank_lines: int
+    seconds: float
 
-    def run(self, folder: Path, fingerprint_cache: Path | None) -> PrepareReport:
-        started = time.monotonic()
-        files = self.log.source.files
-        facts = facts_of(files)
-        digest = fingerprint(files, fingerprint_cache, self.progress)
-        faults = Faults(self.schema.max_bad_rows)
-        parts, summary = self._survey(faults)
-        encoder = self._fit(parts)
-        summary |= self._encode(folder, encoder, parts)
-        if facts_of(files) != facts:
-            raise DataError(f"a file of {', '.join(map(str, files))} changed while it was read; prepare it again")
-        report = PrepareReport(
-            fingerprint=digest,
-            files=tuple(str(f) for f in files),
-            bad_rows=faults.bad_rows,
-            bad_row_reasons={reason: _fault(count) for reason, count in faults.reasons.items()},
-            blank_lines=faults.blank_lines,
-            vocabulary=dict(encoder.sizes),
-            seconds=round(time.monotonic() - started, 3),
-            **summary,
-        )
-        _write(folder / "report.json", report.model_dump_json(indent=1) + "\n")
-        return report
+    @classmethod
+    def read(cls, folder: Path) -> "_Survey":
+        return cls.model_validate_json((folder / "survey.json").read_text(encoding="utf-8"))
 
-    def _report(self, stage: int, rows: int, total: float, note: str) -> None:
-        if self.progress is not None:
-            self.progress(stage * total + rows, 3 * total, note)
 
-    def _survey(self, faults: Faults) -> tuple[Parts, dict[str, Any]]:
-        """First pass: the part of every readable row, and the facts about rows that need no encoder."""
-        labels, times, units, raw_parts = [], [], [], []
-        for clicks in self.log.survey(faults):
+class _Pass:
+    """One reading of a log from end to end: a context manager that refuses a log which is not the one surveyed, or
+    changes while it is read."""
+
+    def __init__(
+        self,
+        log: ClickLog,
+        progress: Report | None,
+        fingerprint_cache: Path | None,
+        rows: int | None = None,
+        surveyed: str | None = None,
+    ) -> None:
+        self.log = log
+        self.started = time.monotonic()
+        self._progress = progress
+        self._rows = rows
+        self._done = 0
+        files = log.source.files
+        self._facts = facts_of(files)
+        self.fingerprint = fingerprint(files, fingerprint_cache, progress)
+        if surveyed is not None and self.fingerprint != surveyed:
+            names = ", ".join(map(str, files))
+            raise DataError(f"a file of {names} changed since its rows were parted; run the same command again")
+
+    def done(self, clicks: Clicks, note: str) -> slice:
+        """These rows are dealt with; where they stand in the log."""
+        before, self._done = self._done, self._done + len(clicks)
+        if self._progress is not None:
+            self._progress(self._done, self._rows or self._done / max(clicks.chunk.read, 1e-9), note)
+        return slice(before, self._done)
+
+    def __enter__(self) -> "_Pass":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        files = ", ".join(map(str, self.log.source.files))
+        if error is not None:
+            return
+        if facts_of(self.log.source.files) != self._facts:
+            raise DataError(f"a file of {files} changed while it was read; prepare it again")
+        if self._rows is not None and self._done != self._rows:
+            raise DataError(f"{files}: had {self._rows} rows at first and {self._done} later; prepare it again")
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+
+def survey(
+    source: Source,
+    schema: FeatureSchema,
+    split: Split,
+    folder: Path,
+    progress: Report | None = None,
+    *,
+    fingerprint_cache: Path | None = None,
+) -> None:
+    """First pass, into `folder`: the part of every readable row (parts.npy), and what needs no encoder (survey.json).
+
+    Raises as `prepare` does.
+    """
+    if isinstance(split, TimeSplit) and schema.timestamp is None:
+        raise SplitError("split: by time needs a timestamp, and the schema names none; split by a column or files")
+    stated = _StatedParts(split, [str(f) for f in source.files])
+    log = ClickLog(source, schema, stated.columns)
+    faults = Faults(schema.max_bad_rows)
+    labels: list[npt.NDArray[np.bool_]] = []
+    times: list[npt.NDArray[np.int64]] = []
+    units: list[npt.NDArray[np.uint64]] = []
+    said: list[Parts] = []
+    with _Pass(log, progress, fingerprint_cache) as reading:
+        for clicks in log.survey(faults):
             labels.append(clicks.label > 0)
-            times.append(clicks.time)
-            units.append(clicks.unit)
-            raw_parts.append(self._stated_parts(clicks.chunk))
-            self.rows += len(clicks)
-            self._report(0, self.rows, self.rows / max(clicks.chunk.read, 1e-9), "looking at labels and times")
-        if not self.rows:
-            raise DataError(f"{self.log.source.files[0]}: no rows that can be read; expected at least one")
-        label, moment, unit = np.concatenate(labels), np.concatenate(times), np.concatenate(units)
-        del labels, times, units
-        if isinstance(self.split, TimeSplit):
-            parts = parts_by_time(self.split, moment, self.log.zone)
-        elif isinstance(self.split, FoldsSplit):
-            parts = parts_by_folds(self.split, label)
-        else:
-            parts = np.concatenate(raw_parts)
-        parts = part_validation(parts, unit, self.split)
-        refuse_useless_parts(parts, label, moment if self.schema.timestamp else None)
-        rows = {name: int((parts == part).sum()) for part, name in PART_NAMES.items()}
-        summary: dict[str, Any] = {
-            "rows": rows | {"unused": int((parts == UNUSED).sum())},
-            "label_rate": {name: float(label[parts == part].mean()) for part, name in PART_NAMES.items()},
-            "first_time": {},
-            "last_time": {},
-        }
-        if self.schema.timestamp is not None:
-            for part, name in PART_NAMES.items():
-                own = moment[parts == part]
-                summary["first_time"][name] = to_iso(int(own.min()), self.log.zone)
-                summary["last_time"][name] = to_iso(int(own.max()), self.log.zone)
-        return parts, summary
+            if schema.timestamp is not None:
+                times.append(clicks.time)
+            if schema.unit is not None:
+                units.append(clicks.unit)
+            said.append(stated.of(clicks.chunk))
+            reading.done(clicks, "looking at labels and times")
+    if not labels or not sum(map(len, labels)):
+        raise DataError(f"{source.files[0]}: no rows that can be read; expected at least one")
+    label, moment = _joined(labels), _joined(times) if times else None
+    if isinstance(split, TimeSplit):
+        assert moment is not None
+        parts = parts_by_time(split, moment, log.zone)
+    else:
+        parts = parts_by_folds(split, label) if isinstance(split, FoldsSplit) else _joined(said)
+    unit = _joined(units) if units else scramble(np.arange(len(parts), dtype=np.uint64))
+    parts = thin_training(part_validation(parts, unit, split), split)
+    refuse_useless_parts(parts, label, moment)
+    rows = {name: int((parts == part).sum()) for part, name in PART_NAMES.items()}
+    first, last = {}, {}
+    for part, name in PART_NAMES.items() if moment is not None else ():
+        assert moment is not None
+        own = moment[parts == part]
+        first[name], last[name] = to_iso(int(own.min()), log.zone), to_iso(int(own.max()), log.zone)
+    np.save(folder / "parts.npy", parts)
+    found = _Survey(
+        fingerprint=reading.fingerprint,
+        files=tuple(str(f) for f in source.files),
+        rows=rows | {"unused": int((parts == UNUSED).sum())},
+        label_rate={name: float(label[parts == part].mean()) for part, name in PART_NAMES.items()},
+        first_time=first,
+        last_time=last,
+        bad_rows=faults.bad_rows,
+        bad_row_reasons={reason: _fault(count) for reason, count in faults.reasons.items()},
+        blank_lines=faults.blank_lines,
+        seconds=reading.seconds,
+    )
+    _write(folder / "survey.json", found.model_dump_json(indent=1) + "\n")
 
-    def _stated_parts(self, chunk: Chunk) -> Parts:
-        """What the split's column, or the file, says of each row; zeros where time or chance decides."""
-        split = self.split
+
+def _joined(pieces: list[Any]) -> Any:
+    """The pieces as one array; they are given up on the way."""
+    whole = np.concatenate(pieces)
+    pieces.clear()
+    return whole
+
+
+class _StatedParts:
+    """What the split's column, or the file, says of each row; zeros where time or chance decides."""
+
+    def __init__(self, split: Split, files: list[str]) -> None:
+        self._split = split
+        self._files = named_files(split, files) if isinstance(split, FilesSplit) else {}
+        self.columns = (split.column,) if isinstance(split, ColumnSplit) else ()
+
+    def of(self, chunk: Chunk) -> Parts:
+        split = self._split
         if isinstance(split, FilesSplit):
-            return np.full(chunk.rows, self.files[chunk.file], np.uint8)
+            return np.full(chunk.rows, self._files[chunk.file], np.uint8)
         if not isinstance(split, ColumnSplit):
             return np.zeros(chunk.rows, np.uint8)
         column = chunk.columns[split.column]
@@ -260,65 +351,95 @@ class _Preparation:
         parts: Parts = np.array([p or 0 for p in found], np.uint8)[codes]
         return parts
 
-    def _fit(self, parts: Parts) -> Encoder:
-        """Second pass: vocabularies and edges from training rows."""
-        fitter = EncoderFitter(self.schema)
-        done = 0
-        for clicks in self.log.read(Faults(None)):
-            keep = parts[done : done + len(clicks)] == int(Part.TRAIN)
-            done += len(clicks)
+
+def fit_encoder(
+    source: Source,
+    schema: FeatureSchema,
+    surveyed: Path,
+    folder: Path,
+    progress: Report | None = None,
+    *,
+    fingerprint_cache: Path | None = None,
+) -> None:
+    """Second pass, into `folder`: vocabularies and edges from the training rows of a survey."""
+    parts, facts = np.load(surveyed / "parts.npy", mmap_mode="r"), _Survey.read(surveyed)
+    scratch = folder / "counts"
+    fitter = EncoderFitter(schema, scratch=scratch)
+    log = ClickLog(source, schema)
+    with _Pass(log, progress, fingerprint_cache, len(parts), facts.fingerprint) as reading:
+        for clicks in log.read(Faults(None)):
+            keep = parts[reading.done(clicks, "learning vocabularies from training rows")] == int(Part.TRAIN)
             if keep.any():
                 chosen = clicks.select(keep)
                 with _Named(chosen.chunk):
-                    fitter.update(self.log.fields(chosen))
-            self._report(1, done, self.rows, "learning vocabularies from training rows")
-        return fitter.finish()
+                    fitter.update(log.fields(chosen))
+    (folder / "vocabularies").mkdir()
+    for name, values in fitter.finish().to_vocabularies().items():
+        _write(folder / "vocabularies" / f"{name}.json", json.dumps(values, ensure_ascii=False, allow_nan=False))
+    _write(folder / "schema.json", schema.to_json())
+    _write(folder / "seconds.json", json.dumps(reading.seconds))
+    shutil.rmtree(scratch, ignore_errors=True)
 
-    def _encode(self, folder: Path, encoder: Encoder, parts: Parts) -> dict[str, Any]:
-        """Third pass: ids of every row, the golden rows, and the facts about values."""
-        fields = fields_of(encoder)
-        plain = [f.name for f in fields if not f.is_sequence]
-        tally = _Tally(self.schema, fields)
-        golden = spread_out(np.flatnonzero(parts == int(Part.TEST)), GOLDEN_SAMPLE)
-        sample: list[Row] = []
-        done = 0
-        with EncodedLog.writer(folder / "log", fields) as writer:
-            for clicks in self.log.read(Faults(None)):
-                own = parts[done : done + len(clicks)]
-                picked = golden[(golden >= done) & (golden < done + len(clicks))] - done
-                if picked.size:
-                    sample += raw_rows(self.log, clicks, picked.tolist())
-                done += len(clicks)
-                used = own != UNUSED
-                if used.any():
-                    chosen, own = clicks.select(used), own[used]
-                    with _Named(chosen.chunk):
-                        encoded = encoder.encode_columns(self.log.fields(chosen))
-                    tally.add(chosen, own, encoded)
-                    writer.append(
-                        ids=np.stack([encoded.ids[name] for name in plain], axis=1)
-                        if plain
-                        else np.zeros((len(chosen), 0), np.int32),
-                        label=chosen.label,
-                        unit=chosen.unit,
-                        time=chosen.time,
-                        truth=chosen.truth,
-                        part=own,
-                        sequences=encoded.sequences,
-                    )
-                self._report(2, done, self.rows, "encoding")
-            if done != len(parts):
-                raise DataError(f"the log had {len(parts)} rows at first and {done} later; prepare it again")
-            writer.finish()
-        _write(folder / "schema.json", self.schema.to_json())
-        (folder / "vocabularies").mkdir()
-        for name, values in encoder.to_vocabularies().items():
-            _write(
-                folder / "vocabularies" / f"{name}.json",
-                json.dumps(values, ensure_ascii=False, allow_nan=False),
-            )
-        _write(folder / "golden_rows.json", to_text(golden_requests(self.schema, sample)))
-        return tally.summary()
+
+def encode(
+    source: Source,
+    schema: FeatureSchema,
+    surveyed: Path,
+    fitted: Path,
+    folder: Path,
+    progress: Report | None = None,
+    *,
+    fingerprint_cache: Path | None = None,
+) -> PrepareReport:
+    """Third pass, into `folder`: ids of every row, the golden rows, and the report; all that `prepare` promises."""
+    parts, facts = np.load(surveyed / "parts.npy", mmap_mode="r"), _Survey.read(surveyed)
+    encoder = load_encoder(fitted)
+    fields = fields_of(encoder)
+    plain = [f.name for f in fields if not f.is_sequence]
+    tally = _Tally(schema, fields)
+    golden = spread_out(np.flatnonzero(parts == int(Part.TEST)), GOLDEN_SAMPLE)
+    sample: list[Row] = []
+    log = ClickLog(source, schema)
+    with (
+        _Pass(log, progress, fingerprint_cache, len(parts), facts.fingerprint) as reading,
+        EncodedLog.writer(folder / "log", fields) as writer,
+    ):
+        for clicks in log.read(Faults(None)):
+            where = reading.done(clicks, "encoding")
+            own = np.asarray(parts[where])
+            picked = golden[(golden >= where.start) & (golden < where.stop)] - where.start
+            if picked.size:
+                sample += raw_rows(log, clicks, picked.tolist())
+            used = own != UNUSED
+            if used.any():
+                chosen, own = clicks.select(used), own[used]
+                with _Named(chosen.chunk):
+                    encoded = encoder.encode_columns(log.fields(chosen))
+                tally.add(chosen, own, encoded)
+                writer.append(
+                    ids=np.stack([encoded.ids[name] for name in plain], axis=1)
+                    if plain
+                    else np.zeros((len(chosen), 0), np.int32),
+                    label=chosen.label,
+                    unit=chosen.unit,
+                    time=chosen.time,
+                    truth=chosen.truth,
+                    part=own,
+                    sequences=encoded.sequences,
+                )
+        writer.finish()
+    shutil.copytree(fitted / "vocabularies", folder / "vocabularies")
+    _write(folder / "schema.json", schema.to_json())
+    _write(folder / "golden_rows.json", to_text(golden_requests(schema, sample)))
+    earlier = facts.seconds + float(json.loads((fitted / "seconds.json").read_text(encoding="utf-8")))
+    report = PrepareReport(
+        **facts.model_dump(exclude={"seconds"}),
+        vocabulary=dict(encoder.sizes),
+        seconds=round(earlier + reading.seconds, 3),
+        **tally.summary(),
+    )
+    _write(folder / "report.json", report.model_dump_json(indent=1) + "\n")
+    return report
 
 
 class _Tally:

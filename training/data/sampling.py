@@ -22,6 +22,8 @@ READ_WHOLE_BYTES = 64 << 20
 """Files that come to no more than this together are read whole."""
 PIECES = 24
 """How many places of a larger file are looked at."""
+PIECE_BYTES = 1 << 22
+"""How much of a text file is read at each."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def _scattered(file: TextFile | ParquetFile, rows: int, faults: Faults) -> Itera
         yield from (chunk.columns for chunk in itertools.islice(file.chunks(file.header, faults), blocks))
         return
     size = file.path.stat().st_size
-    for place in np.linspace(0, max(0, size - BLOCK_BYTES), PIECES).astype(np.int64).tolist():
-        got = file.piece(file.header, place, BLOCK_BYTES)
+    for place in np.linspace(0, max(0, size - PIECE_BYTES), PIECES).astype(np.int64).tolist():
+        got = file.piece(file.header, place, PIECE_BYTES)
         if got and len(got[0]):
             yield dict(zip(file.header, got, strict=True))
 

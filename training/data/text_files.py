@@ -27,7 +27,8 @@ from training.data.chunks import Chunk
 from training.data.faults import Faults, Place, shown
 from training.errors import DataError
 
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 24
+"""Text dealt with at once. Larger blocks repeat fewer values, so preparing is quicker; smaller ones take less memory."""
 MAX_RECORD_BYTES = 1 << 20
 """A record longer than this is taken for one whose closing quote is missing."""
 

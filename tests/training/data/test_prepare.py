@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import fitting
 from models.manifest import FieldReference
 from models.schema import FeatureSchema
 from tests.training.data.logs import NUMERIC, schema, write, write_parquet
@@ -205,16 +206,16 @@ def test_a_log_with_a_header_and_no_rows_is_refused(tmp_path: Path):
         prepare(FileSource((path,)), simple_schema(), BY_PART, tmp_path / "out")
 
 
-@pytest.mark.parametrize("when", ["_survey", "_fit", "_encode"])
+@pytest.mark.parametrize("when", ["survey", "fit_encoder", "encode"])
 def test_an_interrupted_prepare_leaves_nothing(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str):
     """Neither a folder that looks finished nor scraps of one; and the next attempt succeeds."""
     before = set(tmp_path.iterdir())
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module._Preparation, when, interrupted)
+        patch.setattr(prepare_module, when, interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(FileSource((log,)), simple_schema(), BY_PART, tmp_path / "out")
 
@@ -247,17 +248,43 @@ def test_an_empty_folder_is_filled(log: Path, tmp_path: Path):
     assert EncodedLog.open(tmp_path / "out" / "log")
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    fit = prepare_module._Preparation._fit
+@pytest.mark.parametrize("when", ["survey", "fit_encoder", "encode"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+):
+    """In whichever of the three readings it happens."""
+    original = getattr(prepare_module, when)
 
-    def touching(self: Any, parts: Any) -> Any:
-        os.utime(log, (1, 1))
-        return fit(self, parts)
+    def touching(source: FileSource, *arguments: Any, **keys: Any) -> Any:
+        files_of = type(source).chunks
 
-    monkeypatch.setattr(prepare_module._Preparation, "_fit", touching)
+        def chunks(self: FileSource, columns: Any, faults: Any) -> Any:
+            os.utime(log, (1, 1))
+            return files_of(self, columns, faults)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FileSource, "chunks", chunks)
+            return original(source, *arguments, **keys)
+
+    monkeypatch.setattr(prepare_module, when, touching)
 
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(FileSource((log,)), simple_schema(), BY_PART, tmp_path / "out")
+
+
+def test_a_log_that_changed_between_two_readings_is_refused(log: Path, tmp_path: Path):
+    """As a run that goes on after a day may find it: the rows that were parted are not those that are encoded."""
+    folders = [tmp_path / name for name in ("surveyed", "fitted", "encoded")]
+    for folder in folders:
+        folder.mkdir()
+    surveyed, fitted, encoded = folders
+    prepare_module.survey(FileSource((log,)), simple_schema(), BY_PART, surveyed)
+    prepare_module.fit_encoder(FileSource((log,)), simple_schema(), surveyed, fitted)
+
+    log.write_text(log.read_text().replace("u1,", "u2,"))
+
+    with pytest.raises(DataError, match="changed since its rows were parted; run the same command again"):
+        prepare_module.encode(FileSource((log,)), simple_schema(), surveyed, fitted, encoded)
 
 
 def test_how_the_log_is_cut_into_chunks_changes_nothing(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -484,3 +511,19 @@ def test_a_column_that_one_file_may_lack_is_missing_there(tmp_path: Path):
     report = prepare(source, fields, split, tmp_path / "out")
 
     assert (report.missing["n"]["train"], report.missing["n"]["test"]) == (0, 1)
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_values_counted_on_disk_give_the_same_arrays(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int):
+    """How many values memory may hold while they are counted changes nothing, and leaves no file behind."""
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 50)
+    prepare(FileSource((log,)), simple_schema(), BY_PART, tmp_path / "memory")
+    monkeypatch.setattr(fitting, "MOST_VALUES", limit)
+
+    prepare(FileSource((log,)), simple_schema(), BY_PART, tmp_path / "disk")
+
+    files = sorted(p.relative_to(tmp_path / "memory") for p in (tmp_path / "memory").rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "disk") for p in (tmp_path / "disk").rglob("*") if p.is_file())
+    for file in files:
+        if file.name != "report.json":
+            assert (tmp_path / "memory" / file).read_bytes() == (tmp_path / "disk" / file).read_bytes(), file
