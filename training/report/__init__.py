@@ -1,6 +1,7 @@
 """What a run found, for machines (report.json) and for people (report.html).
 
     figures.py    measures of every seed -> one tree of numbers: means, spreads, paired differences, the answer
+    choices.py    what a recipe chose other than the default
     targets.py    what the recipe `synthetic` promises, whether it was reached, and if not, why
     page.py       the tree as one self-contained page: every number on it is a value of the tree
     sections/     its sections, in files by a reader's questions; pieces.py is what they are made of

@@ -6,7 +6,8 @@
     answer                      what a reader wants first
     targets                     what the recipe `synthetic` promises; empty for others
     cost, conditions            milliseconds of session.run, sizes; on what machine
-    data, parts, fields         what was trained on what
+    recipe, choices             what was trained, and what of it is not the default
+    data, parts, fields         on what
     calibration, gate, curves   why it came out so
 
 Units: AUCs and losses as they are, shares from 0 to 1, times in milliseconds or seconds. What is not defined is null.
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
+from training.report.choices import unusual
 from training.report.targets import find_difference, judge
 
 Tree = dict[str, Any]
@@ -102,6 +104,7 @@ def build_report(
         "sweep": sweep,
         "search": search,
         "recipe": dict(recipe),
+        "choices": unusual(recipe),
     }
     report["answer"] = _answer(report)
     report["targets"] = judge(report)

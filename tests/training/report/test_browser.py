@@ -22,7 +22,7 @@ BROWSER = next(
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt install chromium)")
 
 LOOK = """
-<script>
+<script>addEventListener("load", () => {
   document.querySelectorAll("details").forEach(each => each.open = true);
   const box = each => each.getBoundingClientRect();
   const seen = [...document.querySelectorAll("section, figure, svg")];
@@ -31,9 +31,8 @@ LOOK = """
     flat: seen.filter(each => box(each).height < 20 || box(each).width < 20).map(each => each.outerHTML.slice(0, 99)),
     inside: innerWidth, wide: document.documentElement.scrollWidth,
     loaded: performance.getEntriesByType("resource").map(each => each.name),
-    dark: getComputedStyle(document.body).backgroundColor,
   }).replace(/</g, "&lt;") + "</pre>";
-</script>
+})</script>
 """
 
 

@@ -14,8 +14,8 @@ from tests.training.report.run import ODD, SEARCH, SWEEP, changed, figures, meas
 from training.errors import DataError
 from training.recipe import load_recipe
 from training.report import render, report_again, write_report
+from training.report.choices import unusual
 from training.report.page import STYLE, render_search
-from training.report.sections.trained import USUAL, unusual
 from training.report.values import FORMS, look_up, pointer
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -237,7 +237,7 @@ def test_a_report_of_before_is_a_page_too():
     found = report()
     for key in ("kept_is_sure", "standard_errors", "student_less_ensemble"):
         del found["answer"][key]
-    del found["search"], found["gate"]["labels"]
+    del found["search"], found["choices"], found["gate"]["labels"]
     found["recipe"] = {"name": "synthetic", "source": {"kind": "synthetic"}, "student": {"fit": {"max_epochs": 30}}}
 
     Page(render(found))
@@ -271,10 +271,10 @@ def test_every_choice_that_is_not_the_usual_one_is_named():
     said = text_of(report(recipe=recipe), "trained")
 
     for expected in (
-        'scheme.kind is cotrain (usual: "pretrain")',
-        'gate.form is full (usual: "per_teacher")',
-        "student.fit.losses is soft 1, hint 0.5",
-        "student.fit.fine_tune is epochs 2, learning_rate 0.0001 (usual: null)",
+        "scheme.kind is cotrain (usual: pretrain)",
+        "gate.form is full (usual: per_teacher)",
+        "student.fit.losses is soft 1, hint 0.5 (usual: soft 1)",
+        "student.fit.fine_tune is epochs 2, learning_rate 0.0001",
         "student.fit.auxiliary_head is true (usual: false)",
         "merge_validation is false (usual: true)",
         "Teachers, ensemble and student were trained at once",
@@ -285,12 +285,26 @@ def test_every_choice_that_is_not_the_usual_one_is_named():
     assert "temperature" not in said
 
 
-def test_the_usual_is_what_a_recipe_has_that_says_nothing():
-    """The page knows no torch, so it has the defaults by heart; here they are held to the recipe's."""
-    recipe = load_recipe("synthetic").recipe.model_dump(mode="json")
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("gate.form=full", [("gate.form", "full", "per_teacher")]),
+        ("student.fit.temperature=2", [("student.fit.temperature", 2.0, 1.0)]),
+        ("student.fit.losses={mse: 1}", [("student.fit.losses", {"mse": 1.0}, {"soft": 1.0})]),
+        ("scheme=mutual", [("scheme.kind", "mutual", "pretrain")]),
+        ("merge_validation=false", [("merge_validation", False, True)]),
+        ("split.train_share=0.1", [("split.train_share", 0.1, 1.0)]),
+        ("student.fit.learning_rate=0.5", []),
+        ("description=other", []),
+    ],
+)
+def test_a_choice_is_unusual_where_the_recipe_itself_has_another_default(
+    override: str, expected: list[tuple[str, Any, Any]]
+):
+    """A new option of a recipe is on the page without a word said here."""
+    found = unusual(load_recipe("synthetic", [override]).recipe.model_dump(mode="json"))
 
-    assert unusual(recipe) == []
-    assert {at: look_up(recipe, at) for at in USUAL} == USUAL
+    assert [(one["setting"], one["value"], one["usual"]) for one in found] == expected
 
 
 def test_copies_are_one_line_that_says_how_they_differ():

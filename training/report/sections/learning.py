@@ -317,7 +317,7 @@ def sweep(v: Values) -> str:
     at = "/sweep/trials" if isinstance(found, Mapping) else "/sweep"
     keys = list(trials[0])
     rows = [
-        [v.show(f"{at}/{index}{pointer(key)}", _form_of(trial.get(key))) for key in keys]
+        [v.show(f"{at}/{index}{pointer(key)}", _form_of(key, trial.get(key))) for key in keys]
         for index, trial in enumerate(trials)
     ]
     best = ""
@@ -327,19 +327,31 @@ def sweep(v: Values) -> str:
         lines = [
             [
                 html.escape(side),
-                *(v.show(pointer("sweep", "best", side, key), _form_of(found["best"][side].get(key))) for key in heads),
+                *(
+                    v.show(pointer("sweep", "best", side, key), _form_of(key, found["best"][side].get(key)))
+                    for key in heads
+                ),
             ]
             for side in sides
         ]
-        titles = [html.escape(head.replace("_", " ")) for head in heads]
+        titles = [_head(head) for head in heads]
         best = table(["best of", *titles], lines, label="Best settings")
     note = "<p>Each side tried the same settings with the same budget, judged on validation rows.</p>"
-    titles = [html.escape(key.replace("_", " ")) for key in keys]
+    titles = [_head(key) for key in keys]
     trials_table = details("Every trial", table(titles, rows, label="Every trial of the tuning"))
     return section("How the networks were tuned", note + best + trials_table, "sweep")
 
 
-def _form_of(value: object) -> str:
+_FORMS = {"learning_rate": "plain", "init_sd": "plain", "epochs": "ratio", "seed": "count"}
+
+
+def _form_of(key: str, value: object) -> str:
+    """How a column of a sweep is written; settings as they were given."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "text"
-    return "plain" if isinstance(value, int) or abs(value) < 0.01 else "figure"
+    return _FORMS.get(key, "figure")
+
+
+def _head(key: str) -> str:
+    """A column of a sweep, in words."""
+    return html.escape(key.replace("_", " ").replace("auc", "AUC").replace("sd", "spread"))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Mapping
-from typing import Any
 
 from training.report.pieces import section, table
 from training.report.values import MISSING, Values, pointer
@@ -36,23 +33,6 @@ COPIES = {
     "days": "each on its own days",
     "leave_one_out": "each without its own days",
 }
-USUAL: dict[str, Any] = {
-    "/scheme/kind": "pretrain",
-    "/gate/form": "per_teacher",
-    "/gate/learns_on": "held_out",
-    "/gate/fallback": True,
-    "/student/fit/temperature": 1.0,
-    "/student/fit/scale_by_tau_squared": False,
-    "/student/fit/losses": {"soft": 1.0},
-    "/student/fit/aggregate": "logits",
-    "/student/fit/taught_by": "unseen",
-    "/student/fit/stop_by": "kd",
-    "/student/fit/auxiliary_head": False,
-    "/student/fit/fine_tune": None,
-    "/student/fit/kd_weight": 0.9,
-    "/merge_validation": True,
-}
-"""By its place in the recipe: what a recipe has that says nothing of it (held to the recipe by a test)."""
 
 
 def trained(v: Values) -> str:
@@ -121,28 +101,15 @@ def _network(v: Values, title: str, at: str, curve: int | None, cost: str) -> li
     ]
 
 
-def unusual(recipe: Mapping[str, Any]) -> list[str]:
-    """Places in a recipe where it says other than `USUAL`."""
-    values = Values({"recipe": recipe})
-    return [at for at, usual in USUAL.items() if values.has(_parent(f"/recipe{at}")) and _differs(values, at, usual)]
-
-
-def _differs(values: Values, at: str, usual: Any) -> bool:
-    found = values.get(f"/recipe{at}")
-    return found != usual and not (found is None and usual is not None)
-
-
-def _parent(at: str) -> str:
-    return at.rpartition("/")[0]
-
-
 def _choices(v: Values) -> str:
     """A line for each choice that is not the default, as the recipe spells it."""
+    if not v.has("/choices"):
+        return ""
     items = []
-    for at in unusual(v.get("/recipe")):
-        usual = json.dumps(USUAL[at])
-        name = f"<code>{html.escape(at.strip('/').replace('/', '.'))}</code>"
-        items.append(f"<li>{name} is {_spelled(v, f'/recipe{at}')} (usual: <code class=tick>{usual}</code>)</li>")
+    for index in range(len(v.get("/choices"))):
+        at = f"/choices/{index}"
+        usual = f" (usual: {_spelled(v, f'{at}/usual')})" if v.has(f"{at}/usual") else ""
+        items.append(f"<li><code>{v.show(f'{at}/setting', 'text')}</code> is {_spelled(v, f'{at}/value')}{usual}</li>")
     if not items:
         return "<p>All choices of the method are the usual ones.</p>"
     return f"<h3>Choices that are not the usual ones</h3><ul>{''.join(items)}</ul>"
@@ -153,7 +120,9 @@ def _spelled(v: Values, at: str) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{html.escape(key)} {_spelled(v, at + pointer(key))}" for key in value)
     if isinstance(value, bool):
-        return "<code>true</code>" if value else "<code>false</code>"
+        return "true" if value else "false"
     if value is None:
-        return "<code>null</code>"
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_spelled(v, f"{at}/{index}") for index in range(len(value)))
     return v.show(at, "text" if isinstance(value, str) else "plain")
