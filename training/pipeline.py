@@ -105,20 +105,21 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
             "platt": first.platt,
             "student": first.student,
             "control": first.control,
-            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare).items()},
+            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare, recipe.negatives.keep).items()},
         },
         _EXPORTING,
     )
     return Plan(log, prepare, trained, export)
 
 
-def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
+def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]:
     """One a model, so that they run beside whatever still trains; teachers by themselves are measured, not served."""
     teachers = {f"network:{name}": step for name, step in seed.teachers.items()}
 
     def graph(name: str, needs: Mapping[str, Step], calibration: str | None = None) -> Step:
         needs = {"prepared": prepare, **needs} | ({"platt": seed.platt} if calibration else {})
-        return Step("graph", name.replace("/", "-"), draw_graph, {"calibration": calibration}, needs, _EXPORTING)
+        arguments = {"calibration": calibration} | ({"keep": keep} if keep < 1 else {})
+        return Step("graph", name.replace("/", "-"), draw_graph, arguments, needs, _EXPORTING)
 
     return {
         **{
@@ -192,6 +193,8 @@ class _SeedPlan:
         self.recipe, self.seed, self.prepare = recipe, seed, prepare
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
+        is_sampled = recipe.negatives.keep < 1
+        self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
         """All of them, from the fits of teachers and control to what is measured."""
@@ -210,7 +213,7 @@ class _SeedPlan:
             "gate",
             "gate",
             steps.fit_the_gate,
-            {"options": recipe.gate.model_dump(mode="json")},
+            {"options": recipe.gate.model_dump(mode="json")} | self.sampled,
             {"prepared": self.prepare, **learned, **self._outputs(teachers, "first", hints=self.gate_takes_hints)},
             _GATING,
         )
@@ -226,7 +229,7 @@ class _SeedPlan:
             "calibrate",
             "platt",
             steps.calibrate,
-            {},
+            self.sampled,
             {
                 "prepared": self.prepare,
                 "ensemble": gate,
@@ -241,7 +244,7 @@ class _SeedPlan:
             "measure",
             "measure",
             steps.measure,
-            {"seed": self.seed},
+            {"seed": self.seed} | self.sampled,
             {
                 "prepared": self.prepare,
                 "gate": gate,
@@ -303,7 +306,7 @@ class _SeedPlan:
         return _Fit(first, self._step("refit", label, run, arguments, again, code, weight))
 
     def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> _Fit:
-        arguments = _network(setting) | {"seed": own_seed(self.seed, name), "place": place}
+        arguments = _network(setting) | {"seed": own_seed(self.seed, name), "place": place} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
         return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING)
@@ -319,7 +322,7 @@ class _SeedPlan:
     def _distilled(self, gate: Step, teachers: Mapping[str, _Fit]) -> _Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")}
+        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
         return self._twice("student", "student", steps.distil, arguments, (first, again), _DISTILLING, weight=4)
 
     def _together(self) -> _Fit:
@@ -334,6 +337,7 @@ class _SeedPlan:
             "form": recipe.gate.form,
             "seed": own_seed(self.seed, "together"),
         }
+        arguments |= self.sampled
         weight = 4 + len(recipe.teacher_names)
         return self._twice("together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight)
 

@@ -59,7 +59,7 @@ def run(runs: Path, *overrides: str) -> tuple[SeedSteps, dict[str, Any]]:
 
 
 PRETRAIN = {
-    *("log/synthetic-0", "prepare/tiny", "control/control", "refit/control"),
+    *("log/synthetic-0", "survey/tiny", "encoder/tiny", "prepare/tiny", "control/control", "refit/control"),
     *("teachers/deepfm", "teachers/dnn", "refit/deepfm", "refit/dnn"),
     *("gate/gate", "refit/ensemble", "student/student", "refit/student", "calibrate/platt", "measure/measure"),
 }
