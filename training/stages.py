@@ -75,7 +75,7 @@ class Step:
     needs: Mapping[str, "Step"] = field(default_factory=dict)
     code: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
-    """Where things lie, handed to `run` as `places` when there are any: no part of the key."""
+    """Where things lie or stand, handed to `run` as `places` when there are any: no part of the key."""
     weight: float = 1.0
     """How long it takes beside the others, roughly: of the steps that could start, the one with the longest way
     behind it goes first. No part of the key."""

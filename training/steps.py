@@ -66,18 +66,19 @@ def fit_network(
     spec: Any,
     options: Any,
     seed: int,
-    place: str,
+    places: Mapping[str, str],
     share: Any = None,
     negatives: Any = None,
     first: Path | None = None,
 ) -> None:
     """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
 
-    `place` is where the network stands in the recipe; `negatives` what of the rows everyone sees, here and below.
+    `places` says where the network stands in the recipe: one fit may stand in several. `negatives` is what of the rows
+    everyone sees, here and below.
     """
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
-    settings, sampled = FitOptions(**options), Negatives(**negatives or {})
+    settings, place, sampled = FitOptions(**options), places["recipe"], Negatives(**negatives or {})
     _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
     result = fit(
         log,
@@ -334,6 +335,25 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negative
     write_json(folder / "measure.json", facts)
     gain = facts["test"]["student"]["auc"] - facts["test"][CONTROL_TRAIN_VALID]["auc"]
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
+
+
+def measure_fit(
+    folder: Path, report: Report, *, prepared: Path, first: Path, again: Path, logit: str, negatives: Any = None
+) -> None:
+    """figures.json: one model on test and train rows, and on test rows before its refit; calibrated as in a run."""
+    log = EncodedLog.open(prepared / "log")
+    before, after = np.asarray(np.load(first / logit)), np.asarray(np.load(again / logit))
+    held_out, test, train = log.rows([Part.VALID_C]), log.rows([Part.TEST]), log.rows([Part.TRAIN])
+    correction = Negatives(**negatives or {}).correction
+    platt = fit_platt(before[held_out], log.label[held_out], correction=correction)
+    facts: dict[str, Any] = {
+        section: _evaluated(log, platt.apply(answers[rows]) + correction, rows)
+        for section, answers, rows in (("test", after, test), ("train", after, train), ("before_refit", before, test))
+    }
+    if (first / "fit.json").exists():
+        facts["epochs"] = load_fit(first)[1]
+    write_json(folder / "figures.json", facts)
+    report(1, 1, f"AUC {facts['test']['auc']:.4f}")
 
 
 def outputs_of(folders: Mapping[str, Path]) -> TeacherOutputs:

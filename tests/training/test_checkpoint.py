@@ -263,7 +263,7 @@ PROGRAM = """
     if __name__ == "__main__":
         runs = Path(sys.argv[1])
         steps = plan(load_recipe(sys.argv[2]), [1], runs=runs, data=None)
-        run_steps([steps.seeds[0].firsts["teachers.dnn"]], runs, workers=1, watcher=Watcher())
+        run_steps([steps.seeds[0].fits["teachers.dnn"].first], runs, workers=1, watcher=Watcher())
 """
 FIT = {"learning_rate": 0.01, "batch_rows": 32, "max_epochs": 8, "patience": 8}
 SMALL = {"network": "dnn", "options": {"dim": 2, "hidden": [8], "init_sd": 0.1}}
@@ -302,7 +302,7 @@ def test_a_run_that_sigkill_ends_goes_on_where_its_fit_stood(tmp_path: Path):
 
     first = float(again.split()[0])
     assert 1 / 8 < first < 1, "it went on after an epoch that was finished and written, not from the start"
-    step = plan(load_recipe(str(recipe)), [1], runs=runs, data=None).seeds[0].firsts["teachers.dnn"]
+    step = plan(load_recipe(str(recipe)), [1], runs=runs, data=None).seeds[0].fits["teachers.dnn"].first
     unbroken = tmp_path / "unbroken"
     unbroken.mkdir()
     prepared = step.needs["prepared"].folder(runs)

@@ -157,7 +157,7 @@ def test_every_model_of_a_run_is_calibrated_on_traffic_that_was_not_sampled(sche
     scales = [facts["platt"][name] for name in ("student", "ensemble", "control_train")]
     assert all(abs(bias) < 1 for _, bias in scales), scales
     log = EncodedLog.open(steps.gate.needs["prepared"].folder(runs) / "log")
-    for step in (*steps.teachers.values(), *(steps.firsts[f"teachers.{name}"] for name in steps.teachers)):
+    for step in (step for teacher in steps.teachers.values() for step in (teacher.first, teacher.again)):
         seen = np.load(step.folder(runs) / "seen.npy")
         assert log.label[seen].mean() > 2 * log.label.mean()
 
@@ -174,7 +174,7 @@ def test_the_exported_graph_ends_with_the_correction(runs: Path, tmp_path: Path)
         calibration="student",
         keep=0.2,
         platt=steps.platt.folder(runs),
-        **{"network:student": steps.student.folder(runs)},
+        **{"network:student": steps.fits["student"].again.folder(runs)},
     )
 
     log = EncodedLog.open(prepared / "log")
@@ -184,7 +184,7 @@ def test_the_exported_graph_ends_with_the_correction(runs: Path, tmp_path: Path)
     scale, bias = read_json(steps.platt.folder(runs) / "platt.json")["student"]
     sampled = sigmoid(scale * logit.astype(np.float64) + bias)
     np.testing.assert_allclose(pctr, sampled / (sampled + (1 - sampled) / 0.2), atol=1e-6)
-    np.testing.assert_allclose(logit, np.load(steps.student.folder(runs) / "logit.npy")[rows], atol=1e-5)
+    np.testing.assert_allclose(logit, np.load(steps.fits["student"].again.folder(runs) / "logit.npy")[rows], atol=1e-5)
 
 
 def test_who_keeps_every_row_has_the_steps_of_before(tmp_path: Path):
