@@ -303,7 +303,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from training.report.markdown import markdown
+    from training.results import markdown
 
     print(markdown(arguments.reports))
     return 0
@@ -334,7 +334,7 @@ def _loss(text: str) -> float:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    from training.ablate.markdown import markdown
+    from training.ablate.markdown import section
     from training.ablate.run import ablate
     from training.progress import Display
     from training.recipe import load_recipe
@@ -355,7 +355,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
             watcher=display,
         )
     for path in paths:
-        print("\n".join(markdown(read_json(path))), file=sys.stderr)
+        print("\n".join(section(read_json(path))), file=sys.stderr)
     print("\n".join(map(str, paths)))
     return 0
 
