@@ -26,6 +26,7 @@ Retort, offline: from a click log to models that the service can score with.
   python -m training infer-schema clicks.csv.gz       propose a schema for your own log, to edit
   python -m training run my/recipe.yaml --seeds 3     train on it, with the spread over three seeds
   python -m training run synthetic --set student.fit.kd_weight=0.5
+  python -m training ablate synthetic --table teachers          who teaches whom: a table of the paper, on this log
 
 A run is cached step by step under its folder: run it again and only what changed is done again.
 """
@@ -45,6 +46,30 @@ long as recipe, log, lists and code stay; fits are cached like any step. Printed
 the path of search.json; search.html beside it draws AUC against latency, and the next report of the folder shows it.
 With the schemes cotrain and mutual every trial trains the teachers too.
 """
+
+
+_TABLES = {
+    "baselines": "every network alone, and students DNN and DCN (the paper's overall comparison)",
+    "schemes": "soft label or hint, pre-train or co-train (Table 2); mutual co-training",
+    "teachers": "four students by five teachers (Table 3)",
+    "count": "one, three, six teachers; M, D and S (Table 4)",
+    "gates": "form of the gate, and which rows it learns from",
+    "stopping": "what stops a student, merged validation",
+    "controls": "the recipe's student beside what else could explain its gain",
+    "data": "10, 30 and 100% of the training rows",
+}
+_ABLATE = "\n".join(
+    [
+        "Trains whatever a table compares, every network with its own tuned settings, and prints the table and, for",
+        "each claim of the paper, whether it held on this log. Tables:",
+        "",
+        *(f"  {name:<10} {what}" for name, what in _TABLES.items()),
+        "",
+        "Networks beside the recipe's own are tuned by naming them under `zoo` and `python -m training sweep RECIPE",
+        "--sides zoo`. Steps are cached in the run's folder and shared by all tables: an interrupted one goes on where",
+        "it stood. Each full table is OUT/tables/<table>.json; the last lines printed are their paths.",
+    ]
+)
 
 
 def main(argv: list[str]) -> int:
@@ -126,14 +151,27 @@ def _parser() -> argparse.ArgumentParser:
         "--sides",
         nargs="+",
         default=["teachers", "control", "student"],
-        choices=["teachers", "control", "student"],
-        help="what to tune (default: all); the rest stays as the recipe has it",
+        choices=["teachers", "control", "student", "zoo"],
+        help="what to tune (default: all but zoo); the rest stays as the recipe has it",
     )
     sweep.add_argument(
         "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .002 .004 .008 .016)"
     )
     sweep.add_argument("--init-sds", nargs="+", type=float, metavar="SD", help="the grid's (default .03 .1 .3 .5)")
     sweep.set_defaults(command=_sweep)
+
+    ablate = commands.add_parser(
+        "ablate",
+        help="the paper's tables on your log, and the controls they should have had",
+        description=_ABLATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_recipe(ablate)
+    ablate.add_argument(
+        "--table", nargs="+", default=list(_TABLES), choices=list(_TABLES), metavar="TABLE", help="which (default: all)"
+    )
+    ablate.add_argument("--seeds", type=_positive, default=3, metavar="N", help="train N times (default 3)")
+    ablate.set_defaults(command=_ablate)
 
     search = commands.add_parser(
         "search",
@@ -170,11 +208,13 @@ def _parser() -> argparse.ArgumentParser:
 
     results = commands.add_parser(
         "results",
-        help="reports of runs as Markdown tables",
+        help="reports of runs and tables of ablate as Markdown",
         description="Prints what the report.json of one or several runs says, and the sweep it carries, as Markdown: "
-        "every model with its spread over seeds, paired differences, and what was to be reached.",
+        "every model with its spread over seeds, paired differences, and what was to be reached; and tables of ablate.",
     )
-    results.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json of a run")
+    results.add_argument(
+        "reports", type=Path, nargs="+", metavar="FILE", help="report.json of a run, or tables/<table>.json of ablate"
+    )
     results.set_defaults(command=_results)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
@@ -293,11 +333,38 @@ def _loss(text: str) -> float:
     return number
 
 
+def _ablate(arguments: argparse.Namespace) -> int:
+    from training.ablate.markdown import markdown
+    from training.ablate.run import ablate
+    from training.progress import Display
+    from training.recipe import load_recipe
+    from training.run import only_one
+    from training.steps import read_json
+
+    out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out), Display() as display:
+        paths = ablate(
+            arguments.recipe,
+            arguments.table,
+            overrides=arguments.set,
+            seeds=list(range(1, arguments.seeds + 1)),
+            out=out,
+            data=arguments.data,
+            workers=arguments.workers,
+            watcher=display,
+        )
+    for path in paths:
+        print("\n".join(markdown(read_json(path))), file=sys.stderr)
+    print("\n".join(map(str, paths)))
+    return 0
+
+
 def _sweep(arguments: argparse.Namespace) -> int:
     from training.progress import Display
     from training.recipe import load_recipe
     from training.run import only_one
-    from training.sweep import INIT_SDS, LEARNING_RATES, sweep
+    from training.sweep import INIT_SDS, LEARNING_RATES, found_at, sweep
 
     out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
     out.mkdir(parents=True, exist_ok=True)
@@ -315,7 +382,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             init_sds=arguments.init_sds or INIT_SDS,
         )
     print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
-    print(out / "sweep.json")
+    print(found_at(out, arguments.sides))
     return 0
 
 

@@ -5,9 +5,10 @@
       NetworkError          a network does not know an option, or cannot work on the fields there are
       DataError             a log cannot be read as its schema says: file, line, field, expected, came
       SplitError            a part of the split is empty or without both labels
-      DivergedError         a loss became NaN or infinite: where, and which setting to lower
+      DivergedError         a loss became NaN or infinite, or ran away: where, and which setting to lower
       ExportError           an exported graph does not answer as the network it came from
       StepError             a step of a run failed or its process died
+      OutOfMemoryError      a step found no memory: what it needs it for, and which setting to lower
 
 Nothing here knows of exit codes: `cli.py` does.
 """
@@ -34,7 +35,7 @@ class SplitError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """Training left the finite numbers."""
+    """Training left the finite numbers, or what its loss began with, far behind."""
 
 
 class ExportError(TrainingError):
@@ -43,3 +44,7 @@ class ExportError(TrainingError):
 
 class StepError(TrainingError):
     """A step of a run failed; what was finished before it is kept."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A step found no memory. The text says what takes it and which setting to lower."""

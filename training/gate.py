@@ -222,12 +222,14 @@ def fit_gate(
     rows_train: NDArray[np.integer] | None = None,
     unseen: NDArray[np.bool_] | None = None,
     learned: Gate | None = None,
+    correction: float = 0.0,
 ) -> GateResult:
     """Learn on rows B, or on `rows_train` if the options say so; scale and bias on B; decide on C.
 
     `teacher_logits` [n, M] are of teachers that saw neither B nor C, `hints` [n, H_i] a teacher for the form that takes
     them; on training rows the gate weighs only teachers that are `unseen` [n, M] there. A gate that was `learned`
-    together with its teachers is only scaled and decided on.
+    together with its teachers is only scaled and decided on. `correction` (`negatives.py`) is for logits on B and C;
+    training rows are those that teachers saw, and need none.
     """
     options = options or GateOptions()
     learn_from = rows_b
@@ -242,11 +244,12 @@ def fit_gate(
         raise ValueError(f"hints: expected those of each of {teacher_logits.shape[1]} teachers, got {len(hints)}")
     hints_b, hints_c = [hint[rows_b] for hint in hints], [hint[rows_c] for hint in hints]
 
-    average = _scaled(average_of(z_b.shape[1]), z_b, y_b)
-    gate = learned or _learned(options, teacher_logits, label, hints, learn_from, unseen)
-    gate = _scaled(gate, z_b, y_b, hints_b)
+    average = _scaled(average_of(z_b.shape[1]), z_b, y_b, correction=correction)
+    of_rows = correction if learn_from is rows_b else 0.0
+    gate = learned or _learned(options, teacher_logits, label, hints, learn_from, unseen, of_rows)
+    gate = _scaled(gate, z_b, y_b, hints_b, correction=correction)
     evidence = {
-        f"{name}_ce_{part}": cross_entropy(rival.ensemble_logit(z, v), y)
+        f"{name}_ce_{part}": cross_entropy(rival.ensemble_logit(z, v) + correction, y)
         for part, z, v, y in (("b", z_b, hints_b, y_b), ("c", z_c, hints_c, y_c))
         for name, rival in (("average", average), ("gate", gate))
     }
@@ -267,6 +270,7 @@ def _learned(
     hints: Sequence[NDArray[np.floating]],
     rows: NDArray[np.integer],
     unseen: NDArray[np.bool_] | None,
+    correction: float,
 ) -> Gate:
     """Minimise CE(y, z_E) with the prior on each number: they are few, so all rows are one batch (L-BFGS, float64)."""
     teachers = teacher_logits.shape[1]
@@ -276,11 +280,11 @@ def _learned(
     y = torch.from_numpy(np.asarray(label[rows], dtype=np.float64))
     may_speak = None if unseen is None or options.learns_on == "held_out" else torch.from_numpy(unseen[rows])
     if options.form == "stacking":
-        return _stacked(z, y)
+        return _stacked(z, y, correction)
 
     gate = LearningGate(options.form, teachers, inputs).double()
     if gate.weights is None or not hints:
-        _minimise(list(gate.parameters()), lambda: _ce(gate(z, None, may_speak)[0], y), len(y))
+        _minimise(list(gate.parameters()), lambda: _ce(gate(z, None, may_speak)[0] + correction, y), len(y))
         return gate.found()
 
     weights = gate.weights
@@ -289,7 +293,7 @@ def _learned(
     x = (x - mean) / spread
     _minimise(
         list(gate.parameters()),
-        lambda: _ce(gate(z, x, may_speak)[0], y) + 0.5 * options.hints_l2 * weights.square().sum(),
+        lambda: _ce(gate(z, x, may_speak)[0] + correction, y) + 0.5 * options.hints_l2 * weights.square().sum(),
         len(y),
     )
     assert gate.biases is not None
@@ -299,12 +303,12 @@ def _learned(
     return gate.found()
 
 
-def _stacked(z: Tensor, y: Tensor) -> Gate:
+def _stacked(z: Tensor, y: Tensor, correction: float) -> Gate:
     """Logistic regression on the teachers' logits, started at their average."""
     teachers = z.shape[1]
     coefficients = nn.Parameter(torch.full((teachers,), 1 / teachers, dtype=torch.float64))
     constant = nn.Parameter(torch.zeros((), dtype=torch.float64))
-    _minimise([coefficients, constant], lambda: _ce(z @ coefficients + constant, y), len(y))
+    _minimise([coefficients, constant], lambda: _ce(z @ coefficients + constant + correction, y), len(y))
     sizes = coefficients.detach().abs().clamp(min=1e-12)
     scale = sizes.sum()
     return Gate(
@@ -344,10 +348,15 @@ def _ce(logit: Tensor, label: Tensor) -> Tensor:
 
 
 def _scaled(
-    gate: Gate, z: NDArray[np.float64], y: NDArray[np.floating], hints: Sequence[NDArray[np.floating]] = ()
+    gate: Gate,
+    z: NDArray[np.float64],
+    y: NDArray[np.floating],
+    hints: Sequence[NDArray[np.floating]] = (),
+    *,
+    correction: float,
 ) -> Gate:
     """The gate with the scale and bias that fit clicks best."""
-    platt = fit_platt(gate.ensemble_logit(z, hints), y)
+    platt = fit_platt(gate.ensemble_logit(z, hints), y, correction=correction)
     return gate.rescaled(platt.scale, platt.bias)
 
 

@@ -3,16 +3,18 @@
 `run_epochs` is the loop, the only one: it steps a `Learner`, which knows what is to be learned. `fit_to` keeps the
 best epoch of one network; `distill.py` gives it students, `together.py` trains teachers and student side by side. A
 fit is a pure function of the log, the spec, the options and the seed: same inputs, same weights, whatever runs beside
-it. Nothing here prints; `progress` is told rows done and rows in all.
+it, and however often it was killed and went on from its `checkpoint.py`. Nothing here prints; `progress` is told rows
+done and rows in all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.checkpoint import Checkpoint
+from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
-from training.errors import DivergedError, SplitError
+from training.errors import SplitError
 from training.metrics import auc, logloss, sigmoid
+from training.negatives import EVERY_ROW, Negatives
 from training.shares import Share
 from training.zoo import Encoded, Fields, build, check_options
 
@@ -134,24 +139,29 @@ def fit(
     valid: Sequence[Part] | None,
     epochs: int | None = None,
     share: Share | None = None,
+    negatives: Negatives = EVERY_ROW,
+    place: str = "",
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Train on clicks by cross-entropy: a teacher, or a control.
 
     With `valid`, stops by AUC on those parts and keeps the best epoch. Without, runs exactly `epochs`, which
     is how a refit trains on rows that it could not also be stopped by. `share` is what a copy of a teacher sees of
-    the training rows.
+    the training rows, `negatives` what all networks see of them; `place` is where the network stands in the recipe,
+    for advice.
     """
     return fit_to(
         log,
-        lambda: ClickLearner(log, spec, options),
+        lambda: ClickLearner(log, spec, options, place, negatives.correction),
         options,
         seed=seed,
-        train_rows=rows_to_learn_from(log, train, share),
+        train_rows=rows_to_learn_from(log, train, share, negatives),
         valid_rows=None if valid is None else rows_to_learn_from(log, valid),
         better=higher_auc,
         epochs=epochs,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 
@@ -167,11 +177,14 @@ class Loss:
 class Learner(nn.Module, ABC):
     """A network together with what it is to learn and whatever is learned beside it; only the network is kept."""
 
-    def __init__(self, name: str, network: nn.Module) -> None:
+    def __init__(self, spec: NetworkSpec, network: nn.Module, options: FitOptions, place: str = "") -> None:
         super().__init__()
-        self.name = name
-        """For messages to people."""
         self.network = network
+        self._setting = setting_of(spec, options, place)
+
+    def setting(self, figure: str) -> Setting:
+        """Whose settings to look at where a figure of `Loss.shown` runs away."""
+        return self._setting
 
     @abstractmethod
     def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
@@ -189,8 +202,12 @@ class Learner(nn.Module, ABC):
 class ClickLearner(Learner):
     """One network and the clicks of the log: L_T = CE(y, sigmoid(z_T))."""
 
-    def __init__(self, log: EncodedLog, spec: NetworkSpec, options: FitOptions) -> None:
-        super().__init__(spec.network, spec.build(log.fields))
+    def __init__(
+        self, log: EncodedLog, spec: NetworkSpec, options: FitOptions, place: str = "", correction: float = 0.0
+    ) -> None:
+        super().__init__(spec, spec.build(log.fields), options, place)
+        self.correction = correction
+        """Of its logits on rows that were not sampled, see `negatives.py`."""
         self._label = np.asarray(log.label, dtype=np.float32)
         self._embedding_l2 = options.embedding_l2
 
@@ -201,7 +218,7 @@ class ClickLearner(Learner):
         return Loss(task_loss + embedding_penalty(self.network, batch, self._embedding_l2), {"train_loss": task_loss})
 
     def measure(self, log: EncodedLog, rows: NDArray[np.int64]) -> dict[str, float]:
-        return measure_clicks(score(log, self.network, rows), log.label[rows])
+        return measure_clicks(score(log, self.network, rows) + self.correction, log.label[rows])
 
 
 def measure_clicks(logit: NDArray[np.floating], label: NDArray[np.floating]) -> dict[str, float]:
@@ -212,6 +229,58 @@ def measure_clicks(logit: NDArray[np.floating], label: NDArray[np.floating]) -> 
 def higher_auc(new: Mapping[str, float], best: Mapping[str, float]) -> bool:
     """What stops a network that learns from clicks."""
     return new["valid_auc"] > best["valid_auc"]
+
+
+def setting_of(spec: NetworkSpec, options: FitOptions, place: str = "") -> Setting:
+    """What a network's message about a runaway loss is to name."""
+    return Setting(spec.network, place, options.learning_rate, spec.options.get("init_sd"))
+
+
+class AfterEpoch(Protocol):
+    """What is done when an epoch has ended: measure, keep what is best so far, say when to stop."""
+
+    def __call__(self, row: dict[str, float]) -> bool:
+        """With the averaged weights standing in the learner; may add to the row. True ends training."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has kept so far, plain."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take that up again."""
+
+
+class BestEpoch:
+    """Keeps the weights of the best epoch of one network: as measured, or the last of a given number."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        measure: Callable[[], dict[str, float]] | None,
+        better: Callable[[Mapping[str, float], Mapping[str, float]], bool],
+        *,
+        patience: int,
+        epochs: int | None,
+    ) -> None:
+        self.network, self.measure, self.better = network, measure, better
+        self.patience, self.epochs = patience, epochs
+        self.row: dict[str, float] | None = None
+        self.state: dict[str, Tensor] = {}
+
+    def __call__(self, row: dict[str, float]) -> bool:
+        if self.measure is None:
+            is_best = row["epoch"] == self.epochs
+        else:
+            row |= self.measure()
+            is_best = self.row is None or self.better(row, self.row)
+        if is_best:
+            self.row, self.state = row, copy_of_state(self.network)
+        return self.row is not None and row["epoch"] - self.row["epoch"] >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"row": self.row, "state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.row, self.state = state["row"], state["state"]
 
 
 def fit_to(
@@ -225,6 +294,7 @@ def fit_to(
     better: Callable[[Mapping[str, float], Mapping[str, float]], bool],
     epochs: int | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Train one network. With `valid_rows`, measure it there after each epoch and keep the best: `better(new, best)`
     compares two rows of the history. Without, run exactly `epochs` and keep the last.
@@ -235,23 +305,16 @@ def fit_to(
         raise ValueError("expected either rows to stop by or a number of epochs, not both and not neither")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs: expected at least 1, got {epochs}")
-    best: dict[str, float] | None = None
-    best_state: dict[str, Tensor] = {}
 
     with seeded(seed):
         learner = build()
-
-        def after_epoch(row: dict[str, float]) -> bool:
-            nonlocal best, best_state
-            if valid_rows is None:
-                is_best = row["epoch"] == epochs
-            else:
-                row |= learner.measure(log, valid_rows)
-                is_best = best is None or better(row, best)
-            if is_best:
-                best, best_state = row, copy_of_state(learner.network)
-            return best is not None and row["epoch"] - best["epoch"] >= options.patience
-
+        best = BestEpoch(
+            learner.network,
+            None if valid_rows is None else lambda: learner.measure(log, valid_rows),
+            better,
+            patience=options.patience,
+            epochs=epochs,
+        )
         history = run_epochs(
             log,
             learner,
@@ -259,11 +322,12 @@ def fit_to(
             seed=seed,
             train_rows=train_rows,
             epochs=options.max_epochs if epochs is None else epochs,
-            after_epoch=after_epoch,
+            after_epoch=best,
             progress=progress,
+            checkpoint=checkpoint,
         )
-    assert best is not None
-    return FitResult(best_state, int(best["epoch"]), history)
+    assert best.row is not None
+    return FitResult(best.state, int(best.row["epoch"]), history)
 
 
 @contextmanager
@@ -274,6 +338,26 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@dataclass
+class _Standing:
+    """Where training stands, between two batches: what a checkpoint holds beside weights, moments and generators."""
+
+    epoch: int = 1
+    batches: int = 0
+    """Done in this epoch."""
+    rows: int = 0
+    """Seen in this epoch."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums of this epoch's figures over rows."""
+    step: int = 0
+    """Taken in all."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    is_over: bool = False
+
+    def begin_epoch(self) -> None:
+        self.epoch, self.batches, self.rows, self.totals = self.epoch + 1, 0, 0, {}
+
+
 def run_epochs(
     log: EncodedLog,
     learner: Learner,
@@ -282,53 +366,107 @@ def run_epochs(
     seed: int,
     train_rows: NDArray[np.int64],
     epochs: int,
-    after_epoch: Callable[[dict[str, float]], bool],
+    after_epoch: AfterEpoch,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
     """The loop: shuffle, step, average, tell; one row an epoch of what was shown and measured.
 
-    `after_epoch(row)` is called while the averaged weights stand in the learner; it may add to the row, and ends
-    training by answering true. The learner is left with its last step's weights.
+    The learner is left with its last step's weights. With a checkpoint, goes on from where that stands.
     """
     shuffler = np.random.default_rng([seed, 1])
     optimizer = torch.optim.Adam(learner.parameter_groups(), lr=options.learning_rate, fused=True)
     trained = list(learner.parameters())
     averaged = [parameter.detach().clone() for parameter in trained]
-    history: list[dict[str, float]] = []
-    step = 0
-    for epoch in range(1, epochs + 1):
+    divergence = Divergence(learner.setting)
+    at = _Standing()
+    shuffled_from = shuffler.bit_generator.state
+
+    def save() -> None:
+        assert checkpoint is not None
+        checkpoint.save(
+            identity,
+            {
+                "standing": asdict(at),
+                "learner": learner.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "averaged": averaged,
+                "shuffled_from": json.dumps(shuffled_from),
+                "torch": _generators(),
+                "divergence": divergence.state_dict(),
+                "kept": after_epoch.state_dict(),
+            },
+        )
+
+    identity = "" if checkpoint is None else _identity(learner, options, seed, train_rows, epochs)
+    if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
+        at = _Standing(**state["standing"])
+        learner.load_state_dict(state["learner"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch._foreach_copy_(averaged, state["averaged"])
+        shuffler.bit_generator.state = json.loads(state["shuffled_from"])
+        _set_generators(state["torch"])
+        divergence.load_state_dict(state["divergence"])
+        after_epoch.load_state_dict(state["kept"])
+
+    while at.epoch <= epochs and not at.is_over:
         learner.train()
-        totals: dict[str, float] = {}
-        seen = 0
-        for rows in batches(shuffler.permutation(train_rows), options.batch_rows):
+        shuffled_from = shuffler.bit_generator.state
+        for rows in batches(shuffler.permutation(train_rows), options.batch_rows, skip=at.batches):
             loss = learner.loss(log.batch(rows), rows)
             optimizer.zero_grad()
             loss.objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            step += 1
+            at.step += 1
             # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
-            share = max(1 / step, 1 / options.averaged_steps)
+            share = max(1 / at.step, 1 / options.averaged_steps)
             torch._foreach_lerp_(averaged, [parameter.detach() for parameter in trained], share)
-            for name, value in loss.shown.items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(rows)
-            seen += len(rows)
+            figures = {name: value.item() for name, value in loss.shown.items()}
+            if refusal := divergence.after_step(figures, at.epoch, at.step):
+                if checkpoint is not None:  # going on from there would end here again
+                    checkpoint.remove()
+                raise refusal
+            for name, value in figures.items():
+                at.totals[name] = at.totals.get(name, 0.0) + value * len(rows)
+            at.rows += len(rows)
+            at.batches += 1
             if progress is not None:
-                progress((epoch - 1) * len(train_rows) + seen, epochs * len(train_rows), f"epoch {epoch}")
-        row = {"epoch": epoch} | {name: total / seen for name, total in totals.items()}
-        if not np.isfinite(row["train_loss"]):
-            raise DivergedError(
-                f"network {learner.name!r}: the loss became {row['train_loss']} in epoch {epoch}; "
-                f"lower learning_rate (it is {options.learning_rate})"
-            )
+                progress((at.epoch - 1) * len(train_rows) + at.rows, epochs * len(train_rows), f"epoch {at.epoch}")
+            if checkpoint is not None and checkpoint.is_due(within_epoch=True) and at.rows < len(train_rows):
+                save()
+        row = {"epoch": at.epoch} | {name: total / at.rows for name, total in at.totals.items()}
         _exchange(trained, averaged)
-        is_over = after_epoch(row)
+        at.is_over = after_epoch(row)
         _exchange(trained, averaged)
-        history.append(row)
-        if is_over:
-            break
+        at.history.append(row)
+        at.begin_epoch()
+        shuffled_from = shuffler.bit_generator.state
+        if checkpoint is not None and (at.is_over or at.epoch > epochs or checkpoint.is_due(within_epoch=False)):
+            save()
     if progress is not None:
-        progress(epochs * len(train_rows), epochs * len(train_rows), f"ended with epoch {len(history)}")
-    return history
+        progress(epochs * len(train_rows), epochs * len(train_rows), f"ended with epoch {len(at.history)}")
+    return at.history
+
+
+def _identity(learner: Learner, options: FitOptions, seed: int, rows: NDArray[np.int64], epochs: int) -> str:
+    """What two fits that could go on from one another's state have in common."""
+    shapes = [[name, list(weight.shape)] for name, weight in learner.named_parameters()]
+    facts = [options.model_dump(mode="json"), seed, epochs, shapes]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
+
+
+def _generators() -> list[Tensor]:
+    """Where torch's random numbers stand: dropout draws from them."""
+    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state_all() if has_cuda else ())]
+
+
+def _set_generators(states: Sequence[Tensor]) -> None:
+    torch.random.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
@@ -356,9 +494,9 @@ def copy_of_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
-def batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    """Consecutive pieces of `rows`; the last may be short."""
-    for start in range(0, len(rows), size):
+def batches(rows: NDArray[np.int64], size: int, *, skip: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Consecutive pieces of `rows` but the first `skip`; the last may be short."""
+    for start in range(skip * size, len(rows), size):
         yield rows[start : start + size]
 
 
@@ -391,9 +529,11 @@ def score(
     return logit
 
 
-def rows_to_learn_from(log: EncodedLog, parts: Sequence[Part], share: Share | None = None) -> NDArray[np.int64]:
+def rows_to_learn_from(
+    log: EncodedLog, parts: Sequence[Part], share: Share | None = None, negatives: Negatives = EVERY_ROW
+) -> NDArray[np.int64]:
     """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
-    rows = log.rows(parts)
+    rows = negatives.of(log, log.rows(parts))
     names = " + ".join(part.name.lower() for part in parts)
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")

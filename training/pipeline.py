@@ -13,7 +13,7 @@ redone only when something before it changes. Seeds vary training, not the log; 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ _LEARNING = (
     "training/zoo",
     "training/loop.py",
     "training/metrics.py",
+    "training/memory.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
@@ -51,7 +52,24 @@ _EXPORTING = (
     "training/parity.py",
     "training/cost.py",
 )
+_READING_MEMORY = (
+    "reading holds some bytes of each row and the distinct values of each field with a vocabulary: give fields of many "
+    "values `encoding: {method: hash, buckets: ...}` in the schema"
+)
 _MEASURING = (*_DISTILLING, "training/data/prepare.py")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model as it was first trained, and as it is served: refitted on train + validation, unless a recipe says
+    otherwise; then both are one."""
+
+    first: Step
+    again: Step
+    logit: str = "logit.npy"
+    """The file in either's folder that has its logit of every row."""
+    sampled: Mapping[str, Any] = field(default_factory=dict)
+    """`negatives`, where a recipe leaves out some of the training rows."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +79,18 @@ class SeedSteps:
     seed: int
     gate: Step
     platt: Step
-    ensemble: Step
-    student: Step
-    control: Step
-    teachers: Mapping[str, Step]
-    """The refitted ones, as are `ensemble`, `student` and `control`."""
     measure: Step
-    firsts: Mapping[str, Step]
-    """As first trained, stopped by validation rows: student, control, teachers.<name> (of copies, the first)."""
+    fits: Mapping[str, Fit]
+    """student, control, ensemble, average, teachers.<name>, and the recipe's zoo.<name>."""
+
+    @property
+    def teachers(self) -> dict[str, Fit]:
+        """The ensemble's, in its order."""
+        return {name.partition(".")[2]: fit for name, fit in self.fits.items() if name.startswith("teachers.")}
+
+    def fit_of(self, name: str) -> Fit:
+        """By where a network stands in the recipe: `student`, `control`, `teachers.<name>`, of copies the first."""
+        return self.fits[name] if name in self.fits else self.fits[f"{name}-1"]
 
 
 @dataclass(frozen=True)
@@ -96,33 +118,40 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
             "prepared": prepare,
             "measured": first.measure,
             "gate": first.gate,
-            "ensemble": first.ensemble,
+            "ensemble": first.fits["ensemble"].again,
             "platt": first.platt,
-            "student": first.student,
-            "control": first.control,
-            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare).items()},
+            "student": first.fits["student"].again,
+            "control": first.fits["control"].again,
+            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare, recipe.negatives.keep).items()},
         },
         _EXPORTING,
     )
     return Plan(log, prepare, trained, export)
 
 
-def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
+def measured(fit: Fit, prepare: Step, label: str) -> Step:
+    """What one model alone is measured by; `label` ends with the seed, as a fit's does."""
+    needs = {"prepared": prepare, "first": fit.first, "again": fit.again}
+    return Step("figures", label, steps.measure_fit, {"logit": fit.logit, **fit.sampled}, needs, _MEASURING)
+
+
+def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]:
     """One a model, so that they run beside whatever still trains; teachers by themselves are measured, not served."""
-    teachers = {f"network:{name}": step for name, step in seed.teachers.items()}
+    teachers = {f"network:{name}": fit.again for name, fit in seed.teachers.items()}
 
     def graph(name: str, needs: Mapping[str, Step], calibration: str | None = None) -> Step:
         needs = {"prepared": prepare, **needs} | ({"platt": seed.platt} if calibration else {})
-        return Step("graph", name.replace("/", "-"), draw_graph, {"calibration": calibration}, needs, _EXPORTING)
+        arguments = {"calibration": calibration} | ({"keep": keep} if keep < 1 else {})
+        return Step("graph", name.replace("/", "-"), draw_graph, arguments, needs, _EXPORTING)
 
     return {
         **{
-            f"teachers/{name}": graph(f"teachers/{name}", {f"network:{name}": step})
-            for name, step in seed.teachers.items()
+            f"teachers/{name}": graph(f"teachers/{name}", {f"network:{name}": fit.again})
+            for name, fit in seed.teachers.items()
         },
         "ensemble": graph("ensemble", {**teachers, "gate": seed.gate}, "ensemble"),
-        "control": graph("control", {"network:control": seed.control}, "control_train"),
-        "student": graph("student", {"network:student": seed.student}, "student"),
+        "control": graph("control", {"network:control": seed.fits["control"].again}, "control_train"),
+        "student": graph("student", {"network:student": seed.fits["student"].again}, "student"),
     }
 
 
@@ -150,7 +179,16 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
 
     # Three passes over the log, each kept: a large one takes an hour, and what was done is not lost.
     def reading(stage: str, run: Any, more: Mapping[str, Any], after: Mapping[str, Step]) -> Step:
-        return Step(stage, recipe.name, run, {**arguments, **more}, {**needs, **after}, code=_READING, places=places)
+        return Step(
+            stage,
+            recipe.name,
+            run,
+            {**arguments, **more},
+            {**needs, **after},
+            code=_READING,
+            places=places,
+            if_out_of_memory=_READING_MEMORY,
+        )
 
     surveyed = reading("survey", steps.survey_log, contents, {})
     fitted = reading("encoder", steps.fit_the_encoder, {}, {"surveyed": surveyed})
@@ -162,15 +200,6 @@ def own_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A network as it was first trained, and as it is served: refitted on train + validation, unless a recipe says
-    otherwise; then both are one."""
-
-    first: Step
-    again: Step
-
-
 class _SeedPlan:
     """The steps of one seed."""
 
@@ -178,11 +207,13 @@ class _SeedPlan:
         self.recipe, self.seed, self.prepare = recipe, seed, prepare
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
+        is_sampled = recipe.negatives.keep < 1
+        self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
         """All of them, from the fits of teachers and control to what is measured."""
         recipe = self.recipe
-        control = self._fit("control", recipe.control, "control")
+        control = self._fit("control", recipe.control, "control", "control")
         if recipe.scheme.kind == "pretrain":
             together = None
             teachers = self._teachers()
@@ -196,7 +227,7 @@ class _SeedPlan:
             "gate",
             "gate",
             steps.fit_the_gate,
-            {"options": recipe.gate.model_dump(mode="json")},
+            {"options": recipe.gate.model_dump(mode="json")} | self.sampled,
             {"prepared": self.prepare, **learned, **self._outputs(teachers, "first", hints=self.gate_takes_hints)},
             _GATING,
         )
@@ -212,7 +243,7 @@ class _SeedPlan:
             "calibrate",
             "platt",
             steps.calibrate,
-            {},
+            self.sampled,
             {
                 "prepared": self.prepare,
                 "ensemble": gate,
@@ -227,7 +258,7 @@ class _SeedPlan:
             "measure",
             "measure",
             steps.measure,
-            {"seed": self.seed},
+            {"seed": self.seed} | self.sampled,
             {
                 "prepared": self.prepare,
                 "gate": gate,
@@ -245,16 +276,18 @@ class _SeedPlan:
         return SeedSteps(
             seed=self.seed,
             gate=gate,
-            ensemble=ensemble,
             platt=platt,
-            student=student.again,
-            control=control.again,
-            teachers={name: fit.again for name, fit in teachers.items()},
             measure=measure,
-            firsts={
-                "student": student.first,
-                "control": control.first,
-                **{f"teachers.{name}": teachers[recipe.names_of(name)[0]].first for name in recipe.teachers},
+            fits={
+                "student": student,
+                "control": control,
+                "ensemble": Fit(gate, ensemble, sampled=self.sampled),
+                "average": Fit(gate, ensemble, "average_logit.npy", self.sampled),
+                **{f"teachers.{name}": fit for name, fit in teachers.items()},
+                **{
+                    f"zoo.{name}": self._fit(name, setting, "teachers", f"zoo.{name}")
+                    for name, setting in recipe.zoo.items()
+                },
             },
         )
 
@@ -267,8 +300,9 @@ class _SeedPlan:
         needs: Mapping[str, Step],
         code: Any,
         weight: float = 1,
+        places: Mapping[str, str] | None = None,
     ) -> Step:
-        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, weight=weight)
+        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, places or {}, weight)
 
     def _twice(
         self,
@@ -279,57 +313,62 @@ class _SeedPlan:
         needs: tuple[dict[str, Step], dict[str, Step]],
         code: Any,
         weight: float = 1,
-    ) -> _Fit:
+        places: Mapping[str, str] | None = None,
+    ) -> Fit:
         """A fit, and its refit from the second of `needs`."""
         prepared = {"prepared": self.prepare}
-        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight)
+        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight, places)
         if not self.recipe.merge_validation:
-            return _Fit(first, first)
+            return Fit(first, first, sampled=self.sampled)
         again = prepared | needs[1] | {"first": first}
-        return _Fit(first, self._step("refit", label, run, arguments, again, code, weight))
+        refit = self._step("refit", label, run, arguments, again, code, weight, places)
+        return Fit(first, refit, sampled=self.sampled)
 
-    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, share: Share | None = None) -> _Fit:
-        arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
+    def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:
+        arguments = _network(setting) | {"seed": own_seed(self.seed, name)} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
-        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING)
+        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING, places={"recipe": place})
 
-    def _teachers(self) -> dict[str, _Fit]:
+    def _teachers(self) -> dict[str, Fit]:
         fits = {}
         for base, setting in self.recipe.teachers.items():
             for index, name in enumerate(self.recipe.names_of(base)):
                 share = setting.copies.share(index, own_seed(self.seed, base)) if setting.copies else None
-                fits[name] = self._fit(name, setting, "teachers", share)
+                fits[name] = self._fit(name, setting, "teachers", f"teachers.{base}", share)
         return fits
 
-    def _distilled(self, gate: Step, teachers: Mapping[str, _Fit]) -> _Fit:
+    def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")}
+        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
         return self._twice("student", "student", steps.distil, arguments, (first, again), _DISTILLING, weight=4)
 
-    def _together(self) -> _Fit:
+    def _together(self) -> Fit:
         recipe = self.recipe
         arguments = _network(recipe.student) | {
             "scheme": recipe.scheme.model_dump(mode="json"),
             "teachers": {
-                name: _network(setting) for base, setting in recipe.teachers.items() for name in recipe.names_of(base)
+                name: _network(setting) | {"place": f"teachers.{base}"}
+                for base, setting in recipe.teachers.items()
+                for name in recipe.names_of(base)
             },
             "form": recipe.gate.form,
             "seed": own_seed(self.seed, "together"),
         }
+        arguments |= self.sampled
         weight = 4 + len(recipe.teacher_names)
         return self._twice("together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight)
 
-    def _taken(self, together: _Fit, stage: str, label: str, name: str) -> _Fit:
+    def _taken(self, together: Fit, stage: str, label: str, name: str) -> Fit:
         first, again = (
             self._step(place, label, steps.take, {"name": name}, {"source": source}, ())
             for place, source in ((stage, together.first), ("refit", together.again))
         )
-        return _Fit(first, again if self.recipe.merge_validation else first)
+        return Fit(first, again if self.recipe.merge_validation else first, sampled=self.sampled)
 
     def _outputs(
-        self, teachers: Mapping[str, _Fit], which: Literal["first", "again"], *, hints: bool
+        self, teachers: Mapping[str, Fit], which: Literal["first", "again"], *, hints: bool
     ) -> dict[str, Step]:
         """What `steps.outputs_of` reads: the teachers as `which`, and their hints where somebody wants them."""
         fits: dict[str, Step] = {name: getattr(fit, which) for name, fit in teachers.items()}

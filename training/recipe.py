@@ -21,6 +21,7 @@ from training.distill import DistillOptions
 from training.errors import RecipeError
 from training.gate import GateOptions
 from training.loop import FitOptions, NetworkSpec
+from training.negatives import EVERY_ROW, Negatives
 from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
@@ -102,12 +103,17 @@ class Recipe(_Settings):
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    negatives: Negatives = EVERY_ROW
+    """Which rows without a click are trained on; undone in the exported graph."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""
     student: Distilled
     """What serves the traffic in the end."""
     control: Untaught
     """The student's own network on hard labels: what a user runs today, tuned as hard as the student."""
+    zoo: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = {}
+    """Networks that only comparisons train (`training ablate`), by the name of the network: sizes and settings tuned
+    like the teachers'."""
     merge_validation: bool = True
     """Once epochs, gate and calibration are found, train everything again on train + validation rows."""
 
@@ -127,6 +133,15 @@ class Recipe(_Settings):
             least, got = getattr(self.student.fit, budget), getattr(self.control.fit, budget)
             if got < least:
                 raise ValueError(f"control.fit.{budget}: expected at least the student's, {least}, got {got}")
+        return self
+
+    @model_validator(mode="after")
+    def _zoo_is_named_after_its_networks(self) -> "Recipe":
+        for name, setting in self.zoo.items():
+            if name != setting.network:
+                raise ValueError(f"zoo.{name}: expected the network's own name, {setting.network}")
+            if setting.copies is not None:
+                raise ValueError(f"zoo.{name}: expected no copies, a comparison makes its own")
         return self
 
     @model_validator(mode="after")

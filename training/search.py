@@ -258,7 +258,7 @@ class _Bench:
         is raised.
         """
         plans = [self.plan(point, seeds) for point in points]
-        fits = [[of_seed.firsts["student"] for of_seed in laid_out.seeds] for laid_out, _ in plans]
+        fits = [[of_seed.fits["student"].first for of_seed in laid_out.seeds] for laid_out, _ in plans]
         errors = [""] * len(points)
         try:
             run_steps([step for steps in fits for step in steps], self.out, workers=self.workers, watcher=self.watcher)
@@ -440,7 +440,7 @@ def _open_study(file: Path, space: Space, bench: _Bench, seeds: Sequence[int]) -
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     laid_out, recipe = bench.plan(None, seeds)
     facts = [
-        [of_seed.firsts["student"].key for of_seed in laid_out.seeds],
+        [of_seed.fits["student"].first.key for of_seed in laid_out.seeds],
         bench._timing(laid_out, recipe).key,
         asdict(space),
     ]

@@ -5,6 +5,10 @@ arguments, the source files and packages it names, and the keys of the steps it 
 done; anything else is built in a temporary folder beside it and renamed when complete, so an interrupted run loses only
 the steps that were under way, and a changed recipe redoes only what depends on the change.
 
+A step under way may keep what it can go on from in `UNDER_WAY`, a folder in its own. It outlives a kill, is found there
+when the step is built again, and is gone when the step is complete. A text `IF_OUT_OF_MEMORY` in it is what a person is
+told if memory runs out, because a process that the kernel killed for that says nothing any more.
+
 Steps without an order between them run side by side, one process a core with one thread each: the numbers are the same
 whatever runs beside them.
 
@@ -33,11 +37,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.errors import StepError, TrainingError
+from training.errors import OutOfMemoryError, StepError, TrainingError
 
 Json = Any
 ROOT = Path(__file__).parent.parent
 OUR_ROOMS = ("training", "models")
+
+UNDER_WAY = "under-way"
+IF_OUT_OF_MEMORY = "if-out-of-memory.txt"
+KEPT_SECONDS = 24 * 3600
+"""What another run's step under way has left is kept so long after it was last written."""
+
+_BUILDING = ".building-"
+_SAID_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Cannot allocate")
 
 
 class Report(Protocol):
@@ -63,10 +75,12 @@ class Step:
     needs: Mapping[str, "Step"] = field(default_factory=dict)
     code: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
-    """Where things lie, handed to `run` as `places` when there are any: no part of the key."""
+    """Where things lie or stand, handed to `run` as `places` when there are any: no part of the key."""
     weight: float = 1.0
     """How long it takes beside the others, roughly: of the steps that could start, the one with the longest way
     behind it goes first. No part of the key."""
+    if_out_of_memory: str = ""
+    """What to lower then, where the step itself says nothing better. No part of the key."""
 
     @functools.cached_property
     def key(self) -> str:
@@ -190,7 +204,7 @@ def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Wat
     """Bring every target's folder into being under `runs`, `workers` processes side by side.
 
     Raises `StepError` with the step's own message when one fails (what runs beside it is finished first and kept) and
-    passes KeyboardInterrupt on after stopping the workers and clearing what they had half done.
+    passes KeyboardInterrupt on after stopping the workers and clearing what they had half done and cannot go on from.
     """
     steps = in_order(targets)
     missing = {}
@@ -202,8 +216,7 @@ def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Wat
     if not missing:
         return
 
-    for leftover in runs.glob("*/.building-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _clear(runs, steps)
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         events = manager.Queue()
@@ -212,10 +225,37 @@ def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Wat
             _drive(pool, missing, runs, workers, events, watcher)
         except BaseException:
             _stop(pool)
-            for leftover in runs.glob("*/.building-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _clear(runs, steps)
             raise
         pool.shutdown()
+
+
+def building_folder(final: Path) -> Path:
+    """Where a step's folder is filled before it is complete."""
+    return final.parent / f"{_BUILDING}{final.name}"
+
+
+def _clear(runs: Path, steps: Sequence[Step]) -> None:
+    """Away with what was half done, but for what these steps, or of late those of another run, can go on from."""
+    own = {building_folder(step.folder(runs)) for step in steps}
+    for leftover in runs.glob(f"*/{_BUILDING}*"):
+        kept = leftover / UNDER_WAY
+        files = [file for file in kept.glob("*") if file.name != IF_OUT_OF_MEMORY]
+        last = max((file.stat().st_mtime for file in files), default=0.0)
+        if files and (leftover in own or time.time() - last < KEPT_SECONDS):
+            _empty(leftover)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _empty(building: Path) -> None:
+    """Remove everything but `UNDER_WAY`."""
+    for path in building.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if path.name != UNDER_WAY:
+                shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _drive(
@@ -227,9 +267,20 @@ def _drive(
     watcher: Watcher,
 ) -> None:
     way = longest_way(missing.values())
+    processes: dict[int, Any] = {}
+    who: dict[str, int] = {}
     waiting = dict(sorted(missing.items(), key=lambda item: -way[item[0]]))
     running: dict[Future[float], Step] = {}
     failure: TrainingError | None = None
+
+    def hear() -> None:
+        while not events.empty():
+            key, *said = events.get()
+            if len(said) == 1:
+                who[key] = said[0]
+            elif key in missing:
+                watcher.advanced(missing[key], *said)
+
     while running or (waiting and failure is None):
         if failure is None:
             ready = [s for s in waiting.values() if not any(n.key in missing for n in s.needs.values())]
@@ -238,25 +289,28 @@ def _drive(
                 running[pool.submit(_build, *_order(step, runs))] = step
                 watcher.started(step)
         done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
-        while not events.empty():
-            key, *progress = events.get()
-            if key in missing:
-                watcher.advanced(missing[key], *progress)
+        processes |= dict(pool._processes or {})
+        hear()
         for future in done:
             step = running.pop(future)
             try:
                 watcher.finished(step, future.result())
                 del missing[step.key]
             except BrokenProcessPool:
-                raise StepError(
-                    f"step {step.stage}/{step.label}: its process died, as one does when memory runs out; "
-                    "lower `batch_rows`, `dim` or the number of side-by-side steps (--workers 1)"
-                ) from None
+                hear()
+                raise StepError(_died([step, *running.values()], who, processes, runs)) from None
+            except OutOfMemoryError as error:
+                text = f"step {step.stage}/{step.label}: memory ran out ({error}); {_advice(step, runs)}"
+                failure = failure or OutOfMemoryError(text)
             except TrainingError as error:
                 failure = failure or error
             except Exception as error:
                 trace = getattr(error, "trace", None) or "".join(traceback.format_exception(error))
                 failure = failure or StepError(f"step {step.stage}/{step.label} failed:\n{trace}")
+        # The pool itself may not see the death of a process it has just started, before another of them has ended.
+        if running and any(process.exitcode is not None for process in processes.values()):
+            hear()
+            raise StepError(_died([*running.values()], who, processes, runs))
     if failure:
         raise failure
 
@@ -304,12 +358,58 @@ def _build(key: str, module: str, function: str, folder: str, arguments: dict[st
             _events.put((key, done, total, note))
 
     final = Path(folder)
-    building = final.parent / f".building-{final.name}"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    getattr(importlib.import_module(module), function)(building, report, **arguments)
+    building = building_folder(final)
+    building.mkdir(parents=True, exist_ok=True)
+    _empty(building)
+    _events.put((key, os.getpid()))
+    try:
+        getattr(importlib.import_module(module), function)(building, report, **arguments)
+    except Exception as error:
+        if is_out_of_memory(error):
+            said = str(error).strip().partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
+            raise OutOfMemoryError(said or "no memory") from None
+        raise
+    shutil.rmtree(building / UNDER_WAY, ignore_errors=True)
     building.rename(final)
     return time.monotonic() - started
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy, torch's allocator, a GPU's, or C++ found no memory: they have no error in common."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError | OSError) and any(words in said for words in _SAID_OUT_OF_MEMORY))
+    )
+
+
+def _advice(step: Step, runs: Path) -> str:
+    """What to do if memory runs out, as the step said beforehand."""
+    try:
+        said = (building_folder(step.folder(runs)) / UNDER_WAY / IF_OUT_OF_MEMORY).read_text(encoding="utf-8").strip()
+    except OSError:
+        said = step.if_out_of_memory
+    return said or "let fewer steps run side by side (--workers 1)"
+
+
+def _died(beside: Sequence[Step], who: Mapping[str, int], processes: Mapping[int, Any], runs: Path) -> str:
+    """For people: which of the steps side by side lost its process, how, and what to do.
+
+    When one process dies the pool ends the others by SIGTERM, so whoever ended otherwise was the first.
+    """
+    first, ended = beside[0], ""
+    for step in beside:
+        process = processes.get(who.get(step.key, 0))
+        if process is not None:
+            process.join(timeout=1)
+            if process.exitcode not in (None, -signal.SIGTERM):
+                first, ended = step, f" (exit code {process.exitcode})"
+                break
+    return (
+        f"step {first.stage}/{first.label}: its process died, as one does when memory runs out{ended}, "
+        f"{len(beside) - 1} beside it; {_advice(first, runs)}"
+    )
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

@@ -7,6 +7,8 @@ of training: a bid needs the order and the probability, and a high learning rate
 Teachers and control are tuned first, the student then on the ensemble of the teachers found. Test rows are not
 looked at.
 
+`zoo`, the networks that only comparisons train, is a side of its own that is tuned when asked for.
+
 Trials are the very steps of a run whose recipe says the same, so they are cached, and a run with the values chosen
 here finds its first fits done.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ from training.stages import Step, Watcher, run_steps
 LEARNING_RATES = (0.002, 0.004, 0.008, 0.016)
 INIT_SDS = (0.03, 0.1, 0.3, 0.5)
 SIDES = ("teachers", "control", "student")
+_NAMES: dict[str, Callable[[Recipe], list[str]]] = {
+    "teachers": lambda recipe: [f"teachers.{name}" for name in recipe.teachers],
+    "zoo": lambda recipe: [f"zoo.{name}" for name in recipe.zoo],
+}
 
 
 def sweep(
@@ -47,21 +53,24 @@ def sweep(
     learning_rates: Sequence[float] = LEARNING_RATES,
     init_sds: Sequence[float] = INIT_SDS,
 ) -> dict[str, Any]:
-    """Run every trial and write what was found to `out`/sweep.json; returns the same.
+    """Run every trial and write what was found to `found_at(out, sides)`; returns the same.
 
     `sides` are of `SIDES`; what is left out stays as the recipe has it. `best` names for each side (`teachers.dnn`,
     `control`, `student`) the pair of highest score; `trials` has a row a side, pair and seed; `settings` are the
     `--set` values that make a run of the best.
     """
-    unknown = sorted(set(sides) - set(SIDES))
+    unknown = sorted(set(sides) - {*SIDES, *_NAMES})
     if unknown or not sides or not learning_rates or not init_sds:
-        raise RecipeError(f"sweep: expected sides among {list(SIDES)} and a grid that is not empty, got {list(sides)}")
+        known = [*SIDES, "zoo"]
+        raise RecipeError(f"sweep: expected sides among {known} and a grid that is not empty, got {list(sides)}")
+    if "zoo" in sides and not load_recipe(recipe, overrides).recipe.zoo:
+        raise RecipeError("sweep: side zoo: expected networks under the recipe's zoo, got none; docs/training.md")
     out.mkdir(parents=True, exist_ok=True)
     settings = list(overrides)
     trials: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
     # The student learns from the teachers, so what is best for it depends on what was best for them.
-    for round_of_sides in (("teachers", "control"), ("student",)):
+    for round_of_sides in (("teachers", "control", "zoo"), ("student",)):
         names = _names(load_recipe(recipe, overrides).recipe, [side for side in round_of_sides if side in sides])
         planned = _planned(recipe, names, settings, seeds, out, data, learning_rates, init_sds)
         run_steps([step for _, step, _ in planned], out, workers=workers, watcher=watcher)
@@ -82,8 +91,13 @@ def sweep(
         "settings": settings,
         "trials": trials,
     }
-    (out / "sweep.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found_at(out, sides).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def found_at(out: Path, sides: Sequence[str]) -> Path:
+    """Where a sweep is written: that of the zoo alone says nothing of the run and stands beside the other."""
+    return out / ("sweep_zoo.json" if list(sides) == ["zoo"] else "sweep.json")
 
 
 def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
@@ -103,11 +117,7 @@ def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
 
 def _names(recipe: Recipe, sides: Sequence[str]) -> list[str]:
     """Where in a recipe the sides' networks stand: `teachers` is each of them."""
-    return [
-        name
-        for side in sides
-        for name in ([f"teachers.{t}" for t in recipe.teachers] if side == "teachers" else [side])
-    ]
+    return [name for side in sides for name in (_NAMES[side](recipe) if side in _NAMES else [side])]
 
 
 def _planned(
@@ -128,7 +138,7 @@ def _planned(
         laid_out = plan(load_recipe(recipe, [*settings, *changes]), list(seeds), runs=out, data=data)
         for of_seed, name in itertools.product(laid_out.seeds, names):
             trial = {"side": name, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
-            trials.append((trial, of_seed.firsts[name], laid_out.prepare))
+            trials.append((trial, of_seed.fit_of(name).first, laid_out.prepare))
     return trials
 
 

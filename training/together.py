@@ -28,7 +28,7 @@ learning rate and L2 are each network's own, the gate's are the student's.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.checkpoint import Checkpoint
 from training.distill import (
     DistillOptions,
     EnsembleTargets,
@@ -50,6 +51,7 @@ from training.distill import (
     measure_student,
     mixed_logit,
 )
+from training.divergence import Setting
 from training.encoded_log import EncodedLog, Part
 from training.gate import Form, Gate, GateModule, LearningGate
 from training.loop import (
@@ -68,7 +70,9 @@ from training.loop import (
     rows_to_learn_from,
     run_epochs,
     seeded,
+    setting_of,
 )
+from training.negatives import EVERY_ROW, Negatives
 from training.zoo import Encoded
 
 
@@ -104,6 +108,8 @@ class TeacherSpec:
 
     network: NetworkSpec
     options: FitOptions
+    place: str = ""
+    """Where it stands in the recipe, for advice."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,18 @@ class Together(Learner):
     """Teachers and a student on the same batches; `network` is the student."""
 
     def __init__(
-        self, log: EncodedLog, teachers: Mapping[str, TeacherSpec], student: NetworkSpec, options: DistillOptions
+        self,
+        log: EncodedLog,
+        teachers: Mapping[str, TeacherSpec],
+        student: NetworkSpec,
+        options: DistillOptions,
+        correction: float = 0.0,
     ) -> None:
         networks = [teacher.network.build(log.fields) for teacher in teachers.values()]
-        super().__init__(student.network, student.build(log.fields))
+        super().__init__(student, student.build(log.fields), options, "student")
+        self._teacher_settings = [
+            setting_of(teacher.network, teacher.options, teacher.place) for teacher in teachers.values()
+        ]
         self.teachers = nn.ModuleList(networks)
         self.teacher_options = [teacher.options for teacher in teachers.values()]
         self.options = options
@@ -157,8 +171,13 @@ class Together(Learner):
             options,
             student.hint_width(log.fields) if options.needs_student_hint else None,
             [width for width in widths if width is not None],
+            correction,
         )
         self._label = np.asarray(log.label, dtype=np.float32)
+
+    def setting(self, figure: str) -> Setting:
+        of_teachers, _, place = figure.rpartition("_")
+        return self._teacher_settings[int(place)] if of_teachers == "teacher_loss" else super().setting(figure)
 
     @abstractmethod
     def ask(self, batch: Encoded) -> Told:
@@ -211,8 +230,9 @@ class CoTraining(Together):
         scheme: Cotrain,
         form: Form,
         gate: nn.Module | None = None,
+        correction: float = 0.0,
     ) -> None:
-        super().__init__(log, teachers, student, options)
+        super().__init__(log, teachers, student, options, correction)
         self.teacher_weight = scheme.teacher_weight
         self.gate_takes_hints = form == "hints"
         inputs = len(teachers)
@@ -302,7 +322,7 @@ def told_of(learner: Together, log: EncodedLog, rows: NDArray[np.int64]) -> tupl
     )
 
 
-class Keeper:
+class Keeper(ABC):
     """Which epoch's teachers and which epoch's student are kept; called after each epoch."""
 
     def __init__(self, learner: Together) -> None:
@@ -323,6 +343,26 @@ class Keeper:
         self.epochs = Epochs(epoch, self.epochs.student)
         self.teacher_states = [copy_of_state(teacher) for teacher in self.learner.teachers]
         self.gate = self.learner.found_gate()
+
+    @abstractmethod
+    def __call__(self, row: dict[str, float]) -> bool:
+        """Keep what is to be kept of this epoch; true ends training."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epochs": [self.epochs.teachers, self.epochs.student],
+            "teacher_states": self.teacher_states,
+            "student_state": self.student_state,
+            "gate": self.gate and self.gate.to_json(),
+            "teacher_measures": self.teacher_measures,
+            "student_measures": self.student_measures,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs = Epochs(*state["epochs"])
+        self.teacher_states, self.student_state = state["teacher_states"], state["student_state"]
+        self.gate = state["gate"] and Gate.from_json(state["gate"])
+        self.teacher_measures, self.student_measures = state["teacher_measures"], state["student_measures"]
 
 
 class AtEpochs(Keeper):
@@ -360,8 +400,9 @@ class Snapshots(Keeper):
         epoch, learner = int(row["epoch"]), self.learner
         self.students[epoch] = copy_of_state(learner.network), copy_of_state(learner.imitation)
         logits, targets = told_of(learner, self.log, self.rows)
-        self.teacher_measures.append([measure_clicks(logit, self.label) for logit in logits.T])
-        ensemble = measure_clicks(targets.logit, self.label)
+        correction = learner.imitation.correction
+        self.teacher_measures.append([measure_clicks(logit + correction, self.label) for logit in logits.T])
+        ensemble = measure_clicks(targets.logit + correction, self.label)
         row |= {f"ensemble_{name}": value for name, value in ensemble.items()}
         if not self._best or higher_auc(ensemble, self._best):
             self.keep_teachers(epoch)
@@ -369,6 +410,23 @@ class Snapshots(Keeper):
         self._measure_students()
         self._keep_student()
         return epoch - max(self.epochs.teachers, self.epochs.student) >= learner.options.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        targets = None
+        if self.watch is not None:
+            said = self.watch[1]
+            weights = None if said.gate_weights is None else torch.from_numpy(said.gate_weights)
+            hints = [torch.from_numpy(hint) for hint in said.hints]
+            targets = {"logit": torch.from_numpy(said.logit), "gate_weights": weights, "hints": hints}
+        return super().state_dict() | {"students": self.students, "best": self._best, "targets": targets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.students, self._best = state["students"], state["best"]
+        if (said := state["targets"]) is not None:
+            weights = None if said["gate_weights"] is None else said["gate_weights"].numpy()
+            hints = tuple(hint.numpy() for hint in said["hints"])
+            self.watch = self.rows, EnsembleTargets(said["logit"].numpy(), weights, hints, rows=self.rows)
 
     def _measure_students(self) -> None:
         """Those not yet measured against the snapshot: the last, or all after the snapshot has changed."""
@@ -405,7 +463,9 @@ def fit_together(
     valid: Sequence[Part] | None,
     epochs: Epochs | None = None,
     gate: Gate | None = None,
+    negatives: Negatives = EVERY_ROW,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TogetherResult:
     """Train all networks at once.
 
@@ -414,9 +474,9 @@ def fit_together(
     """
     if (valid is None) == (epochs is None):
         raise ValueError("expected either rows to stop by or numbers of epochs, not both and not neither")
-    train_rows = rows_to_learn_from(log, train)
+    train_rows = rows_to_learn_from(log, train, negatives=negatives)
     with seeded(seed):
-        learner = _learner(log, scheme, teachers, student, options, form, gate)
+        learner = _learner(log, scheme, teachers, student, options, form, gate, negatives.correction)
         keeper: AtEpochs | Snapshots
         if valid is not None:
             keeper, most = Snapshots(learner, log, rows_to_learn_from(log, valid)), options.max_epochs
@@ -432,6 +492,7 @@ def fit_together(
             epochs=most,
             after_epoch=keeper,
             progress=progress,
+            checkpoint=checkpoint,
         )
     fits = {}
     for place, (name, state) in enumerate(zip(teachers, keeper.teacher_states, strict=True)):
@@ -447,7 +508,17 @@ def fit_together(
     ]
     result = FitResult(keeper.student_state, keeper.epochs.student, own)
     result = fine_tuned(
-        log, student, options, result, seed=seed, train_rows=train_rows, watch=keeper.watch, progress=progress
+        log,
+        student,
+        options,
+        result,
+        seed=seed,
+        train_rows=train_rows,
+        watch=keeper.watch,
+        correction=negatives.correction,
+        place="student",
+        progress=progress,
+        checkpoint=checkpoint,
     )
     return TogetherResult(fits, result, keeper.gate)
 
@@ -460,11 +531,12 @@ def _learner(
     options: DistillOptions,
     form: Form,
     gate: Gate | None,
+    correction: float,
 ) -> Together:
     if isinstance(scheme, Mutual):
-        return MutualLearning(log, teachers, student, options)
+        return MutualLearning(log, teachers, student, options, correction)
     carried = None if gate is None else GateModule(gate).requires_grad_(False)
-    return CoTraining(log, teachers, student, options, scheme=scheme, form=form, gate=carried)
+    return CoTraining(log, teachers, student, options, scheme=scheme, form=form, gate=carried, correction=correction)
 
 
 def _by_teacher(losses: Tensor) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def run(runs: Path, *overrides: str) -> tuple[SeedSteps, dict[str, Any]]:
 
 
 PRETRAIN = {
-    *("log/synthetic-0", "prepare/tiny", "control/control", "refit/control"),
+    *("log/synthetic-0", "survey/tiny", "encoder/tiny", "prepare/tiny", "control/control", "refit/control"),
     *("teachers/deepfm", "teachers/dnn", "refit/deepfm", "refit/dnn"),
     *("gate/gate", "refit/ensemble", "student/student", "refit/student", "calibrate/platt", "measure/measure"),
 }
@@ -88,8 +88,8 @@ def test_without_merging_validation_nothing_is_trained_twice(tmp_path: Path):
     steps = planned(tmp_path, "merge_validation=false").seeds[0]
 
     assert labels(steps) == {label for label in PRETRAIN if not label.startswith("refit/")}
-    assert (steps.student, steps.control) == (steps.firsts["student"], steps.firsts["control"])
-    assert steps.ensemble == steps.gate
+    assert all(steps.fits[name].again is steps.fits[name].first for name in ("student", "control", "ensemble"))
+    assert steps.fits["ensemble"].again is steps.gate
 
 
 def test_copies_are_teachers_of_their_own(tmp_path: Path):
@@ -98,13 +98,13 @@ def test_copies_are_teachers_of_their_own(tmp_path: Path):
     steps = planned(tmp_path, *changes).seeds[0]
 
     assert list(steps.teachers) == ["deepfm-1", "deepfm-2", "dnn-1", "dnn-2", "dnn-3"]
-    arguments = [step.arguments for step in steps.teachers.values()]
+    arguments = [fit.again.arguments for fit in steps.teachers.values()]
     assert len({argument["seed"] for argument in arguments}) == 5
     shares = [argument.get("share") for argument in arguments]
     assert shares[:2] == [None, None]
     assert [share["index"] for share in shares[2:]] == [0, 1, 2]
     assert len({share["seed"] for share in shares[2:]}) == 1
-    assert steps.firsts["teachers.dnn"].label == "dnn-1-s1"
+    assert steps.fit_of("teachers.dnn").first.label == "dnn-1-s1"
 
 
 def test_a_change_to_the_student_trains_no_teacher_again(tmp_path: Path):
@@ -114,9 +114,10 @@ def test_a_change_to_the_student_trains_no_teacher_again(tmp_path: Path):
     student = planned(tmp_path, "student.fit.kd_weight=0.5", "student.fit.aggregate=probabilities").seeds[0]
     gate = planned(tmp_path, "gate.form=full").seeds[0]
 
-    assert (student.gate.key, student.student.key != before.student.key) == (before.gate.key, True)
-    assert {name: step.key for name, step in gate.teachers.items()} == {
-        name: step.key for name, step in before.teachers.items()
+    assert student.gate.key == before.gate.key
+    assert student.fits["student"].first.key != before.fits["student"].first.key
+    assert {name: fit.again.key for name, fit in gate.teachers.items()} == {
+        name: fit.again.key for name, fit in before.teachers.items()
     }
     assert gate.gate.key != before.gate.key
 
@@ -147,7 +148,7 @@ def test_every_road_leads_to_the_same_figures(runs: Path, changes: tuple[str, ..
     assert figures(facts) == models | {"teachers/deepfm", "teachers/dnn"}
     assert set(facts["gate"]["mean_weights"]) == {"deepfm", "dnn"}
     assert sum(facts["gate"]["mean_weights"].values()) == pytest.approx(1)
-    student = np.load(steps.student.folder(runs) / "logit.npy")
+    student = np.load(steps.fits["student"].again.folder(runs) / "logit.npy")
     assert np.isfinite(student).all()
     assert facts["fits"]["student"]["epochs"] in (1, 2)
     assert all("valid_kl" in row for row in facts["fits"]["student"]["history"][:1])
@@ -158,17 +159,17 @@ def test_a_refit_of_a_co_training_is_a_co_training(runs: Path):
     """Teachers and student of the refit come from one run over train + validation, with the first run's gate."""
     steps, _ = run(runs, "scheme=cotrain", "gate.fallback=false")
 
-    again = steps.student.needs["source"]
+    again = steps.fits["student"].again.needs["source"]
     assert again is not None
-    assert {step.needs["source"].key for step in steps.teachers.values()} == {again.key}
+    assert {fit.again.needs["source"].key for fit in steps.teachers.values()} == {again.key}
     first = again.needs["first"]
     raw = read_json(first.folder(runs) / "gate.json")
     served = read_json(steps.gate.folder(runs) / "gate.json")["gate"]
     assert (served["matrix"], served["biases"]) == (raw["matrix"], raw["biases"])
     assert (raw["scale"], raw["bias"]) == (1.0, 0.0) != (served["scale"], served["bias"])
     assert not (again.folder(runs) / "gate.json").exists()
-    seen = np.load(steps.teachers["dnn"].folder(runs) / "seen.npy")
-    assert seen.sum() > np.load(steps.firsts["teachers.dnn"].folder(runs) / "seen.npy").sum()
+    seen = np.load(steps.teachers["dnn"].again.folder(runs) / "seen.npy")
+    assert seen.sum() > np.load(steps.fit_of("teachers.dnn").first.folder(runs) / "seen.npy").sum()
 
 
 def test_labels_of_copies_come_from_those_that_did_not_see_the_row(runs: Path):
@@ -180,7 +181,7 @@ def test_labels_of_copies_come_from_those_that_did_not_see_the_row(runs: Path):
     everyone, _ = run(runs, *copies, "student.fit.taught_by=all")
 
     assert unseen.gate.key == everyone.gate.key
-    students = [np.load(steps.student.folder(runs) / "logit.npy") for steps in (unseen, everyone)]
+    students = [np.load(steps.fits["student"].again.folder(runs) / "logit.npy") for steps in (unseen, everyone)]
     assert not np.array_equal(*students)
     log = EncodedLog.open(unseen.measure.needs["prepared"].folder(runs) / "log")
     rows = log.rows([Part.TRAIN])

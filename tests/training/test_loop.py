@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tests.training.small_log import FIELDS, write_small_log
 from training.encoded_log import VALID, EncodedLog, Part
-from training.errors import DivergedError, SplitError
+from training.errors import SplitError
 from training.loop import FitOptions, FitResult, NetworkSpec, fit, load_fit, load_network, score
 from training.metrics import auc, xauc
 from training.zoo import NETWORKS
@@ -173,14 +173,6 @@ def test_scoring_takes_any_rows_in_any_order(log: EncodedLog) -> None:
     rows = np.array([4000, 3, 77, 3])
 
     np.testing.assert_allclose(logits(log, DNN, result, rows), logits(log, DNN, result)[rows], atol=1e-6)
-
-
-def test_a_loss_that_leaves_the_numbers_is_reported(log: EncodedLog) -> None:
-    """The error names the network, the epoch and what to lower."""
-    wild = FitOptions(learning_rate=1e30, batch_rows=256)
-
-    with pytest.raises(DivergedError, match=r"'dnn'.*epoch 1.*lower learning_rate"):
-        fit(log, DNN, wild, seed=1, train=[Part.TRAIN], valid=None, epochs=3)
 
 
 def test_a_part_without_clicks_is_refused_by_name(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.training import tiny_steps
-from training.errors import DataError, StepError
-from training.stages import ROOT, Step, meaning, run_steps
+from training.errors import DataError, OutOfMemoryError, StepError
+from training.stages import ROOT, Step, building_folder, meaning, run_steps
 
 
 class Notes:
@@ -128,6 +128,58 @@ def test_two_steps_that_do_the_same_under_two_names_have_a_folder_each(tmp_path:
 def test_a_killed_process_is_an_error_with_advice_not_a_hang(tmp_path: Path):
     with pytest.raises(StepError, match="its process died, as one does when memory runs out"):
         run(tmp_path, Step("tiny", "dead", tiny_steps.die))
+
+
+def test_of_steps_side_by_side_the_one_that_was_killed_is_named_with_its_own_advice(tmp_path: Path):
+    """The pool ends its others too, and the dead says nothing any more: it said so before."""
+    began = str(tmp_path / "began")
+    beside = Step("tiny", "beside", tiny_steps.wait_after, {"file": began})
+    killed = Step("tiny", "killed", tiny_steps.die_with_advice, {"after": began})
+
+    with pytest.raises(StepError) as refusal:
+        run(tmp_path, beside, killed)
+
+    said = str(refusal.value)
+    assert said.startswith("step tiny/killed: its process died, as one does when memory runs out (exit code -9), 1")
+    assert said.endswith("; lower student.options.dim (it is 64)")
+    assert not list(tmp_path.glob("tiny/*"))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "python"])
+def test_whoever_finds_no_memory_is_refused_with_advice_and_without_a_trace(kind: str, tmp_path: Path):
+    demanding = Step("tiny", kind, tiny_steps.demand, {"kind": kind}, if_out_of_memory="read less of the log")
+
+    with pytest.raises(OutOfMemoryError, match=rf"^step tiny/{kind}: memory ran out \(.*\); read less of the log$"):
+        run(tmp_path, demanding)
+
+
+def test_a_step_finds_again_what_it_kept_under_way_and_nothing_else(tmp_path: Path):
+    """Until it is complete; then that is gone."""
+    again = Step("tiny", "again", tiny_steps.go_on, {"until": 3})
+
+    for times in (1, 2):
+        with pytest.raises(DataError, match=f"begun {times} times"):
+            run(tmp_path, again)
+        assert not list(tmp_path.glob("tiny/*/half-done"))
+    run(tmp_path, again)
+
+    assert (again.folder(tmp_path) / "text").read_text() == "['half-done', 'under-way']"
+    assert {path.name for path in again.folder(tmp_path).iterdir()} == {"half-done", "text"}
+
+
+def test_what_another_run_can_go_on_from_is_kept_for_a_day(tmp_path: Path):
+    """A changed recipe may be changed back; a forgotten one does not fill the disk."""
+    another = Step("tiny", "another", tiny_steps.go_on, {"until": 2})
+    with pytest.raises(DataError):
+        run(tmp_path, another)
+    kept = building_folder(another.folder(tmp_path)) / "under-way" / "times"
+
+    run(tmp_path, step("a"))
+    assert kept.exists()
+
+    os.utime(kept, (time.time() - 90_000,) * 2)
+    run(tmp_path, step("b"))
+    assert not kept.parent.parent.exists()
 
 
 def test_ctrl_c_keeps_finished_steps_and_leaves_nothing_half_done(tmp_path: Path):

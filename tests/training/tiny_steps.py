@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from training.errors import DataError
-from training.stages import Report
+from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report
 
 
 def write(folder: Path, report: Report, *, text: str, **inputs: Path) -> None:
@@ -41,3 +41,44 @@ def say_who(folder: Path, report: Report) -> None:
     (folder / "pid").write_text(str(os.getpid()))
     while True:
         time.sleep(0.02)
+
+
+def die_with_advice(folder: Path, report: Report, *, after: str) -> None:
+    """Ends as the kernel's OOM killer ends a process; beside it, somebody waits."""
+    (folder / UNDER_WAY).mkdir()
+    (folder / UNDER_WAY / IF_OUT_OF_MEMORY).write_text("lower student.options.dim (it is 64)\n")
+    while not Path(after).exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_after(folder: Path, report: Report, *, file: str) -> None:
+    """Makes `file`, then is never done."""
+    Path(file).touch()
+    while True:
+        time.sleep(0.02)
+
+
+def demand(folder: Path, report: Report, *, kind: str) -> None:
+    """Asks numpy, torch or Python for more memory than any machine has."""
+    import numpy as np
+    import torch
+
+    if kind == "numpy":
+        np.zeros(1 << 60, dtype=np.int8)
+    elif kind == "torch":
+        torch.zeros(1 << 60, dtype=torch.int8)
+    else:
+        bytearray(1 << 60)
+
+
+def go_on(folder: Path, report: Report, *, until: int) -> None:
+    """Counts how often it was begun, in what outlives a kill, and fails before the last."""
+    under_way = folder / UNDER_WAY
+    under_way.mkdir(exist_ok=True)
+    (under_way / "times").open("a").write("x")
+    (folder / "half-done").touch()
+    times = len((under_way / "times").read_text())
+    if times < until:
+        raise DataError(f"begun {times} times")
+    (folder / "text").write_text(str(sorted(path.name for path in folder.iterdir())))

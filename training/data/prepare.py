@@ -47,6 +47,7 @@ from training.data.split import (
     parts_by_time,
     refuse_useless_parts,
     scramble,
+    thin_training,
 )
 from training.data.timestamps import to_iso
 from training.encoded_log import EncodedLog, Part
@@ -289,7 +290,7 @@ def survey(
     else:
         parts = parts_by_folds(split, label) if isinstance(split, FoldsSplit) else _joined(said)
     unit = _joined(units) if units else scramble(np.arange(len(parts), dtype=np.uint64))
-    parts = part_validation(parts, unit, split)
+    parts = thin_training(part_validation(parts, unit, split), split)
     refuse_useless_parts(parts, label, moment)
     rows = {name: int((parts == part).sum()) for part, name in PART_NAMES.items()}
     first, last = {}, {}

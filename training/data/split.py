@@ -36,6 +36,9 @@ class _Split(_Settings):
     """How much of validation goes to A (stops training), B (fits the gate) and C (decides, calibrates)."""
     validation_seed: NonNegativeInt = 0
     """Another seed parts validation another way."""
+    train_share: float = Field(default=1.0, gt=0, le=1)
+    """The share of training rows that is used, drawn by row: what less data would have given. A smaller share is part
+    of a larger one."""
 
     @model_validator(mode="after")
     def _shares_are_shares(self) -> "_Split":
@@ -238,6 +241,16 @@ def part_validation(parts: Parts, units: npt.NDArray[np.uint64], split: _Split) 
     ends = np.cumsum(split.validation_shares)[:2]
     parted[rows] = VALID + np.searchsorted(ends, uniform(units[rows], split.validation_seed), side="right")
     return parted
+
+
+def thin_training(parts: Parts, split: _Split) -> Parts:
+    """The same parts with training rows beyond `train_share` left out [n]."""
+    if split.train_share == 1:
+        return parts
+    rows = np.flatnonzero(parts == int(Part.TRAIN))
+    thinned = parts.copy()
+    thinned[rows[uniform(rows.astype(np.uint64), 0) >= split.train_share]] = UNUSED
+    return thinned
 
 
 def uniform(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:

@@ -29,8 +29,14 @@ UNDER_THE_TRUTH = {
 
 
 def markdown(reports: Sequence[Path]) -> str:
-    """One section a report, and the sweep that a report carries below it."""
-    return "\n".join(line for path in reports for line in _section(_read(path)))
+    """One section a report, and the sweep that a report carries below it; one a table of `ablate`."""
+    return "\n".join(line for path in reports for line in _section_of(_read(path)))
+
+
+def _section_of(tree: Mapping[str, Any]) -> Iterator[str]:
+    from training.ablate.markdown import markdown as table_of_ablate
+
+    return table_of_ablate(tree) if "table" in tree else _section(tree)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -40,8 +46,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: expected the report.json of a run: {error.strerror or error}") from None
     except ValueError as error:
         raise DataError(f"{path}: expected the report.json of a run: {error}") from None
-    if not isinstance(report, dict) or "test" not in report:
-        raise DataError(f"{path}: expected the report.json of a run, got JSON without 'test'")
+    if not isinstance(report, dict) or ("test" not in report and "table" not in report):
+        raise DataError(f"{path}: expected the report.json of a run or a table of ablate, got JSON that is neither")
     return report
 
 
@@ -58,8 +64,8 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
     columns = UNDER_THE_TRUTH if report["headline"]["auc"] == "xauc" else COLUMNS
     models = [(name, test[name]) for name in MODELS]
     models += [(f"teacher {name}", entries) for name, entries in test["teachers"].items()]
-    rows = [[name, *(_spread([entry[key] for entry in entries]) for key in columns)] for name, entries in models]
-    yield from _table(["test rows", *columns.values()], rows)
+    rows = [[name, *(spread([entry[key] for entry in entries]) for key in columns)] for name, entries in models]
+    yield from table(["test rows", *columns.values()], rows)
     yield ""
     yield "Paired by seed, mean ± standard error, and each seed:"
     yield ""
@@ -70,10 +76,10 @@ def _section(report: Mapping[str, Any]) -> Iterator[str]:
         [f"student less {name}", *(_paired(test["student"], entries, key) for key in list(columns)[:3])]
         for name, entries in rivals
     ]
-    yield from _table(["", *list(columns.values())[:3]], rows)
+    yield from table(["", *list(columns.values())[:3]], rows)
     yield ""
     if report["targets"]:
-        yield from _table(
+        yield from table(
             ["what was to be reached", "wanted", "found", ""], [_target(each) for each in report["targets"]]
         )
         yield ""
@@ -92,7 +98,8 @@ def _command(report: Mapping[str, Any]) -> str:
     return f"python -m training run {report['name']} --seeds {len(report['seeds'])}{seed}"
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
+    """mean ± sd; the mean alone of one value, nothing of none."""
     found = [value for value in values if value is not None]
     if not found:
         return ""
@@ -142,11 +149,12 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
                 row.append(f"**{text}**" if (best["learning_rate"], best["init_sd"]) == (rate, sd) else text)
             rows.append(row)
         yield ""
-        yield from _table([side, *(f"init {sd:g}" for sd in grid["init_sd"])], rows)
+        yield from table([side, *(f"init {sd:g}" for sd in grid["init_sd"])], rows)
     yield ""
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
     for row in rows:

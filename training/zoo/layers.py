@@ -115,7 +115,7 @@ class FieldPairs(nn.Module):
         super().__init__()
         self.context_fields, self.candidate_fields = context_fields, candidate_fields
         count = context_fields + candidate_fields
-        i, j = torch.triu_indices(count, count, offset=1)
+        i, j = torch.triu_indices(count, count, offset=1, device="cpu")
         order = torch.cat([torch.nonzero(j < context_fields), torch.nonzero(j >= context_fields)]).flatten()
         self.register_buffer("first", i[order], persistent=False)
         self.register_buffer("second", j[order], persistent=False)

@@ -18,6 +18,7 @@ from training.data.split import (
     parts_by_time,
     refuse_useless_parts,
     scramble,
+    thin_training,
     uniform,
 )
 from training.data.timestamps import zone_of
@@ -149,6 +150,23 @@ def test_another_seed_parts_validation_independently():
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
     assert one.min() >= 0
     assert max(one.max(), two.max()) < 1
+
+
+def test_a_share_of_training_rows_is_drawn_by_row_and_nothing_else_is_touched():
+    """10% of the rows are among the 30%; validation and test stay whole."""
+    parts = np.repeat(np.array([TRAIN, VALID, TEST], np.uint8), [30_000, 500, 500])
+
+    def kept(share: float) -> np.ndarray:
+        split = TypeAdapter(Split).validate_python({"by": "folds", "train_share": share})
+        thinned = thin_training(parts, split)
+        assert (thinned[30_000:] == parts[30_000:]).all()
+        assert set(np.unique(thinned[:30_000])) <= {TRAIN, UNUSED}
+        return thinned[:30_000] == TRAIN
+
+    assert kept(1.0).all()
+    assert abs(kept(0.3).mean() - 0.3) < 0.01
+    assert abs(kept(0.1).mean() - 0.1) < 0.01
+    assert not (kept(0.1) & ~kept(0.3)).any()
 
 
 def test_scrambled_numbers_are_the_published_splitmix64():

@@ -1,0 +1,108 @@
+"""Tables filled: from figures made up for the purpose, and from a tiny log by the command itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.training.test_choices import RECIPE
+from training.__main__ import main
+from training.ablate.markdown import markdown
+from training.ablate.run import filled
+from training.ablate.tables import Claim, Row, Table
+
+CONTROL, ENSEMBLE, STUDENT = ("control",), ("ensemble",), ("student",)
+TABLE = Table(
+    "made-up",
+    "Made up",
+    ("model",),
+    (
+        Row(CONTROL, (), "control"),
+        Row(ENSEMBLE, (), "ensemble", CONTROL),
+        Row(STUDENT, (), "student", CONTROL, ENSEMBLE),
+    ),
+    (
+        Claim("the student beats the control", ((STUDENT, CONTROL),)),
+        Claim("the student beats both", ((STUDENT, CONTROL), (STUDENT, ENSEMBLE))),
+    ),
+)
+
+
+def figures(*aucs: float) -> list[dict[str, Any]]:
+    test = [{"auc": auc, "logloss": 0.5 - auc / 10} for auc in aucs]
+    return [{"test": entry, "train": {"auc": 0.9}, "before_refit": entry} for entry in test]
+
+
+def made_up(seeds: int = 3) -> dict[str, Any]:
+    measured = {
+        CONTROL: figures(0.700, 0.701, 0.702)[:seeds],
+        ENSEMBLE: figures(0.720, 0.721, 0.723)[:seeds],
+        STUDENT: figures(0.715, 0.716, 0.718)[:seeds],
+    }
+    recipe = {"recipe": {"name": "clicks"}, "table": "made-up", "overrides": ["source.seed=3"], "untuned": ["fm"]}
+    facts = {"seeds": [1, 2, 3][:seeds], "created": "2026-11-21T00:00:00", "conditions": {"cpu": "a CPU"}}
+    return recipe | facts | filled(TABLE, measured)
+
+
+def test_a_table_has_differences_shares_of_a_gap_and_verdicts():
+    student = made_up()["rows"][2]
+    claims = made_up()["claims"]
+
+    assert student["difference"]["by_seed"] == pytest.approx([0.015, 0.015, 0.016])
+    assert student["less_ensemble"]["mean"] == pytest.approx(-0.005)
+    assert student["share_of_ensembles_gain"] == pytest.approx(0.046 / 0.061)
+    assert [[pair["verdict"] for pair in claim["pairs"]] for claim in claims] == [["holds"], ["holds", "does not hold"]]
+
+
+def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
+    text = "\n".join(markdown(made_up()))
+
+    assert "python -m training ablate clicks --table made-up --seeds 3 --set source.seed=3" in text
+    assert "| student | 0.7163 ± 0.0015 | 0.4284 ± 0.0002 | 0.9000 ± 0.0000 | +0.0153 ± 0.0003 | " in text
+    assert " -0.0050 ± 0.0000 | 75% |" in text
+    assert "Nobody tuned fm on this log" in text
+    assert "| the student beats both | 1 | 0 | 1 | -0.0050 to +0.0153, median +0.0052 |" in text
+
+
+def test_fewer_than_three_seeds_make_no_claim_and_no_share():
+    facts = made_up(seeds=2)
+    text = "\n".join(markdown(facts))
+
+    assert facts["rows"][2]["share_of_ensembles_gain"] is None
+    assert "75%" not in text
+    assert "| the student beats the control | not judged: fewer than 3 seeds |" in text
+
+
+def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By the program itself, in processes of its own; a second time there is nothing to do."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    command = ["ablate", str(tmp_path / "tiny.yaml"), "--table", "data", "controls", "--seeds", "1"]
+    command += ["--out", str(tmp_path / "out")]
+
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert main(command) == 0
+    again = capsys.readouterr()
+
+    paths = [Path(line) for line in first.out.splitlines()]
+    assert paths == [tmp_path / "out" / "tables" / f"{name}.json" for name in ("data", "controls")]
+    data, controls = (json.loads(path.read_text()) for path in paths)
+    by_share = {tuple(row["cells"]): row["seeds"][0]["test"]["xauc"] for row in data["rows"]}
+    alone = {tuple(row["cells"]): row["seeds"][0]["test"]["xauc"] for row in controls["rows"]}
+    assert by_share["100%", "student"] == alone[("DNN of the ensemble",)]
+    assert len({by_share[share, "no KD"] for share in ("10%", "30%", "100%")}) == 3
+    assert "distillation helps at every size" in first.err
+    assert "✓" in first.err
+    assert "✓" not in again.err
+    assert again.out == first.out
+
+
+def test_a_table_that_is_not_there_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["ablate", "synthetic", "--table", "teacher"])
+
+    assert "baselines" in capsys.readouterr().err

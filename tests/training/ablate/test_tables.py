@@ -1,0 +1,109 @@
+"""Which rows each table has, and that every row is a recipe that can be planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.small_log import write_small_log
+from training.ablate.tables import SIX, TABLES, THREE, TITLES, LogFacts, table
+from training.ablate.variations import Variations
+from training.cli import _TABLES
+from training.encoded_log import EncodedLog
+from training.errors import RecipeError
+from training.pipeline import plan
+from training.recipe import load_recipe
+from training.zoo import NETWORKS
+
+LOG = LogFacts(has_history=True, train_days=5)
+
+
+def made(name: str, log: LogFacts = LOG, overrides: tuple[str, ...] = ()) -> Any:
+    return table(name, Variations(load_recipe("synthetic", overrides).recipe), log)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_a_recipe_with_the_model_that_it_names(name: str, tmp_path: Path):
+    for row in made(name).rows:
+        (of_seed,) = plan(load_recipe("synthetic", row.settings), [1], runs=tmp_path, data=None).seeds
+        assert row.model in of_seed.fits, row
+
+
+def test_the_command_lists_every_table_and_every_network_has_a_title():
+    assert list(_TABLES) == list(TABLES)
+    assert set(TITLES) == set(NETWORKS)
+
+
+def test_the_tables_have_the_shapes_of_the_paper():
+    """All networks and two students; 3 x 2 x 2 cells; 4 students x (4 single teachers + 3T) beside no KD; M and D of 3
+    and 6 teachers, each ensemble alone and its student."""
+    alone = {row.cells[0] for row in made("baselines").rows if row.model.startswith("zoo.")}
+    cells = {row.cells for row in made("schemes").rows}
+    by_student = [row.cells[0] for row in made("teachers").rows]
+    counted = {row.cells for row in made("count").rows}
+
+    assert alone == set(TITLES.values())
+    assert {(TITLES[t], loss, s) for t in THREE for loss in ("soft", "hint") for s in ("pretrain", "cotrain")} <= cells
+    assert by_student == [title for title in ("DNN", "DeepFM", "DCN", "xDeepFM") for _ in range(6)]
+    assert {
+        (n, m) for n in ("3T(M)", "3T(D), folds", "6T(M)", "6T(D), folds") for m in ("ensemble", "student")
+    } < counted
+    assert len(SIX) == 6
+
+
+def test_what_a_log_does_not_have_is_left_out():
+    """DIN without a history, parts by days without days."""
+    poor = LogFacts(has_history=False, train_days=2)
+
+    assert "DIN" not in {row.cells[0] for row in made("baselines", poor).rows}
+    assert not any("days" in row.cells[0] or "leave" in row.cells[0] for row in made("count", poor).rows)
+
+
+def test_facts_of_a_log(tmp_path: Path):
+    assert LogFacts.of(EncodedLog.open(write_small_log(tmp_path / "log", rows=300).folder)) == LogFacts(True, 1)
+
+
+def test_a_network_is_taken_as_the_recipe_tuned_it_and_said_where_nobody_did():
+    recipe = load_recipe("synthetic", ["zoo.nfm=null"]).recipe
+    vary = Variations(recipe)
+
+    assert vary.network("dcnv2")["fit"]["learning_rate"] == recipe.teachers["dcnv2"].fit.learning_rate
+    assert vary.network("xdeepfm")["options"] == recipe.zoo["xdeepfm"].options
+    assert not vary.untuned
+    assert vary.network("nfm")["options"]["hidden"] == recipe.control.options["hidden"]
+    assert vary.untuned == {"nfm"}
+
+
+def test_a_student_of_another_network_distils_as_the_recipes_own_and_has_a_control_of_its_shape():
+    recipe = load_recipe("synthetic", ["student.fit.temperature=2"]).recipe
+    other = load_recipe("synthetic", ["student.fit.temperature=2", *Variations(recipe).student("dcn")]).recipe
+
+    assert other.student.network == other.control.network == "dcn"
+    assert other.student.fit.temperature == 2
+    assert other.student.fit.learning_rate == recipe.zoo["dcn"].fit.learning_rate
+    assert other.control.fit.max_epochs == recipe.student.fit.max_epochs
+
+
+def test_tables_share_what_they_have_in_common(tmp_path: Path):
+    """DeepFM alone, in 3T and in 6T is one fit."""
+    keys = set()
+    for name in ("baselines", "teachers", "count"):
+        for row in made(name).rows:
+            (of_seed,) = plan(load_recipe("synthetic", row.settings), [1], runs=tmp_path, data=None).seeds
+            keys |= {fit.first.key for place, fit in of_seed.fits.items() if place.endswith(".deepfm")}
+
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("zoo={deep: {network: lr, fit: {}}}", r"zoo.deep: expected the network's own name, lr"),
+        ("zoo={lr: {network: lr, fit: {}, copies: {by: seeds, count: 2}}}", r"zoo.lr: expected no copies"),
+    ],
+)
+def test_a_zoo_is_of_plain_networks(override: str, said: str):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("synthetic", [override])

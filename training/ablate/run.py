@@ -1,0 +1,124 @@
+"""Fill tables: every row is a recipe, every cell a step of the pipeline, done once for all rows that share it.
+
+A table that was interrupted goes on where it stood, as a run does, and finds whatever `run` or `sweep` have done in the
+same folder. Each is written as soon as it is full: tables/<table>.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.ablate.paired import paired, share_of_gap, verdict
+from training.ablate.tables import Claim, LogFacts, Row, Table, table
+from training.ablate.variations import Variations
+from training.cost import conditions
+from training.encoded_log import EncodedLog
+from training.pipeline import measured, plan
+from training.recipe import load_recipe
+from training.stages import Step, Watcher, run_steps
+from training.steps import read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+def ablate(
+    recipe: str,
+    names: Sequence[str],
+    *,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    data: Path | None,
+    workers: int,
+    watcher: Watcher,
+) -> list[Path]:
+    """Fill these tables of a recipe; returns where each was written."""
+    loaded = load_recipe(recipe, overrides)
+    prepare = plan(loaded, list(seeds[:1]), runs=out, data=data).prepare
+    run_steps([prepare], out, workers=workers, watcher=watcher)
+    log = LogFacts.of(EncodedLog.open(prepare.folder(out) / "log"))
+    paths = []
+    for name in names:
+        vary = Variations(loaded.recipe)
+        wanted = table(name, vary, log)
+        steps = {row.cells: _steps_of(row, recipe, overrides, seeds, out, data) for row in wanted.rows}
+        run_steps([step for row in steps.values() for step in row], out, workers=workers, watcher=watcher)
+        figures = {
+            cells: [read_json(step.folder(out) / "figures.json") for step in row] for cells, row in steps.items()
+        }
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "table": name,
+            "recipe": loaded.recipe.model_dump(mode="json"),
+            "overrides": list(overrides),
+            "seeds": list(seeds),
+            "created": datetime.now(UTC).replace(microsecond=0).isoformat(),
+            "conditions": {key: value for key, value in conditions().items() if key in ("cpu", "python", "system")},
+            "untuned": sorted(vary.untuned),
+            **filled(wanted, figures),
+        }
+        path = out / "tables" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, facts)
+        paths.append(path)
+    return paths
+
+
+def _steps_of(
+    row: Row, recipe: str, overrides: Sequence[str], seeds: Sequence[int], out: Path, data: Path | None
+) -> list[Step]:
+    """What measures the row, a step a seed."""
+    laid_out = plan(load_recipe(recipe, [*overrides, *row.settings]), list(seeds), runs=out, data=data)
+    fits = [(of_seed.seed, of_seed.fits[row.model]) for of_seed in laid_out.seeds]
+    return [measured(fit, laid_out.prepare, f"{row.model.rpartition('.')[2]}-s{seed}") for seed, fit in fits]
+
+
+def filled(wanted: Table, figures: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """A table with what was measured of each row: a list of one entry a seed, as `steps.measure_fit` gives them.
+
+    Compared is AUC, under the truth where it is known.
+    """
+    first = next(iter(figures.values()))[0]
+    metric = "xauc" if first["test"].get("xauc") is not None else "auc"
+
+    def values(cells: tuple[str, ...]) -> list[float]:
+        return [entry["test"][metric] for entry in figures[cells]]
+
+    rows = []
+    for row in wanted.rows:
+        entry: dict[str, Any] = {
+            "cells": list(row.cells),
+            "settings": list(row.settings),
+            "model": row.model,
+            "seeds": list(figures[row.cells]),
+        }
+        if row.against is not None:
+            entry["against"] = list(row.against)
+            entry["difference"] = paired(values(row.cells), values(row.against))
+        if row.against is not None and row.ensemble is not None:
+            entry["ensemble"] = list(row.ensemble)
+            entry["less_ensemble"] = paired(values(row.cells), values(row.ensemble))
+            gap = paired(values(row.ensemble), values(row.against))
+            entry["share_of_ensembles_gain"] = share_of_gap(entry["difference"], gap)
+        rows.append(entry)
+    return {
+        "title": wanted.title,
+        "heads": list(wanted.heads),
+        "notes": list(wanted.notes),
+        "metric": metric,
+        "rows": rows,
+        "claims": [_judged(claim, values) for claim in wanted.claims],
+    }
+
+
+def _judged(claim: Claim, values: Any) -> dict[str, Any]:
+    pairs = []
+    for better, worse in claim.pairs:
+        difference = paired(values(better), values(worse))
+        pairs.append(
+            {"better": list(better), "worse": list(worse), "difference": difference, "verdict": verdict(difference)}
+        )
+    return {"text": claim.text, "pairs": pairs}
