@@ -53,7 +53,7 @@ _TABLES = {
     "schemes": "soft label or hint, pre-train or co-train (Table 2); mutual co-training",
     "teachers": "four students by five teachers (Table 3)",
     "count": "one, three, six teachers; M, D and S (Table 4)",
-    "gates": "form of the gate, and which rows it learns from",
+    "gates": "form of the gate, which rows it learns from, by which loss",
     "stopping": "what stops a student, merged validation",
     "controls": "the recipe's student beside what else could explain its gain",
     "data": "10, 30 and 100% of the training rows",
