@@ -228,7 +228,7 @@ class _SeedPlan:
             outputs["learned"] = together.first
         if recipe.gate.learns_by != "clicks":
             average = self._gate("average", GateOptions(form="average"), outputs)
-            outputs["student"] = self._distilled(average, teachers).first
+            outputs = {**outputs, "student": self._distilled(average, teachers).first}
         gate = self._gate("gate", recipe.gate, outputs)
         ensemble = gate
         if recipe.merge_validation:
