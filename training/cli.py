@@ -53,7 +53,7 @@ _TABLES = {
     "schemes": "soft label or hint, pre-train or co-train (Table 2); mutual co-training",
     "teachers": "four students by five teachers (Table 3)",
     "count": "one, three, six teachers; M, D and S (Table 4)",
-    "gates": "form of the gate, and which rows it learns from",
+    "gates": "form of the gate, which rows it learns from, by which loss",
     "stopping": "what stops a student, merged validation",
     "controls": "the recipe's student beside what else could explain its gain",
     "data": "10, 30 and 100% of the training rows",
@@ -312,7 +312,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from training.report.markdown import markdown
+    from training.results import markdown
 
     print(markdown(arguments.reports))
     return 0
@@ -350,7 +350,7 @@ def _loss(text: str) -> float:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    from training.ablate.markdown import markdown
+    from training.ablate.markdown import section
     from training.ablate.run import ablate
     from training.progress import Display
     from training.recipe import load_recipe
@@ -371,7 +371,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
             watcher=display,
         )
     for path in paths:
-        print("\n".join(markdown(read_json(path))), file=sys.stderr)
+        print("\n".join(section(read_json(path))), file=sys.stderr)
     print("\n".join(map(str, paths)))
     return 0
 

@@ -30,6 +30,7 @@ from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
 from training.errors import SplitError
 from training.metrics import auc, logloss, sigmoid
+from training.negatives import EVERY_ROW, Negatives
 from training.shares import Share
 from training.zoo import Encoded, Fields, build, check_options
 
@@ -138,6 +139,7 @@ def fit(
     valid: Sequence[Part] | None,
     epochs: int | None = None,
     share: Share | None = None,
+    negatives: Negatives = EVERY_ROW,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
@@ -146,14 +148,15 @@ def fit(
 
     With `valid`, stops by AUC on those parts and keeps the best epoch. Without, runs exactly `epochs`, which
     is how a refit trains on rows that it could not also be stopped by. `share` is what a copy of a teacher sees of
-    the training rows; `place` is where the network stands in the recipe, for advice.
+    the training rows, `negatives` what all networks see of them; `place` is where the network stands in the recipe,
+    for advice.
     """
     return fit_to(
         log,
-        lambda: ClickLearner(log, spec, options, place),
+        lambda: ClickLearner(log, spec, options, place, negatives.correction),
         options,
         seed=seed,
-        train_rows=rows_to_learn_from(log, train, share),
+        train_rows=rows_to_learn_from(log, train, share, negatives),
         valid_rows=None if valid is None else rows_to_learn_from(log, valid),
         better=higher_auc,
         epochs=epochs,
@@ -199,8 +202,12 @@ class Learner(nn.Module, ABC):
 class ClickLearner(Learner):
     """One network and the clicks of the log: L_T = CE(y, sigmoid(z_T))."""
 
-    def __init__(self, log: EncodedLog, spec: NetworkSpec, options: FitOptions, place: str = "") -> None:
+    def __init__(
+        self, log: EncodedLog, spec: NetworkSpec, options: FitOptions, place: str = "", correction: float = 0.0
+    ) -> None:
         super().__init__(spec, spec.build(log.fields), options, place)
+        self.correction = correction
+        """Of its logits on rows that were not sampled, see `negatives.py`."""
         self._label = np.asarray(log.label, dtype=np.float32)
         self._embedding_l2 = options.embedding_l2
 
@@ -211,7 +218,7 @@ class ClickLearner(Learner):
         return Loss(task_loss + embedding_penalty(self.network, batch, self._embedding_l2), {"train_loss": task_loss})
 
     def measure(self, log: EncodedLog, rows: NDArray[np.int64]) -> dict[str, float]:
-        return measure_clicks(score(log, self.network, rows), log.label[rows])
+        return measure_clicks(score(log, self.network, rows) + self.correction, log.label[rows])
 
 
 def measure_clicks(logit: NDArray[np.floating], label: NDArray[np.floating]) -> dict[str, float]:
@@ -522,9 +529,11 @@ def score(
     return logit
 
 
-def rows_to_learn_from(log: EncodedLog, parts: Sequence[Part], share: Share | None = None) -> NDArray[np.int64]:
+def rows_to_learn_from(
+    log: EncodedLog, parts: Sequence[Part], share: Share | None = None, negatives: Negatives = EVERY_ROW
+) -> NDArray[np.int64]:
     """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
-    rows = log.rows(parts)
+    rows = negatives.of(log, log.rows(parts))
     names = " + ".join(part.name.lower() for part in parts)
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")

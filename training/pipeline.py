@@ -13,7 +13,7 @@ redone only when something before it changes. Seeds vary training, not the log; 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
 from training.export import export as export_models
 from training.export import graph as draw_graph
+from training.gate import GateOptions
 from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
 from training.stages import Step
@@ -68,6 +69,8 @@ class Fit:
     again: Step
     logit: str = "logit.npy"
     """The file in either's folder that has its logit of every row."""
+    sampled: Mapping[str, Any] = field(default_factory=dict)
+    """`negatives`, where a recipe leaves out some of the training rows."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
             "platt": first.platt,
             "student": first.fits["student"].again,
             "control": first.fits["control"].again,
-            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare).items()},
+            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare, recipe.negatives.keep).items()},
         },
         _EXPORTING,
     )
@@ -130,16 +133,17 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
 def measured(fit: Fit, prepare: Step, label: str) -> Step:
     """What one model alone is measured by; `label` ends with the seed, as a fit's does."""
     needs = {"prepared": prepare, "first": fit.first, "again": fit.again}
-    return Step("figures", label, steps.measure_fit, {"logit": fit.logit}, needs, _MEASURING)
+    return Step("figures", label, steps.measure_fit, {"logit": fit.logit, **fit.sampled}, needs, _MEASURING)
 
 
-def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
+def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]:
     """One a model, so that they run beside whatever still trains; teachers by themselves are measured, not served."""
     teachers = {f"network:{name}": fit.again for name, fit in seed.teachers.items()}
 
     def graph(name: str, needs: Mapping[str, Step], calibration: str | None = None) -> Step:
         needs = {"prepared": prepare, **needs} | ({"platt": seed.platt} if calibration else {})
-        return Step("graph", name.replace("/", "-"), draw_graph, {"calibration": calibration}, needs, _EXPORTING)
+        arguments = {"calibration": calibration} | ({"keep": keep} if keep < 1 else {})
+        return Step("graph", name.replace("/", "-"), draw_graph, arguments, needs, _EXPORTING)
 
     return {
         **{
@@ -204,6 +208,8 @@ class _SeedPlan:
         self.recipe, self.seed, self.prepare = recipe, seed, prepare
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
+        is_sampled = recipe.negatives.keep < 1
+        self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
         """All of them, from the fits of teachers and control to what is measured."""
@@ -217,15 +223,13 @@ class _SeedPlan:
             teachers = {
                 name: self._taken(together, "teachers", name, f"teachers/{name}") for name in recipe.teacher_names
             }
-        learned = {"learned": together.first} if together and recipe.scheme.kind == "cotrain" else {}
-        gate = self._step(
-            "gate",
-            "gate",
-            steps.fit_the_gate,
-            {"options": recipe.gate.model_dump(mode="json")},
-            {"prepared": self.prepare, **learned, **self._outputs(teachers, "first", hints=self.gate_takes_hints)},
-            _GATING,
-        )
+        outputs = {"prepared": self.prepare, **self._outputs(teachers, "first", hints=self.gate_takes_hints)}
+        if together and recipe.scheme.kind == "cotrain":
+            outputs["learned"] = together.first
+        if recipe.gate.learns_by != "clicks":
+            average = self._gate("average", GateOptions(form="average"), outputs)
+            outputs = {**outputs, "student": self._distilled(average, teachers).first}
+        gate = self._gate("gate", recipe.gate, outputs)
         ensemble = gate
         if recipe.merge_validation:
             needs = {"gate": gate, **self._outputs(teachers, "again", hints=self.gate_takes_hints)}
@@ -238,7 +242,7 @@ class _SeedPlan:
             "calibrate",
             "platt",
             steps.calibrate,
-            {},
+            self.sampled,
             {
                 "prepared": self.prepare,
                 "ensemble": gate,
@@ -253,7 +257,7 @@ class _SeedPlan:
             "measure",
             "measure",
             steps.measure,
-            {"seed": self.seed},
+            {"seed": self.seed} | self.sampled,
             {
                 "prepared": self.prepare,
                 "gate": gate,
@@ -276,8 +280,8 @@ class _SeedPlan:
             fits={
                 "student": student,
                 "control": control,
-                "ensemble": Fit(gate, ensemble),
-                "average": Fit(gate, ensemble, "average_logit.npy"),
+                "ensemble": Fit(gate, ensemble, sampled=self.sampled),
+                "average": Fit(gate, ensemble, "average_logit.npy", self.sampled),
                 **{f"teachers.{name}": fit for name, fit in teachers.items()},
                 **{
                     f"zoo.{name}": self._fit(name, setting, "teachers", f"zoo.{name}")
@@ -314,12 +318,13 @@ class _SeedPlan:
         prepared = {"prepared": self.prepare}
         first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight, places)
         if not self.recipe.merge_validation:
-            return Fit(first, first)
+            return Fit(first, first, sampled=self.sampled)
         again = prepared | needs[1] | {"first": first}
-        return Fit(first, self._step("refit", label, run, arguments, again, code, weight, places))
+        refit = self._step("refit", label, run, arguments, again, code, weight, places)
+        return Fit(first, refit, sampled=self.sampled)
 
     def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:
-        arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
+        arguments = _network(setting) | {"seed": own_seed(self.seed, name)} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
         return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING, places={"recipe": place})
@@ -332,10 +337,14 @@ class _SeedPlan:
                 fits[name] = self._fit(name, setting, "teachers", f"teachers.{base}", share)
         return fits
 
+    def _gate(self, label: str, options: GateOptions, needs: Mapping[str, Step]) -> Step:
+        arguments = {"options": options.model_dump(mode="json")} | self.sampled
+        return self._step("gate", label, steps.fit_the_gate, arguments, needs, _GATING)
+
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")}
+        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
         return self._twice("student", "student", steps.distil, arguments, (first, again), _DISTILLING, weight=4)
 
     def _together(self) -> Fit:
@@ -350,6 +359,7 @@ class _SeedPlan:
             "form": recipe.gate.form,
             "seed": own_seed(self.seed, "together"),
         }
+        arguments |= self.sampled
         weight = 4 + len(recipe.teacher_names)
         return self._twice("together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight)
 
@@ -358,7 +368,7 @@ class _SeedPlan:
             self._step(place, label, steps.take, {"name": name}, {"source": source}, ())
             for place, source in ((stage, together.first), ("refit", together.again))
         )
-        return Fit(first, again if self.recipe.merge_validation else first)
+        return Fit(first, again if self.recipe.merge_validation else first, sampled=self.sampled)
 
     def _outputs(
         self, teachers: Mapping[str, Fit], which: Literal["first", "again"], *, hints: bool

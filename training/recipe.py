@@ -21,6 +21,7 @@ from training.distill import DistillOptions
 from training.errors import RecipeError
 from training.gate import GateOptions
 from training.loop import FitOptions, NetworkSpec
+from training.negatives import EVERY_ROW, Negatives
 from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
@@ -102,6 +103,8 @@ class Recipe(_Settings):
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    negatives: Negatives = EVERY_ROW
+    """Which rows without a click are trained on; undone in the exported graph."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""
     student: Distilled
@@ -188,6 +191,11 @@ class Recipe(_Settings):
             raise ValueError(
                 f"scheme {self.scheme.kind}: expected every teacher to see every batch, got copies by {parts}; "
                 "say by: seeds, or scheme: pretrain"
+            )
+        if self.scheme.kind != "pretrain" and self.gate.learns_by != "clicks":
+            raise ValueError(
+                f"gate.learns_by {self.gate.learns_by}: expected scheme pretrain, where a student of the average comes "
+                f"first, got {self.scheme.kind}"
             )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
