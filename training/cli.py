@@ -206,6 +206,15 @@ def _parser() -> argparse.ArgumentParser:
         search.add_argument(f"--{name}", nargs="+", type=form, metavar=name[:-1].upper(), help=text)
     search.set_defaults(command=_search)
 
+    again = commands.add_parser(
+        "report",
+        help="a run's report.html once more, from its report.json",
+        description="Writes report.html again, from the report.json of a run and the sweep and search that lie beside "
+        "it now. Nothing is trained or measured. Prints the path of report.html.",
+    )
+    again.add_argument("run", type=Path, metavar="RUN", help="folder of a run, as runs/synthetic, or its report.json")
+    again.set_defaults(command=_report)
+
     results = commands.add_parser(
         "results",
         help="reports of runs and tables of ablate as Markdown",
@@ -317,6 +326,13 @@ def _count(text: str, least: int = 0) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
     return number
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from training.report import report_again
+
+    print(report_again(arguments.run))
+    return 0
 
 
 def _positive(text: str) -> int:
