@@ -398,6 +398,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             init_sds=arguments.init_sds or INIT_SDS,
         )
     print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
+    print("".join(f"at the edge of the grid: {edge}\n" for edge in found["edges"]), end="", file=sys.stderr)
     print(found_at(out, arguments.sides))
     return 0
 
