@@ -56,8 +56,8 @@ def sweep(
     """Run every trial and write what was found to `found_at(out, sides)`; returns the same.
 
     `sides` are of `SIDES`; what is left out stays as the recipe has it. `best` names for each side (`teachers.dnn`,
-    `control`, `student`) the pair of highest score, `edges` says which of them lie at an end of the grid; `trials` has a
-    row a side, pair and seed; `settings` are the `--set` values that make a run of the best.
+    `control`, `student`) the pair of highest score, `edges` says which of them lie at an end of the grid; `trials` has
+    a row a side, pair and seed; `settings` are the `--set` values that make a run of the best.
     """
     unknown = sorted(set(sides) - {*SIDES, *_NAMES})
     if unknown or not sides or not learning_rates or not init_sds:

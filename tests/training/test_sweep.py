@@ -111,8 +111,8 @@ def test_its_settings_make_a_run_of_what_it_found(whole: tuple[Path, dict[str, A
     assert loaded.recipe.student.fit.learning_rate == found["best"]["student"]["learning_rate"]
     assert loaded.recipe.teachers["fm"].options["init_sd"] == found["best"]["teachers.fm"]["init_sd"]
     for of_seed in steps:
-        for refit in (of_seed.student, of_seed.control, *of_seed.teachers.values()):
-            assert (refit.needs["first"].folder(folder / "out") / "fit.json").exists()
+        for name in ("student", "control", *(f"teachers.{teacher}" for teacher in of_seed.teachers)):
+            assert (of_seed.fits[name].first.folder(folder / "out") / "fit.json").exists()
 
 
 def test_a_side_left_out_stays_as_the_recipe_has_it(tmp_path: Path) -> None:
