@@ -22,6 +22,7 @@ from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
 from training.export import export as export_models
 from training.export import graph as draw_graph
+from training.gate import GateOptions
 from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
 from training.stages import Step
@@ -247,15 +248,13 @@ class _SeedPlan:
             teachers = {
                 name: self._taken(together, "teachers", name, f"teachers/{name}") for name in recipe.teacher_names
             }
-        learned = {"learned": together.first} if together and recipe.scheme.kind == "cotrain" else {}
-        gate = self._step(
-            "gate",
-            "gate",
-            steps.fit_the_gate,
-            {"options": recipe.gate.model_dump(mode="json")} | self.sampled,
-            {"prepared": self.prepare, **learned, **self._outputs(teachers, "first", hints=self.gate_takes_hints)},
-            _GATING,
-        )
+        outputs = {"prepared": self.prepare, **self._outputs(teachers, "first", hints=self.gate_takes_hints)}
+        if together and recipe.scheme.kind == "cotrain":
+            outputs["learned"] = together.first
+        if recipe.gate.learns_by != "clicks":
+            average = self._gate("average", GateOptions(form="average"), outputs)
+            outputs = {**outputs, "student": self._distilled(average, teachers).first}
+        gate = self._gate("gate", recipe.gate, outputs)
         ensemble = gate
         if recipe.merge_validation:
             needs = {"gate": gate, **self._outputs(teachers, "again", hints=self.gate_takes_hints)}
@@ -381,6 +380,10 @@ class _SeedPlan:
                 share = setting.copies.share(index, own_seed(self.seed, base)) if setting.copies else None
                 fits[name] = self._fit(name, setting, "teachers", f"teachers.{base}", share)
         return fits
+
+    def _gate(self, label: str, options: GateOptions, needs: Mapping[str, Step]) -> Step:
+        arguments = {"options": options.model_dump(mode="json")} | self.sampled
+        return self._step("gate", label, steps.fit_the_gate, arguments, needs, _GATING)
 
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints

@@ -194,6 +194,11 @@ class Recipe(_Settings):
                 f"scheme {self.scheme.kind}: expected every teacher to see every batch, got copies by {parts}; "
                 "say by: seeds, or scheme: pretrain"
             )
+        if self.scheme.kind != "pretrain" and self.gate.learns_by != "clicks":
+            raise ValueError(
+                f"gate.learns_by {self.gate.learns_by}: expected scheme pretrain, where a student of the average comes "
+                f"first, got {self.scheme.kind}"
+            )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":

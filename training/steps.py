@@ -114,12 +114,13 @@ def fit_the_gate(
     options: Any,
     negatives: Any = None,
     learned: Path | None = None,
+    student: Path | None = None,
     **teachers: Path,
 ) -> None:
     """gate.json: fitted on valid B (or on train), decided on valid C; the ensemble's logit of every row beside it.
 
     `teachers` are the folders `teacher:<name>`, and `hints:<name>` where the gate takes hints; `learned` holds the gate
-    that was trained together with them.
+    that was trained together with them, `student` what a gate imitates that does not learn by clicks.
     """
     log = EncodedLog.open(prepared / "log")
     outputs, sampled = outputs_of(teachers), Negatives(**negatives or {})
@@ -133,6 +134,7 @@ def fit_the_gate(
         hints=outputs.hints,
         unseen=outputs.unseen,
         learned=None if learned is None else Gate.from_json(read_json(learned / "gate.json")),
+        student_logit=None if student is None else np.load(student / "logit.npy"),
         correction=sampled.correction,
     )
     write_json(

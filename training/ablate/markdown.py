@@ -13,13 +13,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from training.ablate.paired import LEAST_SEEDS
-from training.report.markdown import spread, table
+from training.markdown import spread, table
 
 _NAMES = {"xauc": ("xAUC", "xauc", "xlogloss"), "auc": ("AUC", "auc", "logloss")}
 
 
-def markdown(filled: Mapping[str, Any]) -> Iterator[str]:
-    """One section."""
+def overview(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Every claim by log: on how many of its pairs it held."""
+    logs = list(dict.fromkeys(filled["recipe"]["name"] for filled in tables))
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for filled in tables:
+        for claim in filled["claims"]:
+            by_log = found.setdefault((filled["table"], claim["text"]), {})
+            by_log[filled["recipe"]["name"]] = _in_short(claim["pairs"])
+    yield "### Every claim, by log"
+    yield ""
+    yield "Pairs on which it held, of all its pairs; in brackets where the opposite is as sure. The rest is open."
+    yield ""
+    rows = [[name, text, *(by_log.get(log, "") for log in logs)] for (name, text), by_log in found.items()]
+    yield from table(["table", "claim", *logs], rows)
+    yield ""
+
+
+def _in_short(pairs: Sequence[Mapping[str, Any]]) -> str:
+    verdicts = Counter(pair["verdict"] for pair in pairs)
+    if None in verdicts:
+        return "not judged"
+    against = f" ({verdicts['does not hold']} against)" if verdicts["does not hold"] else ""
+    return f"{verdicts['holds']} of {len(pairs)}{against}"
+
+
+def section(filled: Mapping[str, Any]) -> Iterator[str]:
+    """One table."""
     title, auc, loss = _NAMES[filled["metric"]]
     yield f"### {filled['recipe']['name']}: {filled['title']}"
     yield ""

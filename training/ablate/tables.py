@@ -233,7 +233,7 @@ def count(vary: Variations, log: LogFacts) -> Table:
 
 
 def gates(vary: Variations, log: LogFacts) -> Table:
-    """What the ensemble's weights depend on, and which rows they are learned from."""
+    """What the ensemble's weights depend on, which rows they are learned from, and by which loss."""
     control = ("no KD", "", "student")
     rows = [Row(control, (), "control")]
     average = ("average", "", "ensemble")
@@ -246,6 +246,11 @@ def gates(vary: Variations, log: LogFacts) -> Table:
             ensemble = (form, rows_of, "ensemble")
             rows.append(Row(ensemble, settings, "ensemble", average if form != "average" else None))
             rows.append(Row((form, rows_of, "student"), settings, "student", control, ensemble))
+    for loss in ("distillation", "divergence"):
+        settings = (*vary.teachers(SIX), f"gate={{form: per_teacher, learns_by: {loss}, fallback: false}}")
+        ensemble = ("per_teacher", f"held out, by {loss}", "ensemble")
+        rows.append(Row(ensemble, settings, "ensemble", average))
+        rows.append(Row((*ensemble[:2], "student"), settings, "student", control, ensemble))
     mixed = (*vary.teachers(SIX), "gate={form: per_teacher, fallback: false}", "student.fit.aggregate=probabilities")
     rows.append(
         Row(
@@ -266,8 +271,19 @@ def gates(vary: Variations, log: LogFacts) -> Table:
             "a gate learns better from held-out rows than from training rows (not in the paper)",
             tuple(((form, "held out", "ensemble"), (form, "train", "ensemble")) for form in learned),
         ),
+        Claim(
+            "a gate learns better from clicks than from the distillation loss, or that less entropy (not in the paper)",
+            tuple(
+                (("per_teacher", "held out", "ensemble"), ("per_teacher", f"held out, by {loss}", "ensemble"))
+                for loss in ("distillation", "divergence")
+            ),
+        ),
     )
-    return Table("gates", "Gates of 6T(M)", ("gate", "learns on", "model"), tuple(rows), claims)
+    notes = (
+        "by distillation: the loss of a student that learned from the average, as a gate would learn that the "
+        "student's gradient reaches; by divergence: that loss less the ensemble's entropy",
+    )
+    return Table("gates", "Gates of 6T(M)", ("gate", "learns on", "model"), tuple(rows), claims, notes)
 
 
 def stopping(vary: Variations, log: LogFacts) -> Table:

@@ -11,7 +11,7 @@ import yaml
 
 from tests.training.test_choices import RECIPE
 from training.__main__ import main
-from training.ablate.markdown import markdown
+from training.ablate.markdown import overview, section
 from training.ablate.run import filled
 from training.ablate.tables import Claim, Row, Table
 
@@ -59,7 +59,7 @@ def test_a_table_has_differences_shares_of_a_gap_and_verdicts():
 
 
 def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
-    text = "\n".join(markdown(made_up()))
+    text = "\n".join(section(made_up()))
 
     assert "python -m training ablate clicks --table made-up --seeds 3 --set source.seed=3" in text
     assert "| student | 0.7163 ± 0.0015 | 0.4284 ± 0.0002 | 0.9000 ± 0.0000 | +0.0153 ± 0.0003 | " in text
@@ -68,9 +68,18 @@ def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
     assert "| the student beats both | 1 | 0 | 1 | -0.0050 to +0.0153, median +0.0052 |" in text
 
 
+def test_an_overview_has_each_claim_by_log():
+    other = made_up() | {"recipe": {"name": "more"}}
+    few = made_up(seeds=2) | {"recipe": {"name": "few"}}
+    text = "\n".join(overview([made_up(), other, few]))
+
+    assert "| table | claim | clicks | more | few |" in text
+    assert "| made-up | the student beats both | 1 of 2 (1 against) | 1 of 2 (1 against) | not judged |" in text
+
+
 def test_fewer_than_three_seeds_make_no_claim_and_no_share():
     facts = made_up(seeds=2)
-    text = "\n".join(markdown(facts))
+    text = "\n".join(section(facts))
 
     assert facts["rows"][2]["share_of_ensembles_gain"] is None
     assert "75%" not in text

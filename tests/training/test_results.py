@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.report.run import measure, report
 from training.errors import DataError
-from training.report.markdown import markdown
+from training.results import markdown
 
 
 def written(folder: Path, name: str, **changes: object) -> Path:

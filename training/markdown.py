@@ -1,0 +1,23 @@
+"""Markdown that people read as text too: tables, and means with their spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """mean ± sd; the mean alone of one value, nothing of none."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return ""
+    mean = f"{statistics.mean(found):.4f}"
+    return f"{mean} ± {statistics.stdev(found):.4f}" if len(found) > 1 else mean
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
