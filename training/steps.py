@@ -45,7 +45,7 @@ from training.negatives import Negatives
 from training.shares import Share
 from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
-from training.warm import Start, refuse_rows_seen_before
+from training.warm import Start
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
 CONTROL_TRAIN, CONTROL_TRAIN_VALID = "control_train", "control_train_valid"
@@ -549,6 +549,7 @@ def fit_the_encoder(
     `earlier` is the name of its prepare step's folder, to be part of the key; places["earlier"] says where it lies.
     """
     from training.data.prepare import PrepareReport, first_times, fit_encoder
+    from training.data.seen_before import refuse_rows_seen_before
 
     before = None if earlier is None else Path(places["earlier"])
     if before is not None:

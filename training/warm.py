@@ -10,7 +10,7 @@ afresh, without moments: those of rows that are not met for days would say littl
 
 What is measured must be new to the weights it starts from: a first fit starts from the first fit of the earlier run, a
 refit from its refit, and the rows that those learned from have to end before the rows that the new ones are judged by
-(`refuse_rows_seen_before`).
+(`data/seen_before.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.errors import RecipeError, SplitError
+from training.errors import RecipeError
 from training.zoo import FieldEmbedding, Fields
 
 VERSION_FILE = "version.json"
@@ -121,27 +120,3 @@ class Start:
             f"warm_start: {self.folder}: its {name!r} does not fit the network of now; expected the same network and "
             "sizes. Say the options it had, or leave warm_start out"
         )
-
-
-def refuse_rows_seen_before(
-    earlier: Mapping[str, str], first_time: Mapping[str, str], source: str, *, is_refitted: bool = True
-) -> None:
-    """`SplitError` where weights to start from have learned from rows that are to stop, calibrate or test.
-
-    `earlier` has the last moment of each part of the earlier run, `first_time` the first of each part now, ISO 8601.
-    """
-    if not earlier or not first_time:
-        raise SplitError(
-            "warm_start: expected logs with a timestamp, which shows that no row is judged by weights that learned "
-            "from it; got none. Name it in the schema"
-        )
-    train, valid = ([name for name in earlier if name.startswith(part)] for part in ("train", "valid"))
-    checks: list[tuple[str, list[str], str]] = [("first fits", train, "valid"), ("refits", [*train, *valid], "test")]
-    for fits, learned, judged in checks[: 2 if is_refitted else 1]:
-        end = max(datetime.fromisoformat(earlier[name]) for name in learned)
-        start = min(datetime.fromisoformat(time) for name, time in first_time.items() if name.startswith(judged))
-        if start <= end:
-            raise SplitError(
-                f"warm_start: {source}: its {fits} learned from rows up to {end.isoformat()}, and now {judged} begins "
-                f"at {start.isoformat()}; expected it to begin later. Start from an earlier run, or split later"
-            )
