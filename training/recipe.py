@@ -105,6 +105,8 @@ class Recipe(_Settings):
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    warm_start: str | None = None
+    """The folder of an earlier run that encoders and networks start from, relative to the recipe file."""
     negatives: Negatives = EVERY_ROW
     """Which rows without a click are trained on; undone in the exported graph."""
     gate: GateOptions = GateOptions()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def sweep(
     """Run every trial and write what was found to `found_at(out, sides)`; returns the same.
 
     `sides` are of `SIDES`; what is left out stays as the recipe has it. `best` names for each side (`teachers.dnn`,
-    `control`, `student`) the pair of highest score; `trials` has a row a side, pair and seed; `settings` are the
-    `--set` values that make a run of the best.
+    `control`, `student`) the pair of highest score, `edges` says which of them lie at an end of the grid; `trials` has
+    a row a side, pair and seed; `settings` are the `--set` values that make a run of the best.
     """
     unknown = sorted(set(sides) - {*SIDES, *_NAMES})
     if unknown or not sides or not learning_rates or not init_sds:
@@ -88,6 +88,7 @@ def sweep(
         "judged_by": "AUC less logloss on validation part A, mean over seeds",
         "grid": {"learning_rate": list(learning_rates), "init_sd": list(init_sds), "seeds": list(seeds)},
         "best": best,
+        "edges": edges_of(best, {"learning_rate": learning_rates, "init_sd": init_sds}),
         "settings": settings,
         "trials": trials,
     }
@@ -113,6 +114,18 @@ def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
         for pair, same in pairs.items()
     ]
     return max(means, key=lambda mean: mean["valid_auc"] - mean["valid_logloss"])
+
+
+def edges_of(best: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Sequence[float]]) -> list[str]:
+    """What was found best at the end of its grid, in words: beyond may be better, and a side that could not go there
+    was tuned less than the others."""
+    found = []
+    for side, pair in best.items():
+        for name, values in grid.items():
+            for end, most in (("smallest", min(values)), ("largest", max(values))):
+                if pair[name] == most and len(set(values)) > 1:
+                    found.append(f"{side}: the best {name}, {most:g}, is the {end} tried; add one beyond it")
+    return found
 
 
 def _names(recipe: Recipe, sides: Sequence[str]) -> list[str]:

@@ -100,6 +100,8 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
     yield f"    {command} --learning-rates {tried} --init-sds {drawn}"
     yield ""
     yield f"Judged by {sweep['judged_by']}."
+    if sweep.get("edges"):
+        yield f"At the edge of the grid, so perhaps not the best there is: {'; '.join(sweep['edges'])}."
     yield "AUC, logloss (epochs, a seed each) by learning rate and embedding init:"
     for side, best in sweep["best"].items():
         cells: dict[tuple[float, float], list[Mapping[str, Any]]] = {}

@@ -17,6 +17,10 @@ from training.pipeline import plan
 from training.recipe import load_recipe
 from training.zoo import NETWORKS
 
+ZOO = tuple(
+    f"zoo.{name}={{network: {name}, options: {{dim: 4, hidden: [16]}}, fit: {{learning_rate: 0.003}}}}"
+    for name in ("nfm", "dcn", "xdeepfm")
+)
 LOG = LogFacts(has_history=True, train_days=5)
 
 
@@ -66,7 +70,7 @@ def test_facts_of_a_log(tmp_path: Path):
 
 
 def test_a_network_is_taken_as_the_recipe_tuned_it_and_said_where_nobody_did():
-    recipe = load_recipe("synthetic", ["zoo.nfm=null"]).recipe
+    recipe = load_recipe("synthetic", [*ZOO, "zoo.nfm=null"]).recipe
     vary = Variations(recipe)
 
     assert vary.network("dcnv2")["fit"]["learning_rate"] == recipe.teachers["dcnv2"].fit.learning_rate
@@ -77,8 +81,8 @@ def test_a_network_is_taken_as_the_recipe_tuned_it_and_said_where_nobody_did():
 
 
 def test_a_student_of_another_network_distils_as_the_recipes_own_and_has_a_control_of_its_shape():
-    recipe = load_recipe("synthetic", ["student.fit.temperature=2"]).recipe
-    other = load_recipe("synthetic", ["student.fit.temperature=2", *Variations(recipe).student("dcn")]).recipe
+    recipe = load_recipe("synthetic", [*ZOO, "student.fit.temperature=2"]).recipe
+    other = load_recipe("synthetic", [*ZOO, "student.fit.temperature=2", *Variations(recipe).student("dcn")]).recipe
 
     assert other.student.network == other.control.network == "dcn"
     assert other.student.fit.temperature == 2
