@@ -32,6 +32,7 @@ from training.errors import SplitError
 from training.metrics import auc, logloss, sigmoid
 from training.negatives import EVERY_ROW, Negatives
 from training.shares import Share
+from training.warm import Start
 from training.zoo import Encoded, Fields, build, check_options
 
 SCORE_ROWS = 8192
@@ -140,6 +141,7 @@ def fit(
     epochs: int | None = None,
     share: Share | None = None,
     negatives: Negatives = EVERY_ROW,
+    start: Start | None = None,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
@@ -148,12 +150,12 @@ def fit(
 
     With `valid`, stops by AUC on those parts and keeps the best epoch. Without, runs exactly `epochs`, which
     is how a refit trains on rows that it could not also be stopped by. `share` is what a copy of a teacher sees of
-    the training rows, `negatives` what all networks see of them; `place` is where the network stands in the recipe,
-    for advice.
+    the training rows, `negatives` what all networks see of them; `start` is an earlier fit whose weights it starts
+    from; `place` is where the network stands in the recipe, for advice.
     """
     return fit_to(
         log,
-        lambda: ClickLearner(log, spec, options, place, negatives.correction),
+        lambda: started(ClickLearner(log, spec, options, place, negatives.correction), start, log.fields),
         options,
         seed=seed,
         train_rows=rows_to_learn_from(log, train, share, negatives),
@@ -234,6 +236,13 @@ def higher_auc(new: Mapping[str, float], best: Mapping[str, float]) -> bool:
 def setting_of(spec: NetworkSpec, options: FitOptions, place: str = "") -> Setting:
     """What a network's message about a runaway loss is to name."""
     return Setting(spec.network, place, options.learning_rate, spec.options.get("init_sd"))
+
+
+def started(learner: Learner, start: Start | None, fields: Fields) -> Learner:
+    """The learner, its network with the weights of an earlier fit if there is one."""
+    if start is not None:
+        start.into(learner.network, fields)
+    return learner
 
 
 class AfterEpoch(Protocol):

@@ -26,6 +26,8 @@ from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
 
+NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")
+"""Settings of `student.fit` that mean nothing to peers, which teach by a loss of their own."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -103,6 +105,8 @@ class Recipe(_Settings):
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    warm_start: str | None = None
+    """The folder of an earlier run that encoders and networks start from, relative to the recipe file."""
     negatives: Negatives = EVERY_ROW
     """Which rows without a click are trained on; undone in the exported graph."""
     gate: GateOptions = GateOptions()
@@ -200,8 +204,8 @@ class Recipe(_Settings):
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":
-            own = {"temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head"}
-            changed = sorted(name for name in own if getattr(fit, name) != DistillOptions.model_fields[name].default)
+            defaults = DistillOptions.model_fields
+            changed = sorted(name for name in NOT_OF_MUTUAL if getattr(fit, name) != defaults[name].default)
             if changed:
                 raise ValueError(
                     f"scheme mutual: peers teach by their own loss, expected student.fit without {', '.join(changed)}; "

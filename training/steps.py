@@ -45,6 +45,7 @@ from training.negatives import Negatives
 from training.shares import Share
 from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
+from training.warm import Start
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
 CONTROL_TRAIN, CONTROL_TRAIN_VALID = "control_train", "control_train_valid"
@@ -69,12 +70,13 @@ def fit_network(
     places: Mapping[str, str],
     share: Any = None,
     negatives: Any = None,
+    start: str | None = None,
     first: Path | None = None,
 ) -> None:
     """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
 
     `places` says where the network stands in the recipe: one fit may stand in several. `negatives` is what of the rows
-    everyone sees, here and below.
+    everyone sees, `start` the folder of an earlier fit in the run that `places` names, here and below.
     """
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
@@ -88,6 +90,7 @@ def fit_network(
         **when,
         share=share,
         negatives=sampled,
+        start=_start(start, places),
         place=place,
         progress=report,
         checkpoint=_checkpoint(folder),
@@ -165,6 +168,8 @@ def distil(
     options: Any,
     seed: int,
     negatives: Any = None,
+    start: str | None = None,
+    places: Mapping[str, str] | None = None,
     first: Path | None = None,
     **teachers: Path,
 ) -> None:
@@ -186,6 +191,7 @@ def distil(
         seed=seed,
         **_when(first),
         negatives=Negatives(**negatives or {}),
+        start=_start(start, places),
         place="student",
         progress=report,
         checkpoint=_checkpoint(folder),
@@ -205,6 +211,8 @@ def train_together(
     form: str,
     seed: int,
     negatives: Any = None,
+    start: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
     first: Path | None = None,
 ) -> None:
     """Teachers and student at once, each in a folder of its own: teachers/<name> and student; with `first`, the refit.
@@ -233,6 +241,7 @@ def train_together(
         seed=seed,
         **when,
         negatives=sampled,
+        starts={name: found for name, place in (start or {}).items() if (found := _start(place, places))},
         gate=Gate.from_json(read_json(first / "gate.json")) if first and (first / "gate.json").exists() else None,
         progress=report,
         checkpoint=_checkpoint(folder),
@@ -404,6 +413,13 @@ def _say_what_to_lower(
     (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows), encoding="utf-8")
 
 
+def _start(folder: str | None, places: Mapping[str, str] | None) -> Start | None:
+    """The fit in `folder` of the run at places["start"], whose log was prepared at places["earlier"]."""
+    if folder is None or places is None:
+        return None
+    return Start(Path(places["start"]) / folder, EncodedLog.open(Path(places["earlier"]) / "log").fields)
+
+
 def _checkpoint(folder: Path) -> Checkpoint:
     """That of the fit that fills a folder."""
     return Checkpoint(folder / UNDER_WAY / "checkpoint.pt")
@@ -525,12 +541,22 @@ def fit_the_encoder(
     places: Mapping[str, str],
     surveyed: Path,
     log: Path | None = None,
+    earlier: str | None = None,
+    is_refitted: bool = True,
 ) -> None:
-    """Vocabularies and edges from training rows."""
-    from training.data.prepare import fit_encoder
+    """Vocabularies and edges from training rows; those of an earlier run, extended.
 
+    `earlier` is the name of its prepare step's folder, to be part of the key; places["earlier"] says where it lies.
+    """
+    from training.data.prepare import PrepareReport, first_times, fit_encoder
+    from training.data.seen_before import refuse_rows_seen_before
+
+    before = None if earlier is None else Path(places["earlier"])
+    if before is not None:
+        ended, name = PrepareReport.read(before).last_time, str(before.parent.parent)
+        refuse_rows_seen_before(ended, first_times(surveyed), name, is_refitted=is_refitted)
     opened, meaning, cache = _open(source, schema, places, log)
-    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache)
+    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
 
 
 def prepare_log(
