@@ -33,13 +33,13 @@ class Platt:
         return np.asarray(self.scale * np.asarray(logit, dtype=np.float64) + self.bias)
 
 
-def fit_platt(logit: ArrayLike, label: ArrayLike, *, max_steps: int = 50) -> Platt:
+def fit_platt(logit: ArrayLike, label: ArrayLike, *, correction: float = 0.0, max_steps: int = 50) -> Platt:
     """The scale and bias of least cross-entropy, by Newton's method; `SplitError` without both kinds of rows.
 
     A normal prior holds the scale near 1, as ((scale - 1) / .5)^2 / 2 beside the sum of the cross-entropies, so that
     few clicks, or logits that separate clicks perfectly, give a sober one. (Platt's smoothed targets do not: it is the
     scale that ten clicks leave open.) Nothing holds the bias: the mean prediction is the click rate. A step that would
-    raise the loss is halved.
+    raise the loss is halved. `correction` (`negatives.py`) is added behind scale and bias, as it is where they serve.
     """
     z = np.asarray(logit, dtype=np.float64)
     y = np.asarray(label, dtype=np.float64)
@@ -50,13 +50,13 @@ def fit_platt(logit: ArrayLike, label: ArrayLike, *, max_steps: int = 50) -> Pla
     prior = np.array([PRIOR_SCALE_SD**-2, 0.0])  # precision of scale and bias
 
     def loss(theta: NDArray[np.float64]) -> float:
-        s = x @ theta
+        s = x @ theta + correction
         return float(np.mean(np.logaddexp(0, s) - y * s) + prior @ (theta - unchanged) ** 2 / (2 * len(y)))
 
     theta = unchanged
     current = loss(theta)
     for _ in range(max_steps):
-        p = sigmoid(x @ theta)
+        p = sigmoid(x @ theta + correction)
         gradient = (x.T @ (p - y) + prior * (theta - unchanged)) / len(y)
         curvature = ((x * (p * (1 - p))[:, None]).T @ x + np.diag(prior)) / len(y)
         step = np.linalg.solve(curvature, gradient)

@@ -53,7 +53,7 @@ _TABLES = {
     "schemes": "soft label or hint, pre-train or co-train (Table 2); mutual co-training",
     "teachers": "four students by five teachers (Table 3)",
     "count": "one, three, six teachers; M, D and S (Table 4)",
-    "gates": "form of the gate, and which rows it learns from",
+    "gates": "form of the gate, which rows it learns from, by which loss",
     "stopping": "what stops a student, merged validation",
     "controls": "the recipe's student beside what else could explain its gain",
     "data": "10, 30 and 100% of the training rows",
@@ -135,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where bundles go (default models/repository; with --out, OUT/repository)",
     )
+    run.add_argument(
+        "--warm-start",
+        type=Path,
+        metavar="DIR",
+        help="start from this earlier run, say runs/yesterday: its ids stay, its weights are where training begins",
+    )
     run.set_defaults(command=_run)
 
     sweep = commands.add_parser(
@@ -206,6 +212,15 @@ def _parser() -> argparse.ArgumentParser:
         search.add_argument(f"--{name}", nargs="+", type=form, metavar=name[:-1].upper(), help=text)
     search.set_defaults(command=_search)
 
+    again = commands.add_parser(
+        "report",
+        help="a run's report.html once more, from its report.json",
+        description="Writes report.html again, from the report.json of a run and the sweep and search that lie beside "
+        "it now. Nothing is trained or measured. Prints the path of report.html.",
+    )
+    again.add_argument("run", type=Path, metavar="RUN", help="folder of a run, as runs/synthetic, or its report.json")
+    again.set_defaults(command=_report)
+
     results = commands.add_parser(
         "results",
         help="reports of runs and tables of ablate as Markdown",
@@ -270,9 +285,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from training.run import run
 
+    warm = [] if arguments.warm_start is None else [f"warm_start={json.dumps(str(arguments.warm_start.resolve()))}"]
     path = run(
         arguments.recipe,
-        overrides=arguments.set,
+        overrides=[*arguments.set, *warm],
         seeds=list(range(1, arguments.seeds + 1)),
         out=arguments.out,
         repository=arguments.repository,
@@ -303,7 +319,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from training.report.markdown import markdown
+    from training.results import markdown
 
     print(markdown(arguments.reports))
     return 0
@@ -317,6 +333,13 @@ def _count(text: str, least: int = 0) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
     return number
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from training.report import report_again
+
+    print(report_again(arguments.run))
+    return 0
 
 
 def _positive(text: str) -> int:
@@ -334,7 +357,7 @@ def _loss(text: str) -> float:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    from training.ablate.markdown import markdown
+    from training.ablate.markdown import section
     from training.ablate.run import ablate
     from training.progress import Display
     from training.recipe import load_recipe
@@ -355,7 +378,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
             watcher=display,
         )
     for path in paths:
-        print("\n".join(markdown(read_json(path))), file=sys.stderr)
+        print("\n".join(section(read_json(path))), file=sys.stderr)
     print("\n".join(map(str, paths)))
     return 0
 
@@ -382,6 +405,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             init_sds=arguments.init_sds or INIT_SDS,
         )
     print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
+    print("".join(f"at the edge of the grid: {edge}\n" for edge in found["edges"]), end="", file=sys.stderr)
     print(found_at(out, arguments.sides))
     return 0
 

@@ -50,8 +50,11 @@ from training.loop import (
     run_epochs,
     score,
     seeded,
+    started,
 )
 from training.metrics import sigmoid
+from training.negatives import EVERY_ROW, Negatives
+from training.warm import Start
 from training.zoo import Encoded
 
 LossName = Literal["soft", "hint", "mse"]
@@ -210,9 +213,17 @@ class HintRegression(nn.Module):
 class Imitation(nn.Module):
     """L_S, and what is learned for its sake and thrown away: the matrices of hint regression, the auxiliary head."""
 
-    def __init__(self, options: DistillOptions, student_width: int | None, teacher_widths: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        options: DistillOptions,
+        student_width: int | None,
+        teacher_widths: Sequence[int] = (),
+        correction: float = 0.0,
+    ) -> None:
         super().__init__()
         self.options = options
+        self.correction = correction
+        """Of logits on rows that were not sampled, the ensemble's and the student's, see `negatives.py`."""
         if options.needs_student_hint and student_width is None:
             raise ValueError("student: expected a network with a hidden layer, got one that gives no hint")
         width = student_width or 0
@@ -259,12 +270,18 @@ class StudentLearner(Learner):
     """A student beside an ensemble that has been asked already."""
 
     def __init__(
-        self, log: EncodedLog, spec: NetworkSpec, options: DistillOptions, targets: EnsembleTargets, place: str = ""
+        self,
+        log: EncodedLog,
+        spec: NetworkSpec,
+        options: DistillOptions,
+        targets: EnsembleTargets,
+        place: str = "",
+        correction: float = 0.0,
     ) -> None:
         super().__init__(spec, spec.build(log.fields), options, place)
         self.options, self.targets = options, targets
         width = spec.hint_width(log.fields) if options.needs_student_hint else None
-        self.imitation = Imitation(options, width, [hint.shape[1] for hint in targets.hints])
+        self.imitation = Imitation(options, width, [hint.shape[1] for hint in targets.hints], correction)
         self._label = np.asarray(log.label, dtype=np.float32)
 
     def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
@@ -295,7 +312,7 @@ def measure_student(
         if imitation.hint is not None:
             with torch.inference_mode():
                 hint_loss += imitation.hint(hint, target)[0].item() * len(logit) / len(rows)
-    found = _served(options, wanted, served, log.label[rows])
+    found = _served(options, wanted + imitation.correction, served + imitation.correction, log.label[rows])
     if set(options.losses) != {"soft"}:
         tau_squared = options.temperature**2 if options.scale_by_tau_squared else 1.0
         parts = {
@@ -352,6 +369,8 @@ def fit_student(
     train: Sequence[Part],
     valid: Sequence[Part] | None,
     epochs: int | None = None,
+    negatives: Negatives = EVERY_ROW,
+    start: Start | None = None,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
@@ -359,18 +378,18 @@ def fit_student(
     """Train on clicks and on what the ensemble says.
 
     With `valid`, stops on those parts as the options say; without, runs exactly `epochs`. Fine-tuning comes after
-    either. `place` and `checkpoint` as for `loop.fit`.
+    either. `negatives`, `start`, `place` and `checkpoint` as for `loop.fit`.
     """
     if targets.logit.shape != (len(log),):
         raise ValueError(f"targets: expected a logit for each of {len(log)} rows, got {targets.logit.shape}")
     if ("hint" in options.losses) != bool(targets.hints):
         raise ValueError(f"targets: expected hints where losses has hint, got {len(targets.hints)} teachers' hints")
-    train_rows = rows_to_learn_from(log, train)
+    train_rows = rows_to_learn_from(log, train, negatives=negatives)
     needs_labels = options.stop_by == "valid_auc"
     valid_rows = None if valid is None else rows_to_learn_from(log, valid) if needs_labels else log.rows(valid)
     result = fit_to(
         log,
-        lambda: StudentLearner(log, spec, options, targets, place),
+        lambda: started(StudentLearner(log, spec, options, targets, place, negatives.correction), start, log.fields),
         options,
         seed=seed,
         train_rows=train_rows,
@@ -389,6 +408,7 @@ def fit_student(
         seed=seed,
         train_rows=train_rows,
         watch=watch,
+        correction=negatives.correction,
         place=place,
         progress=progress,
         checkpoint=checkpoint,
@@ -404,16 +424,19 @@ class LastEpoch:
         network: nn.Module,
         options: DistillOptions,
         watch: tuple[NDArray[np.int64], EnsembleTargets] | None,
+        correction: float,
     ) -> None:
         self.log, self.network, self.options, self.watch = log, network, options, watch
+        self.correction = correction
         self.state: dict[str, Tensor] = {}
 
     def __call__(self, row: dict[str, float]) -> bool:
         self.state = copy_of_state(self.network)
         if self.watch is not None:
             rows, targets = self.watch
-            served = score(self.log, self.network, rows)
-            row |= _served(self.options, targets.of(rows).logit.numpy(), served, self.log.label[rows])
+            served = score(self.log, self.network, rows) + self.correction
+            wanted = targets.of(rows).logit.numpy() + self.correction
+            row |= _served(self.options, wanted, served, self.log.label[rows])
         return False
 
     def state_dict(self) -> dict[str, Any]:
@@ -432,6 +455,7 @@ def fine_tuned(
     seed: int,
     train_rows: NDArray[np.int64],
     watch: tuple[NDArray[np.int64], EnsembleTargets] | None = None,
+    correction: float = 0.0,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
@@ -447,7 +471,7 @@ def fine_tuned(
     with seeded(seed):
         learner = FineTuning(log, spec, slower, place)
         learner.network.load_state_dict(result.state)
-        last = LastEpoch(log, learner.network, options, watch)
+        last = LastEpoch(log, learner.network, options, watch, correction)
         rows = run_epochs(
             log,
             learner,

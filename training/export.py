@@ -96,6 +96,7 @@ def graph(
     *,
     prepared: Path,
     calibration: str | None = None,
+    keep: float = 1.0,
     platt: Path | None = None,
     gate: Path | None = None,
     **networks: Path,
@@ -103,10 +104,11 @@ def graph(
     """The `graph` step of one model: `networks` are the folders `network:<name>` of fits, teachers in the gate's order.
 
     `calibration` names the entry of platt.json; without, as for a teacher by itself, pctr is the logit's sigmoid.
+    `keep` is the share of non-clicks that the networks saw.
     """
     fields = EncodedLog.open(prepared / "log").fields
     loaded = {name.partition(":")[2]: load_network(place, fields) for name, place in networks.items()}
-    build_graph(folder, loaded, _head(calibration, platt, gate), prepared=prepared, report=report)
+    build_graph(folder, loaded, _head(calibration, keep, platt, gate), prepared=prepared, report=report)
 
 
 def export(
@@ -130,11 +132,11 @@ def export(
     """
     measures = _read(measured / "measure.json")
     weights = measures["gate"]["mean_weights"]
-    temperature = recipe["student"]["fit"]["temperature"]
+    temperature, keep = recipe["student"]["fit"]["temperature"], recipe["negatives"]["keep"]
     models = {
-        STUDENT: About(_head("student", platt), np.load(student / "logit.npy"), weights, temperature),
-        CONTROL: About(_head("control_train", platt), np.load(control / "logit.npy")),
-        ENSEMBLE: About(_head("ensemble", platt, gate), np.load(ensemble / "logit.npy"), weights),
+        STUDENT: About(_head("student", keep, platt), np.load(student / "logit.npy"), weights, temperature),
+        CONTROL: About(_head("control_train", keep, platt), np.load(control / "logit.npy")),
+        ENSEMBLE: About(_head("ensemble", keep, platt, gate), np.load(ensemble / "logit.npy"), weights),
     }
     places = {name.partition(":")[2]: place for name, place in graphs.items()}
     build_cards(folder, models, places, prepared=prepared, recipe=recipe, test=measures["test"], report=report)
@@ -247,9 +249,9 @@ def git_state(root: Path = _ROOT) -> tuple[str | None, bool]:
     return (None, False) if commit is None else (commit, bool(git("status", "--porcelain", "--untracked-files=no")))
 
 
-def _head(calibration: str | None, platt: Path | None, gate: Path | None = None) -> Head:
+def _head(calibration: str | None, keep: float, platt: Path | None, gate: Path | None = None) -> Head:
     pair = Platt() if calibration is None or platt is None else Platt(*_read(platt / "platt.json")[calibration])
-    return Head(pair, None if gate is None else Gate.from_json(_read(gate / "gate.json")["gate"]))
+    return Head(pair, None if gate is None else Gate.from_json(_read(gate / "gate.json")["gate"]), keep)
 
 
 def _card(

@@ -16,8 +16,9 @@ Four rules, each measured (a gate trained otherwise was worse than the plain ave
 
 - it starts at zero, where alpha is 1/M and the ensemble is the average;
 - it learns from its own cross-entropy with clicks on rows the teachers did not train on (validation part B), never
-  from the distillation loss, which would have it choose the teacher that is easiest to imitate. `learns_on: train` is
-  what the paper probably did, for comparison;
+  from the distillation loss, which would have it choose the teacher that is lowest where clicks are rare, or easiest to
+  imitate. `learns_on: train` is what the paper probably did, `learns_by` what a gate would that the student's gradient
+  reaches: both for comparison;
 - its numbers have a prior (`PRIOR_SD`), or a gate that switches runs off to where float32 stops agreeing with itself;
 - it is kept only where it beats the average on other rows again (part C). Either way scale and bias are fitted on B.
 """
@@ -31,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -56,10 +57,23 @@ class GateOptions(BaseModel):
     learns_on: Literal["held_out", "train"] = "held_out"
     """Rows that a gate over finished teachers learns from: validation part B, or the rows that its teachers learned
     from. A co-trained gate learns with its teachers, on training rows."""
+    learns_by: Literal["clicks", "distillation", "divergence"] = "clicks"
+    """What its weights make small: cross-entropy with clicks; or, as a gate would that the student's gradient reaches,
+    the distillation loss, or that less the ensemble's entropy, of a student that learned from the average. The last two
+    are there to be compared with (docs/training.md)."""
     fallback: bool = True
     """The average takes its place where the gate does not beat it on part C."""
     hints_l2: float = Field(default=0.1, ge=0)
     """Of the form `hints`: added to its loss, this times half the squared A, of inputs brought to a spread of 1."""
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> GateOptions:
+        if self.learns_by != "clicks" and self.form in ("average", "stacking"):
+            raise ValueError(
+                f"learns_by {self.learns_by}: expected a softmax with weights to learn, got form {self.form}; "
+                "say form: per_teacher"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -222,12 +236,16 @@ def fit_gate(
     rows_train: NDArray[np.integer] | None = None,
     unseen: NDArray[np.bool_] | None = None,
     learned: Gate | None = None,
+    student_logit: NDArray[np.floating] | None = None,
+    correction: float = 0.0,
 ) -> GateResult:
     """Learn on rows B, or on `rows_train` if the options say so; scale and bias on B; decide on C.
 
     `teacher_logits` [n, M] are of teachers that saw neither B nor C, `hints` [n, H_i] a teacher for the form that takes
     them; on training rows the gate weighs only teachers that are `unseen` [n, M] there. A gate that was `learned`
-    together with its teachers is only scaled and decided on.
+    together with its teachers is only scaled and decided on; one that does not learn by clicks imitates the
+    `student_logit` [n]. `correction` (`negatives.py`) is for logits on B and C;
+    training rows are those that teachers saw, and need none.
     """
     options = options or GateOptions()
     learn_from = rows_b
@@ -242,11 +260,12 @@ def fit_gate(
         raise ValueError(f"hints: expected those of each of {teacher_logits.shape[1]} teachers, got {len(hints)}")
     hints_b, hints_c = [hint[rows_b] for hint in hints], [hint[rows_c] for hint in hints]
 
-    average = _scaled(average_of(z_b.shape[1]), z_b, y_b)
-    gate = learned or _learned(options, teacher_logits, label, hints, learn_from, unseen)
-    gate = _scaled(gate, z_b, y_b, hints_b)
+    average = _scaled(average_of(z_b.shape[1]), z_b, y_b, correction=correction)
+    of_rows = correction if learn_from is rows_b else 0.0
+    gate = learned or _learned(options, teacher_logits, label, hints, learn_from, unseen, of_rows, student_logit)
+    gate = _scaled(gate, z_b, y_b, hints_b, correction=correction)
     evidence = {
-        f"{name}_ce_{part}": cross_entropy(rival.ensemble_logit(z, v), y)
+        f"{name}_ce_{part}": cross_entropy(rival.ensemble_logit(z, v) + correction, y)
         for part, z, v, y in (("b", z_b, hints_b, y_b), ("c", z_c, hints_c, y_c))
         for name, rival in (("average", average), ("gate", gate))
     }
@@ -267,8 +286,10 @@ def _learned(
     hints: Sequence[NDArray[np.floating]],
     rows: NDArray[np.integer],
     unseen: NDArray[np.bool_] | None,
+    correction: float,
+    student_logit: NDArray[np.floating] | None,
 ) -> Gate:
-    """Minimise CE(y, z_E) with the prior on each number: they are few, so all rows are one batch (L-BFGS, float64)."""
+    """Minimise a loss of z_E with the prior on each number: few, so all rows are one batch (L-BFGS, float64)."""
     teachers = teacher_logits.shape[1]
     inputs = teachers + sum(hint.shape[1] for hint in hints)
     rows = rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
@@ -276,11 +297,26 @@ def _learned(
     y = torch.from_numpy(np.asarray(label[rows], dtype=np.float64))
     may_speak = None if unseen is None or options.learns_on == "held_out" else torch.from_numpy(unseen[rows])
     if options.form == "stacking":
-        return _stacked(z, y)
+        return _stacked(z, y, correction)
+
+    if options.learns_by == "clicks":
+
+        def loss_of(ensemble_logit: Tensor) -> Tensor:
+            return _ce(ensemble_logit + correction, y)
+
+    else:
+        if student_logit is None:
+            raise ValueError(
+                f"student_logit: expected what a gate imitates that learns by {options.learns_by}, got none"
+            )
+        z_s = torch.from_numpy(np.asarray(student_logit[rows], dtype=np.float64))
+
+        def loss_of(ensemble_logit: Tensor) -> Tensor:
+            return _distance(ensemble_logit, z_s, less_entropy=options.learns_by == "divergence")
 
     gate = LearningGate(options.form, teachers, inputs).double()
     if gate.weights is None or not hints:
-        _minimise(list(gate.parameters()), lambda: _ce(gate(z, None, may_speak)[0], y), len(y))
+        _minimise(list(gate.parameters()), lambda: loss_of(gate(z, None, may_speak)[0]), len(y))
         return gate.found()
 
     weights = gate.weights
@@ -289,7 +325,7 @@ def _learned(
     x = (x - mean) / spread
     _minimise(
         list(gate.parameters()),
-        lambda: _ce(gate(z, x, may_speak)[0], y) + 0.5 * options.hints_l2 * weights.square().sum(),
+        lambda: loss_of(gate(z, x, may_speak)[0]) + 0.5 * options.hints_l2 * weights.square().sum(),
         len(y),
     )
     assert gate.biases is not None
@@ -299,12 +335,12 @@ def _learned(
     return gate.found()
 
 
-def _stacked(z: Tensor, y: Tensor) -> Gate:
+def _stacked(z: Tensor, y: Tensor, correction: float) -> Gate:
     """Logistic regression on the teachers' logits, started at their average."""
     teachers = z.shape[1]
     coefficients = nn.Parameter(torch.full((teachers,), 1 / teachers, dtype=torch.float64))
     constant = nn.Parameter(torch.zeros((), dtype=torch.float64))
-    _minimise([coefficients, constant], lambda: _ce(z @ coefficients + constant, y), len(y))
+    _minimise([coefficients, constant], lambda: _ce(z @ coefficients + constant + correction, y), len(y))
     sizes = coefficients.detach().abs().clamp(min=1e-12)
     scale = sizes.sum()
     return Gate(
@@ -343,11 +379,24 @@ def _ce(logit: Tensor, label: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logit, label)
 
 
+def _distance(ensemble_logit: Tensor, student_logit: Tensor, *, less_entropy: bool) -> Tensor:
+    """CE(sigmoid(z_E), sigmoid(z_S)) as a function of z_E; less the entropy of z_E it is KL."""
+    p = torch.sigmoid(ensemble_logit)
+    loss = (functional.softplus(student_logit) - p * student_logit).mean()
+    entropy = (functional.softplus(ensemble_logit) - p * ensemble_logit).mean()
+    return loss - entropy if less_entropy else loss
+
+
 def _scaled(
-    gate: Gate, z: NDArray[np.float64], y: NDArray[np.floating], hints: Sequence[NDArray[np.floating]] = ()
+    gate: Gate,
+    z: NDArray[np.float64],
+    y: NDArray[np.floating],
+    hints: Sequence[NDArray[np.floating]] = (),
+    *,
+    correction: float,
 ) -> Gate:
     """The gate with the scale and bias that fit clicks best."""
-    platt = fit_platt(gate.ensemble_logit(z, hints), y)
+    platt = fit_platt(gate.ensemble_logit(z, hints), y, correction=correction)
     return gate.rescaled(platt.scale, platt.bias)
 
 

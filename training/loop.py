@@ -30,9 +30,11 @@ from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
 from training.errors import SplitError
 from training.metrics import auc, logloss, sigmoid
+from training.negatives import EVERY_ROW, Negatives
 from training.optimizer import Optimizer
 from training.precision import Precision, products_in
 from training.shares import Share
+from training.warm import Start
 from training.zoo import Encoded, Fields, build, check_options
 
 SCORE_ROWS = 8192
@@ -143,6 +145,8 @@ def fit(
     valid: Sequence[Part] | None,
     epochs: int | None = None,
     share: Share | None = None,
+    negatives: Negatives = EVERY_ROW,
+    start: Start | None = None,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
@@ -151,14 +155,15 @@ def fit(
 
     With `valid`, stops by AUC on those parts and keeps the best epoch. Without, runs exactly `epochs`, which
     is how a refit trains on rows that it could not also be stopped by. `share` is what a copy of a teacher sees of
-    the training rows; `place` is where the network stands in the recipe, for advice.
+    the training rows, `negatives` what all networks see of them; `start` is an earlier fit whose weights it starts
+    from; `place` is where the network stands in the recipe, for advice.
     """
     return fit_to(
         log,
-        lambda: ClickLearner(log, spec, options, place),
+        lambda: started(ClickLearner(log, spec, options, place, negatives.correction), start, log.fields),
         options,
         seed=seed,
-        train_rows=rows_to_learn_from(log, train, share),
+        train_rows=rows_to_learn_from(log, train, share, negatives),
         valid_rows=None if valid is None else rows_to_learn_from(log, valid),
         better=higher_auc,
         epochs=epochs,
@@ -204,8 +209,12 @@ class Learner(nn.Module, ABC):
 class ClickLearner(Learner):
     """One network and the clicks of the log: L_T = CE(y, sigmoid(z_T))."""
 
-    def __init__(self, log: EncodedLog, spec: NetworkSpec, options: FitOptions, place: str = "") -> None:
+    def __init__(
+        self, log: EncodedLog, spec: NetworkSpec, options: FitOptions, place: str = "", correction: float = 0.0
+    ) -> None:
         super().__init__(spec, spec.build(log.fields), options, place)
+        self.correction = correction
+        """Of its logits on rows that were not sampled, see `negatives.py`."""
         self._label = np.asarray(log.label, dtype=np.float32)
         self._embedding_l2 = options.embedding_l2
 
@@ -216,7 +225,7 @@ class ClickLearner(Learner):
         return Loss(task_loss + embedding_penalty(self.network, batch, self._embedding_l2), {"train_loss": task_loss})
 
     def measure(self, log: EncodedLog, rows: NDArray[np.int64]) -> dict[str, float]:
-        return measure_clicks(score(log, self.network, rows), log.label[rows])
+        return measure_clicks(score(log, self.network, rows) + self.correction, log.label[rows])
 
 
 def measure_clicks(logit: NDArray[np.floating], label: NDArray[np.floating]) -> dict[str, float]:
@@ -232,6 +241,13 @@ def higher_auc(new: Mapping[str, float], best: Mapping[str, float]) -> bool:
 def setting_of(spec: NetworkSpec, options: FitOptions, place: str = "") -> Setting:
     """What a network's message about a runaway loss is to name."""
     return Setting(spec.network, place, options.learning_rate, spec.options.get("init_sd"))
+
+
+def started(learner: Learner, start: Start | None, fields: Fields) -> Learner:
+    """The learner, its network with the weights of an earlier fit if there is one."""
+    if start is not None:
+        start.into(learner.network, fields)
+    return learner
 
 
 class AfterEpoch(Protocol):
@@ -513,9 +529,11 @@ def score(
     return logit
 
 
-def rows_to_learn_from(log: EncodedLog, parts: Sequence[Part], share: Share | None = None) -> NDArray[np.int64]:
+def rows_to_learn_from(
+    log: EncodedLog, parts: Sequence[Part], share: Share | None = None, negatives: Negatives = EVERY_ROW
+) -> NDArray[np.int64]:
     """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
-    rows = log.rows(parts)
+    rows = negatives.of(log, log.rows(parts))
     names = " + ".join(part.name.lower() for part in parts)
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")

@@ -12,8 +12,8 @@ redone only when something before it changes. Seeds vary training, not the log; 
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,11 @@ from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
 from training.export import export as export_models
 from training.export import graph as draw_graph
+from training.gate import GateOptions
 from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
 from training.stages import Step
+from training.warm import Version
 
 # What each step's result depends on beside its inputs and the module of its function; what these import counts as well.
 _WORLD = ("package:numpy", "package:pyarrow", "training/data/synthetic", "models/schema.py")
@@ -68,6 +70,8 @@ class Fit:
     again: Step
     logit: str = "logit.npy"
     """The file in either's folder that has its logit of every row."""
+    sampled: Mapping[str, Any] = field(default_factory=dict)
+    """`negatives`, where a recipe leaves out some of the training rows."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,9 @@ class Plan:
 def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | None) -> Plan:
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
-    log, prepare = _reading_steps(loaded, runs=runs, data=data)
-    trained = tuple(_SeedPlan(recipe, seed, prepare).lay_out() for seed in seeds)
+    earlier = None if recipe.warm_start is None else Version.read(loaded.base / recipe.warm_start)
+    log, prepare = _reading_steps(loaded, earlier, runs=runs, data=data)
+    trained = tuple(_SeedPlan(recipe, seed, prepare, earlier).lay_out() for seed in seeds)
     first = trained[0]
     export = Step(
         "export",
@@ -120,7 +125,7 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
             "platt": first.platt,
             "student": first.fits["student"].again,
             "control": first.fits["control"].again,
-            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare).items()},
+            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare, recipe.negatives.keep).items()},
         },
         _EXPORTING,
     )
@@ -130,16 +135,17 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
 def measured(fit: Fit, prepare: Step, label: str) -> Step:
     """What one model alone is measured by; `label` ends with the seed, as a fit's does."""
     needs = {"prepared": prepare, "first": fit.first, "again": fit.again}
-    return Step("figures", label, steps.measure_fit, {"logit": fit.logit}, needs, _MEASURING)
+    return Step("figures", label, steps.measure_fit, {"logit": fit.logit, **fit.sampled}, needs, _MEASURING)
 
 
-def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
+def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]:
     """One a model, so that they run beside whatever still trains; teachers by themselves are measured, not served."""
     teachers = {f"network:{name}": fit.again for name, fit in seed.teachers.items()}
 
     def graph(name: str, needs: Mapping[str, Step], calibration: str | None = None) -> Step:
         needs = {"prepared": prepare, **needs} | ({"platt": seed.platt} if calibration else {})
-        return Step("graph", name.replace("/", "-"), draw_graph, {"calibration": calibration}, needs, _EXPORTING)
+        arguments = {"calibration": calibration} | ({"keep": keep} if keep < 1 else {})
+        return Step("graph", name.replace("/", "-"), draw_graph, arguments, needs, _EXPORTING)
 
     return {
         **{
@@ -152,7 +158,26 @@ def _graph_steps(seed: SeedSteps, prepare: Step) -> dict[str, Step]:
     }
 
 
-def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:
+def version_of(laid_out: Plan, runs: Path) -> Version:
+    """What a later run needs to know of this one, complete, to start from it."""
+
+    def folder(step: Step) -> str:
+        return str(step.folder(runs).relative_to(runs))
+
+    seeds = {
+        str(seed.seed): {
+            place: {"first": folder(fit.first), "again": folder(fit.again)}
+            for place, fit in seed.fits.items()
+            if place not in ("ensemble", "average")
+        }
+        for seed in laid_out.seeds
+    }
+    return Version(runs, folder(laid_out.prepare), seeds)
+
+
+def _reading_steps(
+    loaded: LoadedRecipe, earlier: Version | None, *, runs: Path, data: Path | None
+) -> tuple[Step | None, Step]:
     recipe, fingerprints = loaded.recipe, runs / "fingerprints.json"
     places = {"base": str(loaded.base), "data": str(data or ""), "fingerprints": str(fingerprints)}
     arguments: dict[str, Any] = {"schema": loaded.schema.model_dump(mode="json")}
@@ -188,7 +213,11 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
         )
 
     surveyed = reading("survey", steps.survey_log, contents, {})
-    fitted = reading("encoder", steps.fit_the_encoder, {}, {"surveyed": surveyed})
+    extended: dict[str, Any] = {}
+    if earlier is not None:
+        places |= earlier.places
+        extended = {"earlier": earlier.prepared, "is_refitted": recipe.merge_validation}
+    fitted = reading("encoder", steps.fit_the_encoder, extended, {"surveyed": surveyed})
     return log, reading("prepare", steps.prepare_log, {}, {"surveyed": surveyed, "fitted": fitted})
 
 
@@ -200,10 +229,12 @@ def own_seed(seed: int, name: str) -> int:
 class _SeedPlan:
     """The steps of one seed."""
 
-    def __init__(self, recipe: Recipe, seed: int, prepare: Step) -> None:
-        self.recipe, self.seed, self.prepare = recipe, seed, prepare
+    def __init__(self, recipe: Recipe, seed: int, prepare: Step, earlier: Version | None = None) -> None:
+        self.recipe, self.seed, self.prepare, self.earlier = recipe, seed, prepare, earlier
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
+        is_sampled = recipe.negatives.keep < 1
+        self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
         """All of them, from the fits of teachers and control to what is measured."""
@@ -217,15 +248,13 @@ class _SeedPlan:
             teachers = {
                 name: self._taken(together, "teachers", name, f"teachers/{name}") for name in recipe.teacher_names
             }
-        learned = {"learned": together.first} if together and recipe.scheme.kind == "cotrain" else {}
-        gate = self._step(
-            "gate",
-            "gate",
-            steps.fit_the_gate,
-            {"options": recipe.gate.model_dump(mode="json")},
-            {"prepared": self.prepare, **learned, **self._outputs(teachers, "first", hints=self.gate_takes_hints)},
-            _GATING,
-        )
+        outputs = {"prepared": self.prepare, **self._outputs(teachers, "first", hints=self.gate_takes_hints)}
+        if together and recipe.scheme.kind == "cotrain":
+            outputs["learned"] = together.first
+        if recipe.gate.learns_by != "clicks":
+            average = self._gate("average", GateOptions(form="average"), outputs)
+            outputs = {**outputs, "student": self._distilled(average, teachers).first}
+        gate = self._gate("gate", recipe.gate, outputs)
         ensemble = gate
         if recipe.merge_validation:
             needs = {"gate": gate, **self._outputs(teachers, "again", hints=self.gate_takes_hints)}
@@ -238,7 +267,7 @@ class _SeedPlan:
             "calibrate",
             "platt",
             steps.calibrate,
-            {},
+            self.sampled,
             {
                 "prepared": self.prepare,
                 "ensemble": gate,
@@ -253,7 +282,7 @@ class _SeedPlan:
             "measure",
             "measure",
             steps.measure,
-            {"seed": self.seed},
+            {"seed": self.seed} | self.sampled,
             {
                 "prepared": self.prepare,
                 "gate": gate,
@@ -276,8 +305,8 @@ class _SeedPlan:
             fits={
                 "student": student,
                 "control": control,
-                "ensemble": Fit(gate, ensemble),
-                "average": Fit(gate, ensemble, "average_logit.npy"),
+                "ensemble": Fit(gate, ensemble, sampled=self.sampled),
+                "average": Fit(gate, ensemble, "average_logit.npy", self.sampled),
                 **{f"teachers.{name}": fit for name, fit in teachers.items()},
                 **{
                     f"zoo.{name}": self._fit(name, setting, "teachers", f"zoo.{name}")
@@ -309,20 +338,40 @@ class _SeedPlan:
         code: Any,
         weight: float = 1,
         places: Mapping[str, str] | None = None,
+        starts: Callable[[str], dict[str, Any]] = lambda which: {},
     ) -> Fit:
-        """A fit, and its refit from the second of `needs`."""
+        """A fit, and its refit from the second of `needs`. `starts` gives what either starts from as an argument."""
         prepared = {"prepared": self.prepare}
-        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight, places)
+        places = {**(places or {}), **(self.earlier.places if self.earlier else {})}
+        begun = dict(arguments) | starts("first")
+        first = self._step(stage, label, run, begun, prepared | needs[0], code, weight, places)
         if not self.recipe.merge_validation:
-            return Fit(first, first)
+            return Fit(first, first, sampled=self.sampled)
         again = prepared | needs[1] | {"first": first}
-        return Fit(first, self._step("refit", label, run, arguments, again, code, weight, places))
+        begun = dict(arguments) | starts("again")
+        refit = self._step("refit", label, run, begun, again, code, weight, places)
+        return Fit(first, refit, sampled=self.sampled)
 
     def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:
-        arguments = _network(setting) | {"seed": own_seed(self.seed, name)}
+        arguments = _network(setting) | {"seed": own_seed(self.seed, name)} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
-        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING, places={"recipe": place})
+        own = place if setting is self.recipe.control or place.startswith("zoo.") else f"teachers.{name}"
+        return self._twice(
+            stage,
+            name,
+            steps.fit_network,
+            arguments,
+            ({}, {}),
+            _LEARNING,
+            places={"recipe": place},
+            starts=lambda which: self._start(own, which),
+        )
+
+    def _start(self, place: str, which: str) -> dict[str, Any]:
+        """The argument `start` of a fit, where the earlier run has one of its name."""
+        folder = self.earlier and self.earlier.fit(self.seed, place, which)
+        return {"start": folder} if folder else {}
 
     def _teachers(self) -> dict[str, Fit]:
         fits = {}
@@ -332,11 +381,24 @@ class _SeedPlan:
                 fits[name] = self._fit(name, setting, "teachers", f"teachers.{base}", share)
         return fits
 
+    def _gate(self, label: str, options: GateOptions, needs: Mapping[str, Step]) -> Step:
+        arguments = {"options": options.model_dump(mode="json")} | self.sampled
+        return self._step("gate", label, steps.fit_the_gate, arguments, needs, _GATING)
+
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")}
-        return self._twice("student", "student", steps.distil, arguments, (first, again), _DISTILLING, weight=4)
+        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
+        return self._twice(
+            "student",
+            "student",
+            steps.distil,
+            arguments,
+            (first, again),
+            _DISTILLING,
+            weight=4,
+            starts=lambda which: self._start("student", which),
+        )
 
     def _together(self) -> Fit:
         recipe = self.recipe
@@ -350,15 +412,25 @@ class _SeedPlan:
             "form": recipe.gate.form,
             "seed": own_seed(self.seed, "together"),
         }
+        arguments |= self.sampled
         weight = 4 + len(recipe.teacher_names)
-        return self._twice("together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight)
+
+        def starts(which: str) -> dict[str, Any]:
+            named = {name: f"teachers.{name}" for name in recipe.teacher_names} | {"student": "student"}
+            found = {name: self._start(place, which).get("start") for name, place in named.items()}
+            known = {name: folder for name, folder in found.items() if folder}
+            return {"start": known} if known else {}
+
+        return self._twice(
+            "together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight, starts=starts
+        )
 
     def _taken(self, together: Fit, stage: str, label: str, name: str) -> Fit:
         first, again = (
             self._step(place, label, steps.take, {"name": name}, {"source": source}, ())
             for place, source in ((stage, together.first), ("refit", together.again))
         )
-        return Fit(first, again if self.recipe.merge_validation else first)
+        return Fit(first, again if self.recipe.merge_validation else first, sampled=self.sampled)
 
     def _outputs(
         self, teachers: Mapping[str, Fit], which: Literal["first", "again"], *, hints: bool

@@ -21,10 +21,13 @@ from training.distill import DistillOptions
 from training.errors import RecipeError
 from training.gate import GateOptions
 from training.loop import FitOptions, NetworkSpec
+from training.negatives import EVERY_ROW, Negatives
 from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
 
+NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")
+"""Settings of `student.fit` that mean nothing to peers, which teach by a loss of their own."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -102,6 +105,10 @@ class Recipe(_Settings):
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    warm_start: str | None = None
+    """The folder of an earlier run that encoders and networks start from, relative to the recipe file."""
+    negatives: Negatives = EVERY_ROW
+    """Which rows without a click are trained on; undone in the exported graph."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""
     student: Distilled
@@ -189,11 +196,16 @@ class Recipe(_Settings):
                 f"scheme {self.scheme.kind}: expected every teacher to see every batch, got copies by {parts}; "
                 "say by: seeds, or scheme: pretrain"
             )
+        if self.scheme.kind != "pretrain" and self.gate.learns_by != "clicks":
+            raise ValueError(
+                f"gate.learns_by {self.gate.learns_by}: expected scheme pretrain, where a student of the average comes "
+                f"first, got {self.scheme.kind}"
+            )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":
-            own = {"temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head"}
-            changed = sorted(name for name in own if getattr(fit, name) != DistillOptions.model_fields[name].default)
+            defaults = DistillOptions.model_fields
+            changed = sorted(name for name in NOT_OF_MUTUAL if getattr(fit, name) != defaults[name].default)
             if changed:
                 raise ValueError(
                     f"scheme mutual: peers teach by their own loss, expected student.fit without {', '.join(changed)}; "

@@ -3,17 +3,16 @@
 import fcntl
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from training.errors import TrainingError
 from training.export import publish
-from training.pipeline import plan
+from training.pipeline import plan, version_of
 from training.progress import Display
 from training.recipe import load_recipe
-from training.report import build_report, write_report
+from training.report import build_report, found_before, write_report
 from training.stages import run_steps
 from training.steps import read_json
 
@@ -58,20 +57,10 @@ def run(
             seconds=time.monotonic() - started,
         )
         path = write_report(out, report)
+        version_of(steps, out).write()
     for model in published:
         print(f"{'wrote' if model.is_new else 'stands'} {model.path}", file=sys.stderr)
     return path
-
-
-def found_before(file: Path, recipe: Mapping[str, Any]) -> Any:
-    """What a sweep or a search in the same folder found, if it was of the same log and split."""
-    if not file.exists():
-        return None
-    found = read_json(file)
-    if any(found["recipe"].get(key) != recipe.get(key) for key in ("source", "split")):
-        print(f"{file}: of another log or split than this run, so the report leaves it out", file=sys.stderr)
-        return None
-    return found
 
 
 @contextmanager

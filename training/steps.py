@@ -41,9 +41,11 @@ from training.loop import (
 )
 from training.memory import what_to_lower
 from training.metrics import evaluate, reliability, sigmoid
+from training.negatives import Negatives
 from training.shares import Share
 from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report, same_file
 from training.together import Cotrain, Epochs, Mutual, TeacherSpec, fit_together
+from training.warm import Start
 
 TRAIN_VALID = (Part.TRAIN, *VALID)
 CONTROL_TRAIN, CONTROL_TRAIN_VALID = "control_train", "control_train_valid"
@@ -67,15 +69,18 @@ def fit_network(
     seed: int,
     places: Mapping[str, str],
     share: Any = None,
+    negatives: Any = None,
+    start: str | None = None,
     first: Path | None = None,
 ) -> None:
     """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
 
-    `places` says where the network stands in the recipe: one fit may stand in several.
+    `places` says where the network stands in the recipe: one fit may stand in several. `negatives` is what of the rows
+    everyone sees, `start` the folder of an earlier fit in the run that `places` names, here and below.
     """
     log, when = EncodedLog.open(prepared / "log"), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
-    settings, place = FitOptions(**options), places["recipe"]
+    settings, place, sampled = FitOptions(**options), places["recipe"], Negatives(**negatives or {})
     _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
     result = fit(
         log,
@@ -84,12 +89,14 @@ def fit_network(
         seed=seed,
         **when,
         share=share,
+        negatives=sampled,
+        start=_start(start, places),
         place=place,
         progress=report,
         checkpoint=_checkpoint(folder),
     )
     _keep(folder, report, log, network, result)
-    _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share))
+    _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share, sampled))
 
 
 def store_teacher_hints(folder: Path, report: Report, *, prepared: Path, teacher: Path, dtype: str) -> None:
@@ -100,25 +107,35 @@ def store_teacher_hints(folder: Path, report: Report, *, prepared: Path, teacher
 
 
 def fit_the_gate(
-    folder: Path, report: Report, *, prepared: Path, options: Any, learned: Path | None = None, **teachers: Path
+    folder: Path,
+    report: Report,
+    *,
+    prepared: Path,
+    options: Any,
+    negatives: Any = None,
+    learned: Path | None = None,
+    student: Path | None = None,
+    **teachers: Path,
 ) -> None:
     """gate.json: fitted on valid B (or on train), decided on valid C; the ensemble's logit of every row beside it.
 
     `teachers` are the folders `teacher:<name>`, and `hints:<name>` where the gate takes hints; `learned` holds the gate
-    that was trained together with them.
+    that was trained together with them, `student` what a gate imitates that does not learn by clicks.
     """
     log = EncodedLog.open(prepared / "log")
-    outputs = outputs_of(teachers)
+    outputs, sampled = outputs_of(teachers), Negatives(**negatives or {})
     found = fit_gate(
         outputs.logits,
         log.label,
         rows_b=log.rows([Part.VALID_B]),
         rows_c=log.rows([Part.VALID_C]),
-        rows_train=log.rows([Part.TRAIN]),
+        rows_train=sampled.of(log, log.rows([Part.TRAIN])),
         options=GateOptions(**options),
         hints=outputs.hints,
         unseen=outputs.unseen,
         learned=None if learned is None else Gate.from_json(read_json(learned / "gate.json")),
+        student_logit=None if student is None else np.load(student / "logit.npy"),
+        correction=sampled.correction,
     )
     write_json(
         folder / "gate.json",
@@ -126,7 +143,7 @@ def fit_the_gate(
             "gate": found.gate.to_json(),
             "average": found.average.to_json(),
             "evidence": found.evidence,
-            "labels": _labels_of_train_rows(log, found.gate, outputs),
+            "labels": _labels_of_train_rows(log, found.gate, outputs, sampled),
         },
     )
     _keep_ensemble(folder, outputs, found.gate, found.average)
@@ -150,6 +167,9 @@ def distil(
     spec: Any,
     options: Any,
     seed: int,
+    negatives: Any = None,
+    start: str | None = None,
+    places: Mapping[str, str] | None = None,
     first: Path | None = None,
     **teachers: Path,
 ) -> None:
@@ -170,6 +190,8 @@ def distil(
         targets,
         seed=seed,
         **_when(first),
+        negatives=Negatives(**negatives or {}),
+        start=_start(start, places),
         place="student",
         progress=report,
         checkpoint=_checkpoint(folder),
@@ -188,6 +210,9 @@ def train_together(
     options: Any,
     form: str,
     seed: int,
+    negatives: Any = None,
+    start: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
     first: Path | None = None,
 ) -> None:
     """Teachers and student at once, each in a folder of its own: teachers/<name> and student; with `first`, the refit.
@@ -200,6 +225,7 @@ def train_together(
         for name, teacher in teachers.items()
     }
     network, settings = NetworkSpec(**spec), DistillOptions(**options)
+    sampled = Negatives(**negatives or {})
     networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
     _say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
     if first is not None:
@@ -214,6 +240,8 @@ def train_together(
         form=TypeAdapter(Form).validate_python(form),
         seed=seed,
         **when,
+        negatives=sampled,
+        starts={name: found for name, place in (start or {}).items() if (found := _start(place, places))},
         gate=Gate.from_json(read_json(first / "gate.json")) if first and (first / "gate.json").exists() else None,
         progress=report,
         checkpoint=_checkpoint(folder),
@@ -222,7 +250,7 @@ def train_together(
         write_json(folder / "gate.json", found.gate.to_json())
     for name, result in found.teachers.items():
         _keep(folder / "teachers" / name, report, log, specs[name].network, result)
-        _keep_seen(folder / "teachers" / name, log, log.rows(when["train"]))
+        _keep_seen(folder / "teachers" / name, log, sampled.of(log, log.rows(when["train"])))
     _keep(folder / "student", report, log, network, found.student)
 
 
@@ -241,6 +269,7 @@ def calibrate(
     ensemble: Path,
     student: Path,
     control: Path,
+    negatives: Any = None,
     **teachers: Path,
 ) -> None:
     """platt.json: scale and bias of every model, fitted on valid C with the networks that have not seen it."""
@@ -252,12 +281,13 @@ def calibrate(
         "ensemble": np.load(ensemble / "logit.npy"),
         "average": np.load(ensemble / "average_logit.npy"),
     } | {f"teachers/{name}": np.load(fit / "logit.npy") for name, fit in named(teachers, "teacher").items()}
-    found = {name: fit_platt(logit[rows], log.label[rows]) for name, logit in logits.items()}
+    correction = Negatives(**negatives or {}).correction
+    found = {name: fit_platt(logit[rows], log.label[rows], correction=correction) for name, logit in logits.items()}
     write_json(folder / "platt.json", {name: [platt.scale, platt.bias] for name, platt in found.items()})
     report(1, 1, f"student: scale {found['student'].scale:.3f}, bias {found['student'].bias:+.3f}")
 
 
-def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: Path) -> None:
+def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negatives: Any = None, **fits: Path) -> None:
     """measure.json: every model's figures on test and train rows, before and after refit, and what explains them.
 
     `fits` are the folders `gate`, `ensemble`, `platt`, `student`, `student_refit`, `control`, `control_refit`,
@@ -266,6 +296,7 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     log = EncodedLog.open(prepared / "log")
     first, refitted = named(fits, "teacher"), named(fits, "teacher_refit")
     teachers = list(first)
+    correction = Negatives(**negatives or {}).correction
     platt = {name: Platt(*pair) for name, pair in read_json(fits["platt"] / "platt.json").items()}
 
     def logit_of(folder: Path, name: str = "logit.npy") -> NDArray[np.float32]:
@@ -283,7 +314,7 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
             found[CONTROL_TRAIN_VALID] = platt[CONTROL_TRAIN].apply(logit_of(fits["control_refit"]))
         for name, place in (first if before else refitted).items():
             found[f"teachers/{name}"] = platt[f"teachers/{name}"].apply(logit_of(place))
-        return found
+        return {name: logit + correction for name, logit in found.items()}
 
     before, after = calibrated(before=True), calibrated(before=False)
     test, train = log.rows([Part.TEST]), log.rows([Part.TRAIN])
@@ -317,14 +348,17 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, **fits: 
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
 
 
-def measure_fit(folder: Path, report: Report, *, prepared: Path, first: Path, again: Path, logit: str) -> None:
+def measure_fit(
+    folder: Path, report: Report, *, prepared: Path, first: Path, again: Path, logit: str, negatives: Any = None
+) -> None:
     """figures.json: one model on test and train rows, and on test rows before its refit; calibrated as in a run."""
     log = EncodedLog.open(prepared / "log")
     before, after = np.asarray(np.load(first / logit)), np.asarray(np.load(again / logit))
     held_out, test, train = log.rows([Part.VALID_C]), log.rows([Part.TEST]), log.rows([Part.TRAIN])
-    platt = fit_platt(before[held_out], log.label[held_out])
+    correction = Negatives(**negatives or {}).correction
+    platt = fit_platt(before[held_out], log.label[held_out], correction=correction)
     facts: dict[str, Any] = {
-        section: _evaluated(log, platt.apply(answers[rows]), rows)
+        section: _evaluated(log, platt.apply(answers[rows]) + correction, rows)
         for section, answers, rows in (("test", after, test), ("train", after, train), ("before_refit", before, test))
     }
     if (first / "fit.json").exists():
@@ -379,6 +413,13 @@ def _say_what_to_lower(
     (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows), encoding="utf-8")
 
 
+def _start(folder: str | None, places: Mapping[str, str] | None) -> Start | None:
+    """The fit in `folder` of the run at places["start"], whose log was prepared at places["earlier"]."""
+    if folder is None or places is None:
+        return None
+    return Start(Path(places["start"]) / folder, EncodedLog.open(Path(places["earlier"]) / "log").fields)
+
+
 def _checkpoint(folder: Path) -> Checkpoint:
     """That of the fit that fills a folder."""
     return Checkpoint(folder / UNDER_WAY / "checkpoint.pt")
@@ -407,10 +448,10 @@ def _keep_ensemble(folder: Path, outputs: TeacherOutputs, gate: Gate, average: G
     np.save(folder / "average_logit.npy", outputs.ensemble_logit(average).astype(np.float32))
 
 
-def _labels_of_train_rows(log: EncodedLog, gate: Gate, outputs: TeacherOutputs) -> dict[str, Any]:
+def _labels_of_train_rows(log: EncodedLog, gate: Gate, outputs: TeacherOutputs, negatives: Negatives) -> dict[str, Any]:
     """How well the soft labels of training rows foretell the clicks: of all teachers, and of those that did not learn
     from the row. Far better by all is what teachers remember, not what they know."""
-    rows = log.rows([Part.TRAIN])
+    rows = negatives.of(log, log.rows([Part.TRAIN]))
     outputs = outputs.of(rows)
     found: dict[str, Any] = {"all": _evaluated(log, outputs.ensemble_logit(gate), rows)}
     if outputs.unseen is not None:
@@ -500,12 +541,22 @@ def fit_the_encoder(
     places: Mapping[str, str],
     surveyed: Path,
     log: Path | None = None,
+    earlier: str | None = None,
+    is_refitted: bool = True,
 ) -> None:
-    """Vocabularies and edges from training rows."""
-    from training.data.prepare import fit_encoder
+    """Vocabularies and edges from training rows; those of an earlier run, extended.
 
+    `earlier` is the name of its prepare step's folder, to be part of the key; places["earlier"] says where it lies.
+    """
+    from training.data.prepare import PrepareReport, first_times, fit_encoder
+    from training.data.seen_before import refuse_rows_seen_before
+
+    before = None if earlier is None else Path(places["earlier"])
+    if before is not None:
+        ended, name = PrepareReport.read(before).last_time, str(before.parent.parent)
+        refuse_rows_seen_before(ended, first_times(surveyed), name, is_refitted=is_refitted)
     opened, meaning, cache = _open(source, schema, places, log)
-    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache)
+    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
 
 
 def prepare_log(

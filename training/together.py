@@ -72,6 +72,8 @@ from training.loop import (
     seeded,
     setting_of,
 )
+from training.negatives import EVERY_ROW, Negatives
+from training.warm import Start
 from training.zoo import Encoded
 
 
@@ -146,7 +148,12 @@ class Together(Learner):
     """Teachers and a student on the same batches; `network` is the student."""
 
     def __init__(
-        self, log: EncodedLog, teachers: Mapping[str, TeacherSpec], student: NetworkSpec, options: DistillOptions
+        self,
+        log: EncodedLog,
+        teachers: Mapping[str, TeacherSpec],
+        student: NetworkSpec,
+        options: DistillOptions,
+        correction: float = 0.0,
     ) -> None:
         networks = [teacher.network.build(log.fields) for teacher in teachers.values()]
         super().__init__(student, student.build(log.fields), options, "student")
@@ -165,6 +172,7 @@ class Together(Learner):
             options,
             student.hint_width(log.fields) if options.needs_student_hint else None,
             [width for width in widths if width is not None],
+            correction,
         )
         self._label = np.asarray(log.label, dtype=np.float32)
 
@@ -223,8 +231,9 @@ class CoTraining(Together):
         scheme: Cotrain,
         form: Form,
         gate: nn.Module | None = None,
+        correction: float = 0.0,
     ) -> None:
-        super().__init__(log, teachers, student, options)
+        super().__init__(log, teachers, student, options, correction)
         self.teacher_weight = scheme.teacher_weight
         self.gate_takes_hints = form == "hints"
         inputs = len(teachers)
@@ -392,8 +401,9 @@ class Snapshots(Keeper):
         epoch, learner = int(row["epoch"]), self.learner
         self.students[epoch] = copy_of_state(learner.network), copy_of_state(learner.imitation)
         logits, targets = told_of(learner, self.log, self.rows)
-        self.teacher_measures.append([measure_clicks(logit, self.label) for logit in logits.T])
-        ensemble = measure_clicks(targets.logit, self.label)
+        correction = learner.imitation.correction
+        self.teacher_measures.append([measure_clicks(logit + correction, self.label) for logit in logits.T])
+        ensemble = measure_clicks(targets.logit + correction, self.label)
         row |= {f"ensemble_{name}": value for name, value in ensemble.items()}
         if not self._best or higher_auc(ensemble, self._best):
             self.keep_teachers(epoch)
@@ -454,6 +464,8 @@ def fit_together(
     valid: Sequence[Part] | None,
     epochs: Epochs | None = None,
     gate: Gate | None = None,
+    negatives: Negatives = EVERY_ROW,
+    starts: Mapping[str, Start] | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> TogetherResult:
@@ -461,12 +473,16 @@ def fit_together(
 
     With `valid`, which needs labels, each side keeps its own best epoch there. Without, runs `epochs`; a co-trained
     `gate` then stays as it was found, because what rests on it, scale, bias and calibration, is carried over too.
+    `starts` are earlier fits that networks start from, by the teacher's name, or `student`.
     """
     if (valid is None) == (epochs is None):
         raise ValueError("expected either rows to stop by or numbers of epochs, not both and not neither")
-    train_rows = rows_to_learn_from(log, train)
+    train_rows = rows_to_learn_from(log, train, negatives=negatives)
     with seeded(seed):
-        learner = _learner(log, scheme, teachers, student, options, form, gate)
+        learner = _learner(log, scheme, teachers, student, options, form, gate, negatives.correction)
+        networks = dict(zip(teachers, learner.teachers, strict=True)) | {"student": learner.network}
+        for name, start in (starts or {}).items():
+            start.into(networks[name], log.fields)
         keeper: AtEpochs | Snapshots
         if valid is not None:
             keeper, most = Snapshots(learner, log, rows_to_learn_from(log, valid)), options.max_epochs
@@ -505,6 +521,7 @@ def fit_together(
         seed=seed,
         train_rows=train_rows,
         watch=keeper.watch,
+        correction=negatives.correction,
         place="student",
         progress=progress,
         checkpoint=checkpoint,
@@ -520,11 +537,12 @@ def _learner(
     options: DistillOptions,
     form: Form,
     gate: Gate | None,
+    correction: float,
 ) -> Together:
     if isinstance(scheme, Mutual):
-        return MutualLearning(log, teachers, student, options)
+        return MutualLearning(log, teachers, student, options, correction)
     carried = None if gate is None else GateModule(gate).requires_grad_(False)
-    return CoTraining(log, teachers, student, options, scheme=scheme, form=form, gate=carried)
+    return CoTraining(log, teachers, student, options, scheme=scheme, form=form, gate=carried, correction=correction)
 
 
 def _by_teacher(losses: Tensor) -> dict[str, Tensor]:

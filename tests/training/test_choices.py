@@ -138,6 +138,7 @@ def figures(facts: Mapping[str, Any]) -> set[str]:
         ),
         ("gate={form: hints, learns_on: train, fallback: false}", "student.fit.auxiliary_head=true"),
         ("gate={form: stacking, fallback: false}", "student.fit.stop_by=valid_auc"),
+        ("gate={form: full, learns_by: distillation, fallback: false}",),
     ],
 )
 def test_every_road_leads_to_the_same_figures(runs: Path, changes: tuple[str, ...]):

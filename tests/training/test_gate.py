@@ -384,12 +384,45 @@ def test_a_gate_learned_with_its_teachers_is_scaled_and_decided_on_like_any() ->
     assert dropped.chosen == "average"
 
 
+def test_by_the_distillation_loss_a_gate_picks_whoever_is_lowest_where_clicks_are_rare() -> None:
+    """d CE(p_E, p_S) / d p_E = -z_S: where z_S < 0 a lower ensemble has a lower loss, right or wrong. Less the entropy
+    it picks whoever the student is like. By clicks it picks who is right."""
+    rng = np.random.default_rng(5)
+    right = rng.normal(-2, 0.5, 6000)
+    low, imitated = right - 1 + rng.normal(0, 0.2, 6000), right + rng.normal(0, 1, 6000)
+    z = np.stack([right, low, imitated], axis=1)
+    clicks = clicks_of(right, rng)
+
+    def weights(learns_by: Any) -> np.ndarray:
+        found = fit_gate(
+            z,
+            clicks,
+            rows_b=np.arange(3000),
+            rows_c=np.arange(3000, 6000),
+            options=GateOptions(form="static", learns_by=learns_by, fallback=False),
+            student_logit=imitated,
+        )
+        return found.gate.gate_weights(z)[0]
+
+    assert weights("clicks").argmax() == 0
+    assert weights("distillation").argmax() == 1
+    assert weights("divergence").argmax() == 2
+
+
+@pytest.mark.parametrize("form", ["average", "stacking"])
+def test_a_gate_that_learns_nothing_learns_nothing_by_distillation(form: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected a softmax with weights to learn, got form {form}"):
+        GateOptions(form=form, learns_by="divergence")
+
+
 def test_a_gate_without_what_it_learns_from_says_so() -> None:
     z, label = np.zeros((10, 2)), np.array([0, 1] * 5, dtype=np.float32)
     with pytest.raises(ValueError, match="hints: expected those of each of 2 teachers, got 0"):
         fit_gate(z, label, rows_b=B[:10], rows_c=B[:10], options=GateOptions(form="hints"))
     with pytest.raises(ValueError, match="rows_train: expected"):
         fit_gate(z, label, rows_b=B[:10], rows_c=B[:10], options=GateOptions(learns_on="train"))
+    with pytest.raises(ValueError, match="student_logit: expected what a gate imitates that learns by divergence"):
+        fit_gate(z, label, rows_b=B[:10], rows_c=B[:10], options=GateOptions(learns_by="divergence"))
 
 
 def test_platt_finds_the_scale_and_bias_that_made_the_clicks() -> None:

@@ -68,6 +68,7 @@ class ParquetFile:
                 got = dict(zip(batch.schema.names, batch.columns, strict=True))
                 for name, column in got.items():
                     self._refuse_bad_text(name, column, numbers)
+                    got[name] = _without_views(column)
                 yield Chunk(self.name, {c: got[c] for c in columns}, numbers, "row", done / max(1, self.rows))
         faults.close(self.name)
 
@@ -84,7 +85,8 @@ class ParquetFile:
                     own = wanted[(wanted >= before) & (wanted < before + batch.num_rows)] - before
                     before += batch.num_rows
                     if own.size:
-                        taken = batch.take(pa.array(own))
+                        whole = pa.table(dict(zip(batch.schema.names, map(_without_views, batch.columns), strict=True)))
+                        [taken] = whole.take(pa.array(own)).combine_chunks().to_batches()
                         yield dict(zip(taken.schema.names, taken.columns, strict=True))
 
     def _refuse_bad_text(self, name: str, column: pa.Array, numbers: npt.NDArray[np.int64]) -> None:
@@ -100,6 +102,16 @@ class ParquetFile:
                         f"{self.name} row {numbers[row]}: column {name!r}: expected UTF-8 text, got other bytes"
                     ) from None
             raise DataError(f"{self.name}: column {name!r} is damaged ({_first_line(error)})") from None
+
+
+def _without_views(column: pa.Array) -> pa.Array:
+    """Text views (also in lists) as plain text: Arrow can neither filter nor take them."""
+    kind = column.type
+    if pa.types.is_string_view(kind):
+        return column.cast(pa.string())
+    if pa.types.is_list(kind) and pa.types.is_string_view(kind.value_type):
+        return column.cast(pa.list_(pa.string()))
+    return column
 
 
 def _first_line(error: Exception) -> str:

@@ -314,6 +314,11 @@ def survey(
     _write(folder / "survey.json", found.model_dump_json(indent=1) + "\n")
 
 
+def first_times(surveyed: Path) -> dict[str, str]:
+    """Of a survey, the earliest moment by part; empty without a timestamp."""
+    return _Survey.read(surveyed).first_time
+
+
 def _joined(pieces: list[Any]) -> Any:
     """The pieces as one array; they are given up on the way."""
     whole = np.concatenate(pieces)
@@ -360,11 +365,15 @@ def fit_encoder(
     progress: Report | None = None,
     *,
     fingerprint_cache: Path | None = None,
+    earlier: Path | None = None,
 ) -> None:
-    """Second pass, into `folder`: vocabularies and edges from the training rows of a survey."""
+    """Second pass, into `folder`: vocabularies and edges from the training rows of a survey.
+
+    `earlier` is the folder of an earlier `prepare`, whose encoder is extended.
+    """
     parts, facts = np.load(surveyed / "parts.npy", mmap_mode="r"), _Survey.read(surveyed)
     scratch = folder / "counts"
-    fitter = EncoderFitter(schema, scratch=scratch)
+    fitter = EncoderFitter(schema, scratch=scratch, earlier=load_encoder(earlier) if earlier else None)
     log = ClickLog(source, schema)
     with _Pass(log, progress, fingerprint_cache, len(parts), facts.fingerprint) as reading:
         for clicks in log.read(Faults(None)):

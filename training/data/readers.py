@@ -1,4 +1,4 @@
-"""Any log in files: CSV, TSV (plain or gzip) and Parquet, one or many, as one stream of chunks.
+"""Any log in files: CSV, TSV (plain, gzip or zstd) and Parquet, one or many, as one stream of chunks.
 
 Files of one log may order their columns differently. A column that some file lacks must be named in `optional_columns`;
 its rows are then missing that value. Anything else that a header lacks refuses the file at once.
@@ -22,7 +22,9 @@ __all__ = ["FileSource", "TextFormat", "open_file"]
 def open_file(path: Path, form: TextFormat) -> TextFile | ParquetFile:
     """A reader by what the file is: its first bytes for Parquet, its ending for text."""
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a CSV, TSV or Parquet file")
+        raise DataError(
+            f"{path}: is a folder; expected a CSV, TSV or Parquet file. Name what is in it by a pattern: {path.name}/*"
+        )
     try:
         with path.open("rb") as file:
             magic = file.read(4)

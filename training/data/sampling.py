@@ -1,7 +1,7 @@
 """A bounded look at a log of any size: its head, and rows scattered over the rest.
 
 Small files are read whole. Large plain text is opened at evenly spaced places; of large Parquet files some row groups
-are read; gzip cannot be opened in the middle, so only the beginning of a large one is seen. `Sample.words` says which
+are read; packed text cannot be opened in the middle, so only the beginning of a large one is seen. `Sample.words` says which
 of these it was, because a proposal is only as good as the rows behind it.
 """
 
@@ -71,7 +71,7 @@ def _weight(file: TextFile | ParquetFile) -> int:
     if isinstance(file, ParquetFile):
         return max(1, int(file.rows) * len(file.header) * 8)
     size = file.path.stat().st_size
-    return size * 8 if file.is_gzip else max(1, size)
+    return size * 8 if file.is_packed else max(1, size)
 
 
 def _whole(file: TextFile | ParquetFile, faults: Faults) -> Iterator[dict[str, pa.Array]]:
@@ -84,7 +84,7 @@ def _scattered(file: TextFile | ParquetFile, rows: int, faults: Faults) -> Itera
     if isinstance(file, ParquetFile):
         yield from file.pieces(PIECES, rows)
         return
-    if file.is_gzip:
+    if file.is_packed:
         blocks = READ_WHOLE_BYTES // BLOCK_BYTES
         yield from (chunk.columns for chunk in itertools.islice(file.chunks(file.header, faults), blocks))
         return

@@ -22,7 +22,7 @@ class _Settings(BaseModel):
 
 
 class FilesSettings(_Settings):
-    """CSV, TSV (plain or .gz) and Parquet files, read in the order given."""
+    """CSV, TSV (plain, .gz or .zst) and Parquet files, read in the order given."""
 
     kind: Literal["files"] = "files"
     paths: tuple[str, ...] = Field(min_length=1)

@@ -33,6 +33,10 @@ MAX_RECORD_BYTES = 1 << 20
 """A record longer than this is taken for one whose closing quote is missing."""
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+"""Endings of packed text, and what such a file begins with."""
+_NAMES = {".gz": "gzip", ".zst": "zstd", None: "text"}
+_OTHERS = {"bzip2": b"BZh", "xz": b"\xfd7zXZ", "zip": b"PK\x03\x04", "7z": b"7z\xbc\xaf"}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -49,16 +53,16 @@ class TextFormat:
 
 
 def first_line_of(path: Path) -> tuple[bytes, bool]:
-    """(the first line of a text file, unpacked, with its end; whether it is gzip). `DataError` for an empty file."""
+    """(the first line of a text file, unpacked, with its end; whether it is packed). `DataError` for an empty file."""
     with _Lines(path) as lines:
         block = lines.more()
     if not block:
         raise DataError(f"{path}: the file is empty; expected a header line with the columns' names, then rows")
-    return block[: block.index(b"\n") + 1], lines.is_gzip
+    return block[: block.index(b"\n") + 1], lines.packing is not None
 
 
 class TextFile:
-    """One CSV or TSV file, plain or gzip. Raises `DataError` at once for a header that cannot be used."""
+    """One CSV or TSV file, plain, gzip or zstd. Raises `DataError` at once for a header that cannot be used."""
 
     def __init__(self, path: Path, form: TextFormat) -> None:
         self.path = path
@@ -68,17 +72,17 @@ class TextFile:
         if len(self.separator) != 1 or self.separator in '\r\n\0"':
             raise DataError(f"{self.name}: the separator must be one character, got {shown(self.separator)}")
         self._has_header = form.header is None
-        first, self.is_gzip = first_line_of(path)
+        first, self.is_packed = first_line_of(path)
         self.header = form.header if form.header is not None else self._parse_header(first)
         self._refuse_doubles()
 
     def _separator_by_ending(self) -> str:
-        endings = [e.lower() for e in self.path.suffixes if e.lower() != ".gz"]
+        endings = [e.lower() for e in self.path.suffixes if e.lower() not in PACKED]
         ending = endings[-1] if endings else ""
         if ending not in SEPARATORS:
             raise DataError(
                 f"{self.name}: cannot tell the separator from the ending {ending!r}; expected .csv, .tsv, "
-                ".tab (each also .gz) or .parquet. Say `separator` for this file"
+                ".tab (each also .gz or .zst) or .parquet. Say `separator` for this file"
             )
         return SEPARATORS[ending]
 
@@ -143,7 +147,7 @@ class TextFile:
         faults.close(self.name)
 
     def piece(self, columns: Sequence[str], start: int, length: int) -> list[pa.Array]:
-        """The readable rows among the whole lines in bytes `start` to `start + length` of a plain (not gzip) file.
+        """The readable rows among the whole lines in bytes `start` to `start + length` of a plain (not packed) file.
 
         For looking at a large file here and there: a piece may begin inside a quoted cell, so what cannot be read is
         not counted, and lines have no numbers.
@@ -299,7 +303,7 @@ class _NoLines:
 
 
 class _Lines:
-    """A file as blocks of whole lines; unpacks gzip, drops a byte order mark, adds a missing last line break."""
+    """A file as blocks of whole lines; unpacks gzip and zstd, drops a byte order mark, adds a missing last line break."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -308,16 +312,28 @@ class _Lines:
         except OSError as error:
             raise DataError(f"{path}: cannot be opened: {error.strerror or error}") from None
         self._bytes = max(1, path.stat().st_size)
-        head = self._raw.read(4)
+        head = self._raw.read(6)
         self._raw.seek(0)
-        zipped = self.is_gzip = head[:2] == b"\x1f\x8b"
-        if path.suffix.lower() == ".gz" and head and not zipped:
+        self.packing = next((ending for ending, magic in PACKED.items() if head.startswith(magic)), None)
+        """`.gz`, `.zst`, or None for plain text."""
+        ending = path.suffix.lower()
+        refusal = ""
+        if ending in PACKED and head and self.packing != ending:
+            refusal = f"ends in {ending} but is not {_NAMES[ending]} (it begins with {shown(head[:4])})"
+        elif head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            refusal = "is UTF-16 text; expected UTF-8. Convert it first, e.g. iconv -f UTF-16 -t UTF-8"
+        else:
+            for name, magic in _OTHERS.items():
+                if head.startswith(magic):
+                    refusal = f"is packed by {name}; expected text, gzip or zstd. Unpack it first"
+        if refusal:
             self._raw.close()
-            raise DataError(f"{path}: ends in .gz but is not gzip (it begins with {shown(head)})")
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            self._raw.close()
-            raise DataError(f"{path}: is UTF-16 text; expected UTF-8. Convert it first, e.g. iconv -f UTF-16 -t UTF-8")
-        self._stream: gzip.GzipFile | io.BufferedReader = gzip.GzipFile(fileobj=self._raw) if zipped else self._raw
+            raise DataError(f"{path}: {refusal}")
+        self._stream: Any = self._raw
+        if self.packing == ".gz":
+            self._stream = gzip.GzipFile(fileobj=self._raw)
+        elif self.packing == ".zst":
+            self._stream = pa.CompressedInputStream(pa.PythonFile(self._raw, mode="r"), "zstd")
         self._tail = b""
         self.breaks_off = False
         """Whether the end was reached, and its last line has no line break."""
@@ -363,16 +379,19 @@ class _Lines:
         """Up to a block of bytes. Damage is reported only after all that could be unpacked before it."""
         if self._damage:
             raise DataError(
-                f"{self.name}:{self._lines + 1}: the gzip file is truncated or damaged in or after this line "
+                f"{self.name}:{self._lines + 1}: the {_NAMES[self.packing]} file is truncated or damaged in or after "
+                "this line "
                 f"({self._damage}); expected it whole. Fetch or write it again"
             )
         parts: list[bytes] = []
         size = 0
         try:
-            while size < BLOCK_BYTES and (part := self._stream.read1(BLOCK_BYTES - size)):
+            # Little by little: of a file that breaks off, zstd gives nothing of the piece in which it does.
+            read, most = (self._stream.read, 1 << 16) if self.packing == ".zst" else (self._stream.read1, BLOCK_BYTES)
+            while size < BLOCK_BYTES and (part := read(min(most, BLOCK_BYTES - size))):
                 parts.append(part)
                 size += len(part)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, OSError, pa.ArrowException) as error:  # BadGzipFile is an OSError
             self._damage = str(error)
             if not parts:
                 return self._read()

@@ -43,7 +43,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with a name, a smaller one without; `spread` is drawn as a bar to both sides of `y`."""
+    """A point with a name, a smaller one without; `spread` is drawn as a bar to both sides of `y`.
+
+    `shown` is the name and `title` what a pointer at rest shows, both as HTML, where they hold values of the report.
+    """
 
     name: str
     x: float
@@ -51,15 +54,28 @@ class Mark:
     style: str
     spread: float = 0.0
     title: str = ""
+    shown: str = ""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined in order; `picked` is the index of one that is marked."""
+    """Points joined in order; `picked` is the index of one that is marked; from `dashed` on it is another phase."""
 
     points: Sequence[tuple[float, float]]
     style: str
     picked: int | None = None
+    dashed: int | None = None
+
+
+def plain(value: float) -> str:
+    """A number in as few digits as it has, with a true minus."""
+    return f"{value:g}".replace("-", "−")
+
+
+def alike(ticks: Sequence[float]) -> Callable[[float], str]:
+    """Writes every tick of an axis with the same digits behind the point."""
+    digits = max((len(f"{tick:g}".partition(".")[2]) for tick in ticks if "e" not in f"{tick:g}"), default=0)
+    return lambda value: f"{value:.{digits}f}".replace("-", "−") if "e" not in f"{value:g}" else plain(value)
 
 
 def padded(values: Sequence[float], share: float = 0.08, least: float = 1e-6) -> tuple[float, float]:
@@ -92,9 +108,10 @@ def scatter(
         if mark.spread:
             ends = f'y1="{y.at(mark.y - mark.spread):.1f}" y2="{y.at(mark.y + mark.spread):.1f}"'
             parts.append(f'<line class="bar {mark.style}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>')
-        title = f"<title>{html.escape(mark.title)}</title>" if mark.title else ""
         radius = 5 if mark.name else 3.5
-        parts.append(f'<circle class="mark {mark.style}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">{title}</circle>')
+        parts.append(
+            f'<circle class="mark {mark.style}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">{mark.title}</circle>'
+        )
         if not mark.name:
             continue
         reach = 6.6 * len(mark.name)
@@ -103,7 +120,7 @@ def scatter(
         if abs(text_y - py - 4) > 6:
             parts.append(f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{px + 9:.1f}" y2="{text_y - 4:.1f}"/>')
         place = f'x="{px + 10 if right else px - 10:.1f}" y="{text_y:.1f}" text-anchor="{"start" if right else "end"}"'
-        parts.append(f'<text class="name {mark.style}" {place}>{html.escape(mark.name)}</text>')
+        parts.append(f'<text class="name {mark.style}" {place}>{mark.shown or html.escape(mark.name)}</text>')
     return _svg(width, height, parts, label)
 
 
@@ -124,7 +141,7 @@ def lines(
     x_title: str,
     label: str,
     y_range: tuple[float, float] | None = None,
-    y_form: Callable[[float], str] = lambda value: f"{value:g}",
+    y_form: Callable[[float], str] | None = None,
 ) -> str:
     """A small panel of curves over whole numbers."""
     width, height, left, bottom = 240, 170, 46, 34
@@ -136,8 +153,11 @@ def lines(
         _frame(x, y, x_title, "", x_ticks=[v for v in x.ticks(4) if v == int(v)], y_ticks=y.ticks(4), y_form=y_form)
     ]
     for line in drawn:
-        path = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in line.points)
-        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
+        path = [f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in line.points]
+        turn = len(path) if line.dashed is None else line.dashed
+        parts.append(f'<polyline class="line {line.style}" points="{" ".join(path[:turn])}"/>')
+        if turn < len(path):
+            parts.append(f'<polyline class="line dashed {line.style}" points="{" ".join(path[max(turn - 1, 0) :])}"/>')
         if line.picked is not None:
             px, py = line.points[line.picked]
             parts.append(f'<circle class="mark {line.style}" cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3.5"/>')
@@ -161,16 +181,23 @@ def reliability(curves: Sequence[tuple[str, Sequence[tuple[float, float]], str]]
 
 def bars(entries: Sequence[tuple[str, float, str]], *, label: str) -> str:
     """A horizontal bar for each (name, value, already written value), from zero."""
-    height_each, left, width = 26, 110, 420
+    longest = max(len(name) for name, _, _ in entries)
+    height_each, left, width = 26, min(240, max(70, 8 * longest + 8)), 420
     most = max(value for _, value, _ in entries) or 1.0
     parts = []
     for row, (name, value, written) in enumerate(entries):
         top = row * height_each + 4
         length = (width - left - 62) * value / most
-        parts.append(f'<text class="name" x="{left - 8}" y="{top + 14}" text-anchor="end">{html.escape(name)}</text>')
+        parts.append(
+            f'<text class="name" x="{left - 8}" y="{top + 14}" text-anchor="end">{html.escape(_short(name))}</text>'
+        )
         parts.append(f'<rect class="column" x="{left}" y="{top}" width="{length:.1f}" height="18" rx="2"/>')
         parts.append(f'<text class="value" x="{left + length + 6:.1f}" y="{top + 14}">{written}</text>')
     return _svg(width, height_each * len(entries) + 8, parts, label)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _frame(
@@ -181,17 +208,20 @@ def _frame(
     *,
     x_ticks: Sequence[float] | None = None,
     y_ticks: Sequence[float] | None = None,
-    form: Callable[[float], str] = lambda value: f"{value:g}",
+    form: Callable[[float], str] = plain,
     y_form: Callable[[float], str] | None = None,
 ) -> str:
     """Grid, ticks and titles."""
     parts = []
-    for value in x.ticks() if x_ticks is None else x_ticks:
+    x_ticks, y_ticks = (axis.ticks() if ticks is None else ticks for axis, ticks in ((x, x_ticks), (y, y_ticks)))
+    if y_form is None and form is plain:
+        y_form = alike(y_ticks)
+    for value in x_ticks:
         at = x.at(value)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start}" y2="{y.end}"/>')
         text = f'<text class="tick" x="{at:.1f}" y="{y.start + 15:.1f}" text-anchor="middle">'
         parts.append(f"{text}{html.escape(form(value))}</text>")
-    for value in y.ticks() if y_ticks is None else y_ticks:
+    for value in y_ticks:
         at = y.at(value)
         parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"/>')
         text = f'<text class="tick" x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end">'

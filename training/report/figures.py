@@ -6,7 +6,8 @@
     answer                      what a reader wants first
     targets                     what the recipe `synthetic` promises; empty for others
     cost, conditions            milliseconds of session.run, sizes; on what machine
-    data, parts, fields         what was trained on what
+    recipe, choices             what was trained, and what of it is not the default
+    data, parts, fields         on what
     calibration, gate, curves   why it came out so
 
 Units: AUCs and losses as they are, shares from 0 to 1, times in milliseconds or seconds. What is not defined is null.
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
+from training.report.choices import unusual
 from training.report.targets import find_difference, judge
 
 Tree = dict[str, Any]
@@ -44,6 +46,10 @@ PAIRS = (
     ("control_train_valid", "control_train"),
 )
 COUNTS = ("1", "50", "200")
+CLAIM = 3
+"""Fewer seeds are no claim."""
+SURE = 3.0
+"""Standard errors that a gap must exceed before a share of it means something."""
 
 
 def build_report(
@@ -98,6 +104,7 @@ def build_report(
         "sweep": sweep,
         "search": search,
         "recipe": dict(recipe),
+        "choices": unusual(recipe),
     }
     report["answer"] = _answer(report)
     report["targets"] = judge(report)
@@ -194,6 +201,9 @@ def _answer(report: Mapping[str, Any]) -> Tree:
         "logloss": _first(find_difference(report, "student", against, loss)),
         "ensemble_gain": _first(ensemble),
         "kept_of_ensemble_gain": kept,
+        "kept_is_sure": _is_sure(_first(ensemble)),
+        "standard_errors": _standard_errors(_first(gain)),
+        "student_less_ensemble": _first(find_difference(report, "student", "ensemble", headline)),
         "times_cheaper_than_ensemble": {
             count: cost["ensemble"][count]["p50_ms"] / cost["student"][count]["p50_ms"] for count in COUNTS
         },
@@ -201,14 +211,28 @@ def _answer(report: Mapping[str, Any]) -> Tree:
 
 
 def _verdict(gain: Tree | None) -> str:
-    """wins: ahead in every one of several seeds. ahead: in the only one, which says nothing of the spread."""
+    """wins: ahead in every one of at least three seeds. ahead: in every one of fewer, which proves nothing."""
     if gain is None:
         return "unknown"
     if gain["better_in"] == 0:
         return "loses"
     if gain["better_in"] < gain["of"]:
         return "mixed"
-    return "wins" if gain["of"] > 1 else "ahead"
+    return "wins" if gain["of"] >= CLAIM else "ahead"
+
+
+def _is_sure(gain: Tree | None) -> bool:
+    """Whether a gain is more than the spread of seeds makes of nothing."""
+    if gain is None or gain.get("sd") is None:
+        return False
+    return bool(gain["mean"] > SURE * gain["sd"] / math.sqrt(gain["of"]))
+
+
+def _standard_errors(gain: Tree | None) -> float | None:
+    """How many standard errors, of pairs of seeds, a mean difference is from none; null for one seed."""
+    if gain is None or not gain.get("sd"):
+        return None
+    return float(abs(gain["mean"]) / (gain["sd"] / math.sqrt(gain["of"])))
 
 
 def _first(found: tuple[Tree, str] | None) -> Tree | None:
@@ -309,6 +333,7 @@ def _gate(measures: Sequence[Mapping[str, Any]]) -> Tree:
             for measure in measures
         ],
         "by_segment": first["by_segment"],
+        "labels": [{"seed": measure["seed"], **measure["gate"].get("labels", {})} for measure in measures],
     }
 
 

@@ -1,4 +1,4 @@
-"""`python -m training results`: reports side by side as Markdown, the tables of docs/results.md.
+"""A report as Markdown (`training/results.py`).
 
 Every number is taken from report.json and sweep.json as runs wrote them; nothing is computed here but means, spreads
 and paired differences over seeds.
@@ -6,15 +6,13 @@ and paired differences over seeds.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from training.errors import DataError
+from training.markdown import spread, table
 from training.report.values import written
 
 MODELS = ("student", "ensemble", "average", "control_train_valid", "control_train")
@@ -28,30 +26,8 @@ UNDER_THE_TRUTH = {
 }
 
 
-def markdown(reports: Sequence[Path]) -> str:
-    """One section a report, and the sweep that a report carries below it; one a table of `ablate`."""
-    return "\n".join(line for path in reports for line in _section_of(_read(path)))
-
-
-def _section_of(tree: Mapping[str, Any]) -> Iterator[str]:
-    from training.ablate.markdown import markdown as table_of_ablate
-
-    return table_of_ablate(tree) if "table" in tree else _section(tree)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: expected the report.json of a run: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: expected the report.json of a run: {error}") from None
-    if not isinstance(report, dict) or ("test" not in report and "table" not in report):
-        raise DataError(f"{path}: expected the report.json of a run or a table of ablate, got JSON that is neither")
-    return report
-
-
-def _section(report: Mapping[str, Any]) -> Iterator[str]:
+def section(report: Mapping[str, Any]) -> Iterator[str]:
+    """A report, and the sweep that it carries below it."""
     test, source = report["test"], report["recipe"]["source"]
     seed = f", log seed {source['seed']}" if source["kind"] == "synthetic" else ""
     yield f"### {report['name']}{seed}"
@@ -98,15 +74,6 @@ def _command(report: Mapping[str, Any]) -> str:
     return f"python -m training run {report['name']} --seeds {len(report['seeds'])}{seed}"
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """mean ± sd; the mean alone of one value, nothing of none."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return ""
-    mean = f"{statistics.mean(found):.4f}"
-    return f"{mean} ± {statistics.stdev(found):.4f}" if len(found) > 1 else mean
-
-
 def _paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], key: str) -> str:
     differences = [a[key] - b[key] for a, b in zip(one, other, strict=True)]
     mean = f"{statistics.mean(differences):+.4f}"
@@ -133,6 +100,8 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
     yield f"    {command} --learning-rates {tried} --init-sds {drawn}"
     yield ""
     yield f"Judged by {sweep['judged_by']}."
+    if sweep.get("edges"):
+        yield f"At the edge of the grid, so perhaps not the best there is: {'; '.join(sweep['edges'])}."
     yield "AUC, logloss (epochs, a seed each) by learning rate and embedding init:"
     for side, best in sweep["best"].items():
         cells: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
@@ -144,6 +113,9 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
             row = [f"{rate:g}"]
             for sd in grid["init_sd"]:
                 trials = cells[rate, sd]
+                if any("diverged" in trial for trial in trials):
+                    row.append("diverged")
+                    continue
                 auc, logloss = (statistics.mean(t[key] for t in trials) for key in ("valid_auc", "valid_logloss"))
                 text = f"{auc:.4f}, {logloss:.4f} ({'/'.join(str(t['epochs']) for t in trials)})"
                 row.append(f"**{text}**" if (best["learning_rate"], best["init_sd"]) == (rate, sd) else text)
@@ -151,11 +123,3 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from table([side, *(f"init {sd:g}" for sd in grid["init_sd"])], rows)
     yield ""
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"

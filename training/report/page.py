@@ -7,11 +7,12 @@ then how it came about. Every drawing has its table.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.report.sections import answer, learning, models, origin, search
+from training.report.sections import answer, learning, models, origin, search, trained, words
 from training.report.values import Values
 
 STYLE = Path(__file__).with_name("style.css")
@@ -19,6 +20,7 @@ STYLE = Path(__file__).with_name("style.css")
 SECTIONS: tuple[Callable[[Values], str], ...] = (
     answer.header,
     answer.verdict,
+    trained.trained,
     models.every_model,
     models.cost_and_quality,
     answer.targets,
@@ -31,6 +33,7 @@ SECTIONS: tuple[Callable[[Values], str], ...] = (
     search.search,
     origin.data,
     origin.provenance,
+    words.words,
 )
 
 
@@ -46,7 +49,7 @@ def render_search(found: Mapping[str, Any]) -> str:
 
 
 def _page(title: str, values: Values, sections: Sequence[Callable[[Values], str]]) -> str:
-    body = "\n".join(filter(None, (section(values) for section in sections)))
+    body = _with_contents([text for section in sections if (text := section(values))])
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -54,3 +57,15 @@ def _page(title: str, values: Values, sections: Sequence[Callable[[Values], str]
         f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"
     )
+
+
+_HEADING = re.compile(r'<section id="([\w-]+)"><h2>(.*?)</h2>')
+
+
+def _with_contents(sections: Sequence[str]) -> str:
+    """The sections, and behind the answer, which comes first, the way to the others."""
+    found = [match for text in sections if (match := _HEADING.search(text))]
+    links = "".join(f'<li><a href="#{match[1]}">{match[2]}</a></li>' for match in found)
+    contents = f'<nav class="contents" aria-label="On this page"><ul>{links}</ul></nav>' if len(found) > 1 else ""
+    first = next((place for place, text in enumerate(sections) if _HEADING.search(text)), len(sections))
+    return "\n".join([*sections[:first], contents, *sections[first:]])

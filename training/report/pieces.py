@@ -21,12 +21,12 @@ METRICS: dict[str, tuple[str, str]] = {
     "auc": ("AUC", "figure"),
     "xlogloss": ("xlogloss", "figure"),
     "logloss": ("logloss", "figure"),
-    "normalised_entropy": ("norm. entropy", "figure"),
+    "normalised_entropy": ("normalised entropy", "figure"),
     "gauc": ("gAUC", "figure"),
     "ece": ("ECE", "figure"),
     "ece_floor": ("ECE floor", "figure"),
     "xece": ("error against truth", "figure"),
-    "predicted_over_actual": ("pred./actual", "figure"),
+    "predicted_over_actual": ("predicted over actual", "figure"),
 }
 """By key of the report: what a column of it is called, and how its values are written."""
 
@@ -68,13 +68,46 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, strong: int | None = None) -> str:
-    """A table that scrolls sideways in its own box; the first `left` columns are words, the others numbers."""
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    label: str,
+    left: int = 1,
+    strong: int | None = None,
+    shades: Sequence[Sequence[float]] = (),
+) -> str:
+    """A table that scrolls sideways in its own box, by keyboard too; a screen reader calls it by its `label`.
 
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}{'' if place < left else ' class=num'}>{cell}</{tag}>" for place, cell in enumerate(row))
+    The first `left` columns are words, the others numbers, and the first names its row. `shades`, a row of shares from
+    0 to 1 a row, colours the last cells of each.
+    """
 
-    body = "".join(
-        f"<tr{' class=strong' if place == strong else ''}>{cells(row, 'td')}</tr>" for place, row in enumerate(rows)
+    def kind(place: int) -> str:
+        return "" if place < left else " class=num"
+
+    def cells(row: Sequence[str], shade: Sequence[float]) -> str:
+        first = len(row) - len(shade)
+        return f"<th scope=row>{row[0]}</th>" + "".join(
+            f"<td{kind(place)}{_shade(shade[place - first]) if place >= first else ''}>{cell}</td>"
+            for place, cell in enumerate(row)
+            if place
+        )
+
+    head = "".join(
+        f"<th scope=col{kind(place)}>{cell}</th>" if cell else f"<td{kind(place)}></td>"
+        for place, cell in enumerate(heads)
     )
-    return f'<div class="scroll"><table><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(
+        f"<tr{' class=strong' if place == strong else ''}>{cells(row, shades[place] if shades else ())}</tr>"
+        for place, row in enumerate(rows)
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _shade(share: float) -> str:
+    """A tint by share, a tenth in ten steps: what is written in the cell is what counts."""
+    return f' data-shade="{max(0, min(10, round(share * 10)))}"'

@@ -44,6 +44,61 @@ def test_a_gzip_file_without_the_ending_is_unpacked_all_the_same(log: Path):
     assert read_text(log, gzip.compress(b"a,b\n1,2\n")) == [{"#": 2, "a": "1", "b": "2"}]
 
 
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+def test_zstd_is_unpacked_whole_also_where_files_were_joined(tmp_path: Path):
+    """`cat a.zst b.zst` is a zstd file, as it is with gzip."""
+    path = write(tmp_path / "log.tsv.zst", zstd(b"a\tb\n1\t2\n") + zstd(b"3\t4\n"))
+
+    rows = read(FileSource((path,)))
+
+    assert rows == [{"#": 2, "a": "1", "b": "2"}, {"#": 3, "a": "3", "b": "4"}]
+
+
+def test_a_truncated_zstd_file_is_refused_after_the_rows_before_the_break(tmp_path: Path):
+    numbers = np.random.default_rng(0).integers(0, 10**9, 100_000).tolist()
+    whole = zstd(b"a,b\n" + b"".join(b"%d,%d\n" % (n, i) for i, n in enumerate(numbers)))
+    path = write(tmp_path / "log.csv.zst", whole[: len(whole) // 2])
+
+    with pytest.raises(DataError, match=r"log\.csv\.zst:(\d+): the zstd file is truncated or damaged") as refusal:
+        read(FileSource((path,)))
+
+    assert int(str(refusal.value).split(":")[1]) > 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv.zst", b"a,b\n1,2\n", r"ends in \.zst but is not zstd"),
+        ("a.csv.gz", zstd(b"a,b\n1,2\n"), r"ends in \.gz but is not gzip"),
+        ("a.csv", b"PK\x03\x04\x14\x00", "is packed by zip; expected text, gzip or zstd. Unpack it first"),
+        ("a.csv", b"BZh91AY&SY", "is packed by bzip2"),
+    ],
+)
+def test_a_file_packed_otherwise_than_it_says_or_we_can_is_refused(
+    tmp_path: Path, name: str, content: bytes, words: str
+):
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=words):
+        FileSource((path,))
+
+
+def test_a_last_line_that_breaks_off_is_told_from_other_bad_lines(log: Path):
+    """Too few cells and no line break after them: more likely a truncated file than a bad row."""
+    faults, other = Faults(None), Faults(None)
+
+    read_text(log, "a,b\n1,2\n3", faults)
+    read_text(log, "a,b\n1,2\n3\n", other)
+
+    assert faults.reasons["wrong number of cells"].example.endswith("the file ends within this line: is it truncated?")
+    assert "truncated" not in other.reasons["wrong number of cells"].example
+
+
 def test_the_separator_can_be_said(tmp_path: Path):
     rows = read_text(tmp_path / "train.txt", "a;b\n1;2,5\n", separator=";")
 
@@ -283,6 +338,18 @@ def test_parquet_columns_keep_their_types(tmp_path: Path):
 
     assert rows[0] == {"#": 1, "l": ["a"], "s": "a", "b": True, "x": 0.5, "i": 1}
     assert rows[1] == {"#": 2, "l": None, "s": "", "b": False, "x": 1.0, "i": None}
+
+
+def test_parquet_text_views_are_read_as_text(tmp_path: Path):
+    """As Polars and DuckDB write them; Arrow cannot filter them as they are."""
+    views = pa.array(["x", None, "a longer text than fits a view"], pa.string_view())
+    lists = pa.array([["x"], [], None], pa.list_(pa.string_view()))
+    path = write_parquet(tmp_path / "log.parquet", {"a": views, "b": lists})
+
+    [chunk] = FileSource((path,)).chunks(["a", "b"], Faults(None))
+
+    assert [chunk.columns[c].type for c in "ab"] == [pa.string(), pa.list_(pa.string())]
+    assert chunk.columns["a"].to_pylist() == views.to_pylist()
 
 
 def test_a_log_is_read_in_bounded_pieces(log: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """What a run hands to its report, made up: two teachers, figures that follow from a seed, names that need escaping."""
 
+import copy
 from typing import Any
 
 from training.report import build_report
@@ -112,7 +113,32 @@ RECIPE = {
     "name": "synthetic",
     "description": "A log of <ads> & clicks.",
     "source": {"kind": "synthetic", "seed": 0},
-    "student": {"fit": {"temperature": 1.0, "max_epochs": 30}},
+    "split": {"by": "time", "last_days": {"valid": 2, "test": 1}},
+    "scheme": {"kind": "pretrain"},
+    "teachers": {
+        "fm": {"network": "fm", "options": {"dim": 8}, "fit": {"learning_rate": 0.002}, "copies": None},
+        ODD: {"network": "dnn", "options": {"dim": 8, "hidden": [64]}, "fit": {"learning_rate": 0.001}, "copies": None},
+    },
+    "gate": {"form": "per_teacher", "learns_on": "held_out", "fallback": True, "hints_l2": 0.1},
+    "student": {
+        "network": "dnn",
+        "options": {"dim": 16, "hidden": [128, 64]},
+        "fit": {
+            "learning_rate": 0.008,
+            "max_epochs": 30,
+            "kd_weight": 0.9,
+            "temperature": 1.0,
+            "scale_by_tau_squared": False,
+            "losses": {"soft": 1.0},
+            "aggregate": "logits",
+            "taught_by": "unseen",
+            "stop_by": "kd",
+            "auxiliary_head": False,
+            "fine_tune": None,
+        },
+    },
+    "control": {"network": "dnn", "options": {"dim": 16, "hidden": [128, 64]}, "fit": {"learning_rate": 0.008}},
+    "merge_validation": True,
 }
 SWEEP = {
     "judged_by": "AUC on validation part A",
@@ -122,6 +148,62 @@ SWEEP = {
         {"side": "control", "learning_rate": 0.001, "init_sd": 0.3, "seed": 1, "valid_auc": 0.7196},
     ],
 }
+
+
+def finalist(trial: int | None, name: str, ratio: float, mean: float, verdict: str, **more: Any) -> dict[str, Any]:
+    """A row of search.json's finalists."""
+    loss = {"mean": 0.7412 - mean, "se": 0.0001, "by_seed": [0.7412 - mean] * 3, "verdict": verdict}
+    row = {"trial": trial, "name": name, "ratio": ratio, "p50_ms": 0.06 * ratio, "mean": mean, "sd": 0.0004}
+    return row | {"auc": [mean - 0.0004, mean, mean + 0.0004], "loss": loss, "is_best": False, "chosen": False} | more
+
+
+def tried(trial: int, ratio: float, mean: float) -> dict[str, Any]:
+    """A row of search.json's trials."""
+    return {
+        "trial": trial,
+        "name": f"dnn {16 * trial}, dim 8",
+        "error": "",
+        "mean": mean,
+        "over_own": mean - 0.7400,
+        "epochs": [7],
+        "ratio": ratio,
+        "p50_ms": 0.06 * ratio,
+        "on_front": True,
+        "size": {"spec": {"parameters_dense": 1000 * trial}},
+    }
+
+
+SEARCH = {
+    "recipe": RECIPE,
+    "within": 0.001,
+    "candidates": 50,
+    "space_size": 540,
+    "trials_count": 4,
+    "trials": [
+        tried(1, 0.5, 0.7380),
+        tried(2, 0.7, 0.7409),
+        tried(3, 1.9, 0.7412),
+        {"trial": 4, "name": "dnn 64, dim 8", "error": "loss is <NaN>"},
+    ],
+    "finalists": [
+        finalist(2, "dnn 32, dim 8", 0.7, 0.7409, "within", chosen=True),
+        finalist(None, "dnn 128-64, dim 16", 1.0, 0.7400, "beyond"),
+        finalist(3, "dnn 48, dim 8", 1.9, 0.7412, "within", is_best=True),
+    ],
+    "said": ["The fastest student within {/search/within|plain} AUC of the best: {/search/finalists/0/name|text}."],
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """A recipe whose values at these places (`student__fit__stop_by`) are others."""
+    recipe = copy.deepcopy(RECIPE)
+    for place, value in changes.items():
+        *way, last = place.split("__")
+        inner: Any = recipe
+        for key in way:
+            inner = inner[key]
+        inner[last] = value
+    return recipe
 
 
 def real_report(*seeds: int) -> dict[str, Any]:
@@ -139,6 +221,7 @@ def report(*measures: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "published": [{"name": "student", "version": 4}, {"name": "ensemble", "version": 4}],
         "world": {"rows": 20000, "bayes_auc": 0.8139},
         "sweep": SWEEP,
+        "search": SEARCH,
         "seconds": 312.4,
     }
     return build_report(list(measures) or [measure(seed) for seed in (1, 2, 3)], **inputs | changes)

@@ -3,10 +3,11 @@
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 
-from tests.training.report.run import COSTS, ODD, PREPARED, RECIPE, cost, measure, real_report, report
+from tests.training.report.run import COSTS, ODD, PREPARED, RECIPE, cost, figures, measure, real_report, report
 from training.recipe import load_recipe
 from training.report import write_report
 from training.report.values import look_up
@@ -87,14 +88,15 @@ def test_a_lower_loss_is_better():
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ((0.01, 0.02), "wins"),
+        ((0.01, 0.02, 0.01), "wins"),
+        ((0.01, 0.02), "ahead"),
         ((0.01, -0.02), "mixed"),
         ((-0.01, -0.02), "loses"),
         ((0.02,), "ahead"),
         ((-0.02,), "loses"),
     ],
 )
-def test_a_student_wins_when_it_is_ahead_in_every_one_of_several_seeds(gains: tuple[float, ...], verdict: str):
+def test_a_student_wins_when_it_is_ahead_in_every_one_of_three_seeds(gains: tuple[float, ...], verdict: str):
     found = report(*(measure(seed, gain=gain) for seed, gain in enumerate(gains, start=1)))
 
     assert found["answer"]["verdict"] == verdict
@@ -106,6 +108,30 @@ def test_the_answer_weighs_gain_against_cost():
 
     assert answer["times_cheaper_than_ensemble"]["50"] == pytest.approx(0.7491 / 0.0592)
     assert answer["kept_of_ensemble_gain"] == pytest.approx(0.0128 / 0.0115)
+
+
+def test_a_share_of_a_gain_means_something_only_beyond_three_standard_errors():
+    """Of an ensemble that is now above and now below the control no share is kept."""
+
+    def with_ensemble(*gains: float) -> dict[str, Any]:
+        found = []
+        for seed, gain in enumerate(gains, start=1):
+            one = measure(seed)
+            one["test"]["ensemble"] = figures(one["test"]["control_train_valid"]["xauc"] + gain)
+            found.append(one)
+        return report(*found)["answer"]
+
+    assert with_ensemble(0.010, 0.011, 0.012)["kept_is_sure"]
+    assert not with_ensemble(0.001, 0.011, 0.021)["kept_is_sure"]
+    assert not with_ensemble(0.011)["kept_is_sure"]
+
+
+def test_standard_errors_are_those_of_the_mean_of_pairs():
+    answer = report(measure(1, gain=0.010), measure(2, gain=0.012), measure(3, gain=0.014))["answer"]
+
+    gains = [0.0102, 0.0124, 0.0146]
+    assert answer["gain"]["by_seed"] == pytest.approx(gains)
+    assert answer["standard_errors"] == pytest.approx(0.0124 / (0.0022 / 3**0.5))
 
 
 def test_a_real_log_is_judged_by_what_can_be_known():

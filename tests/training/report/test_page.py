@@ -1,16 +1,21 @@
 """report.html: one file that loads nothing, escapes everything, and shows no number that is not in report.json."""
 
 import html
+import itertools
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.training.report.run import ODD, measure, real_report, report
-from training.report import render
-from training.report.page import STYLE
+from tests.training.report.run import ODD, SEARCH, SWEEP, changed, figures, measure, real_report, report
+from training.errors import DataError
+from training.recipe import load_recipe
+from training.report import render, report_again, write_report
+from training.report.choices import unusual
+from training.report.page import STYLE, render_search
 from training.report.values import FORMS, look_up, pointer
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -111,13 +116,15 @@ def test_the_answer_comes_first_and_is_honest():
         "in one of two": Page(render(report(measure(1), measure(2, gain=-0.01)))).shown("h2")[0],
         "in none": Page(render(report(measure(1, gain=-0.01), measure(2, gain=-0.01)))).shown("h2")[0],
         "once": Page(render(report(measure(1)))).shown("h2")[0],
+        "twice": Page(render(report(measure(1), measure(2)))).shown("h2")[0],
     }
 
     assert said == {
         "in every seed": "The student beats its control in 3 of 3 seeds.",
         "in one of two": "The student is ahead of its control in 1 of 2 seeds: not proven.",
         "in none": "The student does not beat its control.",
-        "once": "The student is ahead of its control in the one seed that was run.",
+        "once": "The student is ahead of its control in the one seed that was run: not proven.",
+        "twice": "The student is ahead of its control in 2 of 2 seeds; fewer than three prove nothing.",
     }
 
 
@@ -164,8 +171,8 @@ def test_light_and_dark_define_the_same_colours():
     blocks = re.findall(r":root \{([^}]*)\}", STYLE.read_text(encoding="utf-8"))
 
     names = [set(re.findall(r"(--[\w-]+):", block)) for block in blocks]
-    assert len(names) == 2
-    assert names[0] == names[1]
+    assert len(names) == 3  # and in print
+    assert names[0] == names[1] == names[2]
     used = set(re.findall(r"var\((--[\w-]+)\)", STYLE.read_text(encoding="utf-8")))
     assert used <= names[0]
 
@@ -174,7 +181,7 @@ def test_every_drawing_says_what_it_is_and_has_a_table():
     page = Page(render(report()))
 
     labels = [attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"]
-    assert len(labels) == 3 + 4  # latency, reliability, gate, and a panel a fit
+    assert len(labels) == 4 + 4  # latency, reliability, gate, search, and a panel a fit
     assert all(labels)
     assert sum(tag == "table" for tag, _ in page.tags) >= len(labels)
 
@@ -208,7 +215,7 @@ def test_what_is_not_known_is_a_dash():
 
     assert "–" in render(report(nothing))
     assert "None" not in render(report(nothing))
-    assert "nan" not in re.sub(r"<[^>]*>", "", render(report(nothing)))
+    assert "nan" not in re.sub(r"<[^>]*>", " ", render(report(nothing)))
 
 
 def test_the_recipe_is_shown_whole():
@@ -218,7 +225,226 @@ def test_the_recipe_is_shown_whole():
 
 
 def test_a_page_without_sweep_or_published_models_is_a_page():
-    found = report(measure(1), sweep=None, published=[], seconds=None, world=None)
+    found = report(measure(1), sweep=None, search=None, published=[], seconds=None, world=None)
 
     assert "How the networks were tuned" not in render(found)
+    assert "How small may the student be?" not in render(found)
     Page(render(found))
+
+
+def test_a_report_of_before_is_a_page_too():
+    """report.json of an earlier version lacks what was added since."""
+    found = report()
+    for key in ("kept_is_sure", "standard_errors", "student_less_ensemble"):
+        del found["answer"][key]
+    del found["search"], found["choices"], found["gate"]["labels"]
+    found["recipe"] = {"name": "synthetic", "source": {"kind": "synthetic"}, "student": {"fit": {"max_epochs": 30}}}
+
+    Page(render(found))
+
+
+def text_of(found: dict[str, Any], anchor: str) -> str:
+    """All that a section says."""
+    page = Page(render(found))
+    return "".join(text for text, around in page.texts if any(a.get("id") == anchor for _, a in around))
+
+
+def test_what_was_trained_is_said_in_words():
+    said = text_of(report(), "trained")
+
+    assert "learned by a share of 90% to imitate the ensemble’s click probabilities (soft labels)" in said
+    assert "each by its own prediction (the gate)" in said
+    assert "All choices of the method are the usual ones." in said
+    assert "128 · 64" in said
+
+
+def test_every_choice_that_is_not_the_usual_one_is_named():
+    recipe = changed(
+        scheme__kind="cotrain",
+        gate__form="full",
+        student__fit__losses={"soft": 1.0, "hint": 0.5},
+        student__fit__fine_tune={"epochs": 2, "learning_rate": 0.0001},
+        student__fit__auxiliary_head=True,
+        merge_validation=False,
+    )
+
+    said = text_of(report(recipe=recipe), "trained")
+
+    for expected in (
+        "scheme.kind is cotrain (usual: pretrain)",
+        "gate.form is full (usual: per_teacher)",
+        "student.fit.losses is soft 1, hint 0.5 (usual: soft 1)",
+        "student.fit.fine_tune is epochs 2, learning_rate 0.0001",
+        "student.fit.auxiliary_head is true (usual: false)",
+        "merge_validation is false (usual: true)",
+        "Teachers, ensemble and student were trained at once",
+        "(soft labels) and the teachers’ hidden layers (hints)",
+        "validation rows were not learned from",
+    ):
+        assert expected in said
+    assert "temperature" not in said
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("gate.form=full", [("gate.form", "full", "per_teacher")]),
+        ("student.fit.temperature=2", [("student.fit.temperature", 2.0, 1.0)]),
+        ("student.fit.losses={mse: 1}", [("student.fit.losses", {"mse": 1.0}, {"soft": 1.0})]),
+        ("scheme=mutual", [("scheme.kind", "mutual", "pretrain")]),
+        ("merge_validation=false", [("merge_validation", False, True)]),
+        ("split.train_share=0.1", [("split.train_share", 0.1, 1.0)]),
+        ("student.fit.learning_rate=0.5", []),
+        ("description=other", []),
+    ],
+)
+def test_a_choice_is_unusual_where_the_recipe_itself_has_another_default(
+    override: str, expected: list[tuple[str, Any, Any]]
+):
+    """A new option of a recipe is on the page without a word said here."""
+    found = unusual(load_recipe("synthetic", [override]).recipe.model_dump(mode="json"))
+
+    assert [(one["setting"], one["value"], one["usual"]) for one in found] == expected
+
+
+def test_copies_are_one_line_that_says_how_they_differ():
+    recipe = changed(teachers__fm__copies={"by": "folds", "count": 3})
+
+    assert "teachers fm, 3 copies, each without its own random part of the rows" in text_of(
+        report(recipe=recipe), "trained"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "advice"),
+    [(-0.002, "there was nothing to teach"), (0.004, "the student did not learn it: a larger student")],
+)
+def test_a_student_that_loses_is_told_why(ensemble: float, advice: str):
+    """Either the teachers know no more, or the student did not take it from them."""
+    lost = [measure(seed, gain=-0.01) for seed in (1, 2, 3)]
+    for one in lost:
+        one["test"]["ensemble"] = figures(one["test"]["control_train_valid"]["xauc"] + ensemble)
+
+    assert advice in text_of(report(*lost), "answer")
+
+
+def test_a_share_of_nothing_certain_is_not_shown():
+    unsure = [measure(seed) for seed in (1, 2, 3)]
+    for one, gain in zip(unsure, (0.001, 0.011, 0.021), strict=True):
+        one["test"]["ensemble"] = figures(one["test"]["control_train_valid"]["xauc"] + gain)
+
+    assert "of what the ensemble gains over the control is kept" in text_of(report(), "answer")
+    assert "of what the ensemble gains" not in text_of(report(*unsure), "answer")
+    assert "against the ensemble it imitates" in text_of(report(*unsure), "answer")
+
+
+def test_who_saw_which_rows_follows_the_recipe():
+    together = text_of(report(recipe=changed(scheme__kind="cotrain", merge_validation=False)), "rows")
+
+    assert "gate, scale, bias" in text_of(report(), "rows")
+    assert "as they are served" in text_of(report(), "rows")
+    assert "teachers, together with the student" in together
+    assert "scale and bias of the ensemble" in together
+    assert "as they are served" not in together
+
+
+def test_a_learning_curve_shows_what_stopped_the_fit():
+    """The distillation loss where it is more than KL, AUC where that decided; fine-tuning is another phase."""
+    rows = [
+        {"epoch": n, "train_loss": 0.4, "valid_kl": 0.01 / n, "valid_kd": 0.3 / n, "valid_auc": 0.7} for n in (1, 2)
+    ]
+    tuned = measure(1)
+    tuned["fits"]["student"] = {
+        "network": "dnn",
+        "epochs": 2,
+        "history": [*rows, {"epoch": 3, "train_loss": 0.4, "valid_kl": 0.02, "valid_auc": 0.7, "fine_tune": 1}],
+    }
+
+    by_distance = render(report(tuned))
+    by_auc = render(report(tuned, recipe=changed(student__fit__stop_by="valid_auc")))
+
+    assert "student</b> · distillation loss" in by_distance
+    assert "fine-tuning on clicks alone" in by_distance
+    assert "student</b> · AUC" in by_auc
+    assert "line dashed" in by_auc
+
+
+def test_every_table_has_a_name_and_names_its_rows():
+    """A screen reader says what a table is, and which row and column a number is of; a keyboard can scroll it."""
+    page = Page(render(report()))
+
+    boxes = [attributes for tag, attributes in page.tags if attributes.get("class") == "scroll"]
+    assert len(boxes) == sum(tag == "table" for tag, _ in page.tags)
+    assert all(box["aria-label"] and box["role"] == "region" and box["tabindex"] == "0" for box in boxes)
+    scopes = [attributes.get("scope") for tag, attributes in page.tags if tag == "th"]
+    assert set(scopes) == {"row", "col"}
+
+
+def test_headings_go_down_one_step_at_a_time():
+    levels = [int(tag[1]) for tag, _ in Page(render(report())).tags if re.fullmatch(r"h[1-6]", tag)]
+
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_contents_lead_to_every_section_but_the_answer():
+    page = Page(render(report()))
+
+    sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    links = [text for text in (attributes.get("href") for tag, attributes in page.tags if tag == "a") if text]
+    assert sections[0] == "answer"
+    assert {f"#{name}" for name in sections[1:]} <= set(links)
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours #rrggbb, by WCAG 2.1."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_stands_out_from_its_paper_and_marks_do_too():
+    """WCAG AA: 4.5 for text, 3 for what a drawing is made of; in light, in dark and in print."""
+    for block in re.findall(r":root \{([^}]*)\}", STYLE.read_text(encoding="utf-8")):
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        for paper in (colours["paper"], colours["raised"]):
+            for name in ("ink", "soft", "s1", "s2", "s3", "yes", "no"):
+                assert contrast(colours[name], paper) >= 4.5, (name, paper)
+            assert contrast(colours["rest"], paper) >= 3
+
+
+def test_a_search_is_shown_with_its_choice_and_by_itself():
+    for text in (render(report()), render_search(SEARCH)):
+        page = Page(text)
+        assert "How small may the student be?" in page.shown("h2")
+        said = "".join(page.shown("section"))
+        assert "The fastest student within 0.001 AUC of the best: dnn 32, dim 8." in said
+        assert "failed: loss is <NaN>" in said
+
+
+def test_a_report_is_written_again_with_what_was_found_since(tmp_path: Path):
+    write_report(tmp_path, report(sweep=None, search=None))
+    (tmp_path / "search.json").write_text(json.dumps(SEARCH))
+    elsewhere = SWEEP | {"recipe": {"source": {"kind": "files"}}}
+    (tmp_path / "sweep.json").write_text(json.dumps(elsewhere))
+
+    page = report_again(tmp_path)
+
+    assert "How small may the student be?" in page.read_text()
+    assert "How the networks were tuned" not in page.read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["search"] == SEARCH
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"answer": 1, "recipe": {}}'])
+def test_what_is_no_report_is_refused_in_words(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+
+    with pytest.raises(DataError, match=r"report\.json"):
+        report_again(tmp_path)

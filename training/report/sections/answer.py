@@ -10,7 +10,10 @@ from training.report.values import MISSING, Values, pointer
 
 def header(v: Values) -> str:
     """Which run this is."""
-    seeds = f"{v.show('/answer/seeds', 'count')} seed{'s' if v.get('/answer/seeds') != 1 else ''} of training"
+    several = v.get("/answer/seeds") != 1
+    seeds = (
+        f"trained {v.show('/answer/seeds', 'count')} time{'s, from as many seeds' if several else ', from one seed'}"
+    )
     facts = [v.show("/created", "moment") + " UTC", seeds, f"{v.show('/data/rows', 'count')} impressions"]
     description = html.escape(v.get("/description") or "")
     return (
@@ -26,25 +29,30 @@ def verdict(v: Values) -> str:
     won = f"{v.show('/answer/gain/better_in', 'count')} of {v.show('/answer/gain/of', 'count')} seeds"
     said = {
         "wins": f"The student beats its control in {won}.",
-        "ahead": "The student is ahead of its control in the one seed that was run.",
+        "ahead": "The student is ahead of its control in the one seed that was run: not proven."
+        if v.get("/answer/seeds") == 1
+        else f"The student is ahead of its control in {won}; fewer than three prove nothing.",
         "mixed": f"The student is ahead of its control in {won}: not proven.",
         "loses": "The student does not beat its control.",
         "unknown": "The student cannot be compared with its control on these rows.",
     }[v.get("/answer/verdict")]
     rows = " and validation" if v.get("/answer/against") == "control_train_valid" else ""
     lead = (
-        "The control is the same network, trained on clicks alone, on exactly the same training"
-        f"{rows} rows: what would be served without teachers. The ensemble is what the student imitates."
+        "The student is the small network that would serve; it was trained to imitate an ensemble of larger ones, its "
+        "teachers. The control is the same small network, trained on clicks alone, on exactly the same training"
+        f'{rows} rows: what would be served without teachers. <a href="#words">What the words mean</a>.'
     )
+    share = (v.show("/answer/kept_of_ensemble_gain", "share"), "of what the ensemble gains over the control is kept")
+    less = (v.spread("/answer/student_less_ensemble", "gain"), f"{auc} against the ensemble it imitates")
     tiles = [
-        (v.spread("/answer/gain", "gain"), f"{auc} over the control"),
+        (v.spread("/answer/gain", "gain"), f"{auc} over the control (more is better)"),
         (v.spread("/answer/logloss", "gain"), f"{loss} against the control (less is better)"),
-        (v.show("/answer/kept_of_ensemble_gain", "share"), "of the ensemble’s gain kept"),
+        share if v.get("/answer/kept_is_sure") in (True, None) else less,
         (
             v.show("/answer/times_cheaper_than_ensemble/50", "ratio") + " times",
-            f"cheaper than the ensemble, at {v.show('/candidates/1', 'count')} candidates",
+            f"faster than the ensemble, at {v.show('/candidates/1', 'count')} candidates a request",
         ),
-        (v.show("/cost/student/50/p50_ms", "ms") + " ms", "of one core for those (median session.run)"),
+        (v.show("/cost/student/50/p50_ms", "ms") + " ms", "of one core for such a request (median)"),
     ]
     shown = "".join(
         f'<div class="tile"><div class="big">{big}</div><div class="small">{small}</div></div>'
@@ -52,9 +60,48 @@ def verdict(v: Values) -> str:
         if not big.startswith(MISSING)
     )
     return (
-        f'<section class="answer {v.get("/answer/verdict")}"><h2>{said}</h2><p>{lead}</p>'
-        f'<div class="tiles">{shown}</div>{_missed(v)}</section>'
+        f'<section class="answer {v.get("/answer/verdict")}" id="answer"><h2>{said}</h2><p>{lead}</p>'
+        f'<div class="tiles">{shown}</div>{_why(v)}{_missed(v)}</section>'
     )
+
+
+def _why(v: Values) -> str:
+    """Where the difference comes from, how sure it is, and what to do where there is none."""
+    metric = v.get("/headline/auc")
+    gain, ensemble = v.get("/answer/gain"), v.get("/answer/ensemble_gain")
+    if not gain or not ensemble:
+        return ""
+    auc = METRICS[metric][0]
+    said = [
+        f"The ensemble itself is {v.show('/answer/ensemble_gain/mean', 'gain')} {auc} from the control"
+        + (
+            f", the student {v.show('/answer/student_less_ensemble/mean', 'gain')} from the ensemble."
+            if v.has("/answer/student_less_ensemble")
+            else "."
+        )
+    ]
+    if v.has("/answer/standard_errors"):
+        said.append(
+            f"The student’s difference from the control is {v.show('/answer/standard_errors', 'ratio')} standard "
+            "errors of the seeds; the luck of which impressions are test rows comes on top."
+        )
+    verdict = v.get("/answer/verdict")
+    if verdict == "ahead":
+        said.append("Three seeds would show how far it depends on the random start.")
+    elif verdict == "mixed":
+        said.append("More seeds, or a longer test part, would tell; until then the two are level.")
+    elif verdict == "loses":
+        if ensemble["mean"] <= 0:
+            said.append(
+                "The teachers together know no more than the control does: there was nothing to teach. Better tuned "
+                "or other teachers come first (training sweep)."
+            )
+        else:
+            said.append(
+                "The teachers do know more, and the student did not learn it: a larger student (training search), a "
+                "higher kd_weight or more epochs are what to try."
+            )
+    return f'<p class="why">{" ".join(said)}</p>'
 
 
 def _missed(v: Values) -> str:
@@ -90,4 +137,8 @@ def targets(v: Values) -> str:
         "over seeds ± standard deviation; the control is the one on the same rows.</p>"
     )
     why = f"<h3>What was not reached, and why</h3><ul>{''.join(reasons)}</ul>" if reasons else ""
-    return section("What was promised", note + table(["target", "wanted", "found", ""], rows, left=4) + why, "targets")
+    return section(
+        "What was promised",
+        note + table(["target", "wanted", "found", ""], rows, left=4, label="Targets") + why,
+        "targets",
+    )

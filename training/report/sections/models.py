@@ -28,7 +28,8 @@ def every_model(v: Values) -> str:
         else "<p>Mean over seeds, ± standard deviation between them. ECE floor is what a perfect model shows on as "
         "many rows. The spread between seeds leaves out the luck of which rows are in the test part.</p>"
     )
-    body = note + table(["test rows", *(METRICS[name][0] for name in shown)], rows, strong=0)
+    heads = ["test rows", *(METRICS[name][0] for name in shown)]
+    body = note + table(heads, rows, strong=0, label="Every model on test rows")
     return section("Every model, and the controls", body + _seeds(v) + _on_train(v), "models")
 
 
@@ -44,7 +45,8 @@ def _seeds(v: Values) -> str:
                     *(v.show(f"{at}/{index}/{name}", METRICS[name][1]) for name in shown),
                 ]
             )
-    rows_of_seeds = table(["test rows", "seed", *(METRICS[name][0] for name in shown)], rows)
+    heads = ["test rows", "seed", *(METRICS[name][0] for name in shown)]
+    rows_of_seeds = table(heads, rows, label="Every model on test rows, seed by seed")
     return details("Seed by seed", rows_of_seeds)
 
 
@@ -55,7 +57,8 @@ def _on_train(v: Values) -> str:
         for label, at in models_of(v, "summary", "train")
     ]
     note = "<p>A model far better here than on test rows has learned its rows by heart.</p>"
-    return details("On training rows", note + table(["training rows", *(METRICS[n][0] for n in shown)], rows))
+    heads = ["training rows", *(METRICS[n][0] for n in shown)]
+    return details("On training rows", note + table(heads, rows, label="Every model on training rows"))
 
 
 def differences(v: Values) -> str:
@@ -80,7 +83,8 @@ def differences(v: Values) -> str:
         "<p>Test rows, seed against seed: mean difference ± its standard deviation, and in how many seeds the first of "
         "the two is better. The best single teacher is chosen by these very rows, which favours it.</p>"
     )
-    return section("Differences, paired by seed", note + table(["", *(METRICS[n][0] for n in shown)], rows), "pairs")
+    heads = ["one less the other", *(METRICS[n][0] for n in shown)]
+    return section("Differences, paired by seed", note + table(heads, rows, label="Paired differences"), "pairs")
 
 
 def cost_and_quality(v: Values) -> str:
@@ -100,13 +104,16 @@ def cost_and_quality(v: Values) -> str:
             marks.append(charts.Mark(name, x, y, style, v.get(f"{quality}/{metric}/sd") or 0.0))
     drawing = charts.scatter(
         marks,
-        x_title="median milliseconds of session.run, logarithmic",
+        x_title="median milliseconds a request, logarithmic",
         y_title=f"{METRICS[metric][0]} on test rows",
-        label=f"{METRICS[metric][0]} against latency of student, control, ensemble and teachers",
+        label=f"Chart: {METRICS[metric][0]} against latency of student, control, ensemble and teachers; the table "
+        "below has the numbers",
     )
     counts = list(enumerate(("1", "50", "200")))
     heads = [
-        f"{kind} at {v.show(pointer('candidates', index), 'count')}" for index, _ in counts for kind in ("p50", "p99")
+        f"{kind} ms at {v.show(pointer('candidates', index), 'count')}"
+        for index, _ in counts
+        for kind in ("median", "slowest hundredth,")
     ]
     rows = []
     for name, cost, quality, _ in places:
@@ -117,12 +124,14 @@ def cost_and_quality(v: Values) -> str:
         quality_cell = v.spread(f"{quality}/{metric}")
         rows.append([html.escape(name), quality_cell, *times, *sizes, v.show(f"{cost}/bytes", "bytes")])
     note = (
-        f"<p>Milliseconds of one core ({v.show('/conditions/cpu', 'text')}, onnxruntime "
-        f"{v.show('/conditions/onnxruntime', 'text')}), one request of so many candidates; models take turns, so noise "
-        "meets all alike. Parsing and encoding come on top and are the same for all. A bar is one standard deviation "
-        f"between seeds. The drawing is at {v.show('/candidates/1', 'count')} candidates.</p>"
+        f"<p>How long scoring one request of so many candidates takes, in milliseconds of one core "
+        f"({v.show('/conditions/cpu', 'text')}, onnxruntime {v.show('/conditions/onnxruntime', 'text')}). Models take "
+        "turns, so noise meets all alike: trust ratios more than milliseconds. Reading and encoding a request come on "
+        "top and are the same for all. The chart is at "
+        f"{v.show('/candidates/1', 'count')} candidates; a bar is one standard deviation between seeds.</p>"
     )
+    sizes = ["numbers in embeddings", "numbers in layers", "size on disk"]
     costs = table(
-        ["", METRICS[metric][0], *heads, "embedding parameters", "dense parameters", "size on disk"], rows, strong=0
+        ["model", METRICS[metric][0], *heads, *sizes], rows, strong=0, label="Quality and cost of every model"
     )
     return section("Quality against cost", note + figure(drawing) + costs, "cost")

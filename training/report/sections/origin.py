@@ -10,16 +10,30 @@ from training.report.values import Values, pointer
 
 
 def who_saw_what(v: Values) -> str:
-    """Static by design (training/steps.py); the numbers of rows are this run's."""
+    """As training/steps.py does it with this recipe; the numbers of rows are this run's."""
     learn, stop, nothing = '<span class="learns">learns</span>', "stops it", ""
-    matrix = [
-        ("teachers; control, training rows only", [learn, stop + " (AUC)", nothing, nothing, nothing]),
-        ("gate, scale, bias", [nothing, nothing, learn, "gate or average?", nothing]),
-        ("student", [learn, stop + " (KL)", nothing, nothing, nothing]),
-        ("Platt calibration", [nothing, nothing, nothing, learn, nothing]),
-        ("refit of teachers and student; control, same rows", [learn, learn, learn, learn, nothing]),
-        ("this report", ["shown", nothing, nothing, nothing, "measured, once"]),
-    ]
+    scheme = v.get("/recipe/scheme/kind") or "pretrain"
+    by_auc = v.get("/recipe/student/fit/stop_by") == "valid_auc"
+    decides = "gate or average?" if v.get("/recipe/gate/fallback") is not False else nothing
+    together = scheme != "pretrain"
+    gate_learns = scheme == "cotrain" or v.get("/recipe/gate/learns_on") == "train"
+    first = "teachers, together with the student" if together else "teachers; control, training rows only"
+    by = " (AUC of the ensemble)" if together else " (AUC)"
+    matrix = [(first, [learn, stop + by, nothing, nothing, nothing])]
+    if together:
+        matrix.append(("control, training rows only", [learn, stop + " (AUC)", nothing, nothing, nothing]))
+    if gate_learns:
+        matrix.append(("gate", [learn, nothing, nothing, decides, nothing]))
+        matrix.append(("scale and bias of the ensemble", [nothing, nothing, learn, nothing, nothing]))
+    else:
+        matrix.append(("gate, scale, bias", [nothing, nothing, learn, decides, nothing]))
+    distance = " (AUC)" if by_auc else " (distance to the ensemble)"
+    matrix.append(("student", [learn, stop + distance, nothing, nothing, nothing]))
+    matrix.append(("calibration (Platt: a scale and a bias)", [nothing, nothing, nothing, learn, nothing]))
+    if v.get("/recipe/merge_validation") is not False:
+        everything = [learn, learn, learn, learn, nothing]
+        matrix.append(("teachers, student and control again, as they are served", everything))
+    matrix.append(("this report", ["shown", nothing, nothing, nothing, "measured, once"]))
     parts = v.get("/parts")
     heads = ["", *(part["part"].replace("_", " ").replace("valid a", "valid A") for part in parts)]
     heads = [head.replace("valid b", "valid B").replace("valid c", "valid C") for head in heads]
@@ -31,7 +45,7 @@ def who_saw_what(v: Values) -> str:
         facts.append(["from", *(v.show(pointer("parts", i, "first"), "moment") for i in range(len(parts)))])
         facts.append(["to", *(v.show(pointer("parts", i, "last"), "moment") for i in range(len(parts)))])
     note = "<p>Validation rows are parted by the hash of their unit (the user), so no unit is in two of A, B and C.</p>"
-    rights = table(heads, [*facts, *([html.escape(name), *cells] for name, cells in matrix)])
+    rights = table(heads, [*facts, *([html.escape(name), *cells] for name, cells in matrix)], label="Rows by part")
     return section("Who saw which rows", note + rights, "rows")
 
 
@@ -46,7 +60,7 @@ def data(v: Values) -> str:
     for field in v.get("/data/bad_cells"):
         count = v.show(pointer("data", "bad_cells", field), "count")
         facts.append((f"cells of {field} that were no value, taken as missing", count))
-    listed = table(["", ""], [[html.escape(name), value] for name, value in facts], left=2)
+    listed = table(["", ""], [[html.escape(name), value] for name, value in facts], left=2, label="The log")
     rows = [
         [
             f"<code>{html.escape(field['field'])}</code>",
@@ -63,7 +77,7 @@ def data(v: Values) -> str:
         for index, field in enumerate(v.get("/fields"))
     ]
     heads = ["field", "ids", "missing, training", "missing, test", "unknown, test"]
-    return section("The log", listed + details("Fields", table(heads, rows)), "log")
+    return section("The log", listed + details("Fields", table(heads, rows, label="Fields of the log")), "log")
 
 
 def provenance(v: Values) -> str:
@@ -83,6 +97,6 @@ def provenance(v: Values) -> str:
     facts.append(
         ("KL of the student from its ensemble, test rows, first seed", v.show("/kl_ensemble_student/0", "figure"))
     )
-    listed = table(["", ""], [[html.escape(name), value] for name, value in facts], left=2)
+    listed = table(["", ""], [[html.escape(name), value] for name, value in facts], left=2, label="Provenance")
     recipe = html.escape(json.dumps(v.get("/recipe"), indent=2, ensure_ascii=False))
     return section("Where this comes from", listed + details("The recipe, whole", f"<pre>{recipe}</pre>"), "from")

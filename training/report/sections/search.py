@@ -29,22 +29,24 @@ def search(v: Values) -> str:
     finalists = v.get("/search/finalists")
     own = next(row for row in finalists if row["trial"] is None)["auc"]
     marks = [
-        charts.Mark("", row["p50_ms"], row["over_own"], "rest", title=f"trial {row['trial']}: {row['name']}")
-        for _, row in done
+        charts.Mark("", row["p50_ms"], row["over_own"], "rest", title=_title(v, "trials", index)) for index, row in done
     ]
-    for row in finalists:
+    for index, row in enumerate(finalists):
         gains = [auc - same for auc, same in zip(row["auc"], own, strict=True)]
         mean = sum(gains) / len(gains)
         spread = (sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1)) ** 0.5 if len(gains) > 1 else 0.0
         name = "chosen" if row["chosen"] else "the recipe’s" if row["trial"] is None else f"trial {row['trial']}"
         style = "s1" if row["chosen"] else "s3" if row["trial"] is None else "s2"
-        marks.append(charts.Mark(name, row["p50_ms"], mean, style, spread, title=row["name"]))
+        trial = v.show(pointer("search", "finalists", index, "trial"), "count", tag="tspan")
+        shown = f"trial {trial}" if name.startswith("trial") else ""
+        title = _title(v, "finalists", index)
+        marks.append(charts.Mark(name, row["p50_ms"], mean, style, spread, title=title, shown=shown))
     front = sorted((row["p50_ms"], row["over_own"]) for _, row in done if row["on_front"])
     drawing = charts.scatter(
         marks,
-        x_title=f"milliseconds of one core at {v.get('/search/candidates')} candidates, logarithmic",
+        x_title="median milliseconds a request, logarithmic",
         y_title="AUC on validation rows, above the recipe’s student",
-        label="AUC against latency of every student tried",
+        label="Chart: AUC against latency of every student tried; the tables below have the numbers",
         path=front,
     )
     keys = legend(
@@ -62,6 +64,10 @@ def search(v: Values) -> str:
         conclusion + note + keys + figure(drawing) + _finalists(v) + details("Every trial", _trials(v)),
         "search",
     )
+
+
+def _title(v: Values, rows: str, index: int) -> str:
+    return v.show(pointer("search", rows, index, "name"), "text", tag="title")
 
 
 def _finalists(v: Values) -> str:
@@ -90,7 +96,7 @@ def _finalists(v: Values) -> str:
         f'<p class="note">Loss is paired by seed, ± its standard error. Within or beyond the limit of '
         f"{v.show('/search/within', 'plain')} is said only where two standard errors do not reach across it.</p>"
     )
-    return "<h3>Finalists, fastest first</h3>" + table(heads, rows, left=2, strong=strong) + note
+    return "<h3>Finalists, fastest first</h3>" + table(heads, rows, left=2, strong=strong, label="Finalists") + note
 
 
 def _trials(v: Values) -> str:
@@ -115,4 +121,4 @@ def _trials(v: Values) -> str:
             ]
         )
     heads = ["trial", "student", "ms", "AUC", "above the recipe’s", "epochs", "dense parameters", ""]
-    return table(heads, rows, left=2)
+    return table(heads, rows, left=2, label="Every trial")
