@@ -26,6 +26,8 @@ from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
 
+NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")
+"""Settings of `student.fit` that mean nothing to peers, which teach by a loss of their own."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -209,8 +211,8 @@ class Recipe(_Settings):
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":
-            own = {"temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head"}
-            changed = sorted(name for name in own if getattr(fit, name) != DistillOptions.model_fields[name].default)
+            defaults = DistillOptions.model_fields
+            changed = sorted(name for name in NOT_OF_MUTUAL if getattr(fit, name) != defaults[name].default)
             if changed:
                 raise ValueError(
                     f"scheme mutual: peers teach by their own loss, expected student.fit without {', '.join(changed)}; "
