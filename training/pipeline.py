@@ -39,6 +39,7 @@ _LEARNING = (
     "training/loop.py",
     "training/metrics.py",
     "training/memory.py",
+    "training/data/prepare.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
