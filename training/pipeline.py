@@ -39,6 +39,7 @@ _LEARNING = (
     "training/loop.py",
     "training/metrics.py",
     "training/memory.py",
+    "training/data/prepare.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
@@ -234,6 +235,7 @@ class _SeedPlan:
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
         is_sampled = recipe.negatives.keep < 1
+        self.hidden: dict[str, Any] = {"hidden": list(recipe.for_teachers)} if recipe.for_teachers else {}
         self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
@@ -356,6 +358,8 @@ class _SeedPlan:
         arguments = _network(setting) | {"seed": own_seed(self.seed, name)} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
+        if not place.startswith("teachers."):
+            arguments |= self.hidden
         own = place if setting is self.recipe.control or place.startswith("zoo.") else f"teachers.{name}"
         return self._twice(
             stage,
@@ -388,7 +392,9 @@ class _SeedPlan:
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
+        arguments = (
+            _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled | self.hidden
+        )
         return self._twice(
             "student",
             "student",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from training.errors import RecipeError
+from training.errors import DivergedError, RecipeError
 from training.pipeline import plan
 from training.recipe import load_recipe
 from training.stages import Step
@@ -137,3 +137,15 @@ def test_what_is_best_at_the_edge_of_its_grid_is_said() -> None:
     edges = edges_of(best, {"learning_rate": [0.001, 0.002, 0.004], "init_sd": [0.1]})
 
     assert edges == ["control: the best learning_rate, 0.004, is the largest tried; add one beyond it"]
+
+
+def test_a_pair_that_diverges_is_written_down_and_not_chosen(tmp_path: Path) -> None:
+    """Whoever widens a grid until it is too wide loses a trial, not the sweep."""
+    found = swept(tmp_path, sides=["control"], seeds=[1], learning_rates=(0.01, 1e30))
+
+    ran_away = [trial for trial in found["trials"] if "diverged" in trial]
+    assert [trial["learning_rate"] for trial in ran_away] == [1e30]
+    assert "lower learning_rate" in ran_away[0]["diverged"]
+    assert found["best"]["control"]["learning_rate"] == 0.01
+    with pytest.raises(DivergedError, match="control: every pair of the grid diverged"):
+        swept(tmp_path, sides=["control"], seeds=[1], learning_rates=(1e30,))

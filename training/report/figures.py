@@ -106,6 +106,8 @@ def build_report(
         "recipe": dict(recipe),
         "choices": unusual(recipe),
     }
+    if all("as_served" in measure for measure in measures):  # the log has fields that a request does not
+        report["as_served"] = _by_model(measures, "as_served")
     report["answer"] = _answer(report)
     report["targets"] = judge(report)
     report["answer"] |= {

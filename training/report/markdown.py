@@ -113,6 +113,9 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
             row = [f"{rate:g}"]
             for sd in grid["init_sd"]:
                 trials = cells[rate, sd]
+                if any("diverged" in trial for trial in trials):
+                    row.append("diverged")
+                    continue
                 auc, logloss = (statistics.mean(t[key] for t in trials) for key in ("valid_auc", "valid_logloss"))
                 text = f"{auc:.4f}, {logloss:.4f} ({'/'.join(str(t['epochs']) for t in trials)})"
                 row.append(f"**{text}**" if (best["learning_rate"], best["init_sd"]) == (rate, sd) else text)
