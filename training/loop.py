@@ -417,6 +417,8 @@ def run_epochs(
         )
 
     identity = "" if checkpoint is None else _identity(learner, options, seed, train_rows, epochs)
+    if checkpoint is not None:  # weights, two moments, the running mean, the best epoch
+        checkpoint.expect(5 * sum(weight.nbytes for weight in learner.parameters()))
     if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
         at = _Standing(**state["standing"])
         learner.load_state_dict(state["learner"])
@@ -453,7 +455,7 @@ def run_epochs(
         at.history.append(row)
         at.begin_epoch()
         shuffled_from = shuffler.bit_generator.state
-        if checkpoint is not None and (at.is_over or at.epoch > epochs or checkpoint.is_due(within_epoch=False)):
+        if checkpoint is not None and checkpoint.is_due(within_epoch=False):
             save()
     optimizer.close()
     if progress is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from models.errors import SchemaError
 from models.schema import FeatureSchema
 from training.calibrate import Platt, fit_platt
 from training.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from training.data.prepare import load_encoder, serving_ids
 from training.distill import DistillOptions, fit_student, kl_divergence
 from training.encoded_log import VALID, EncodedLog, Part
 from training.ensemble import TeacherOutputs, store_hints
+from training.errors import RecipeError
 from training.gate import Form, Gate, GateOptions, fit_gate
 from training.loop import (
     FitOptions,
@@ -596,7 +598,10 @@ def fit_the_encoder(
         ended, name = PrepareReport.read(before).last_time, str(before.parent.parent)
         refuse_rows_seen_before(ended, first_times(surveyed), name, is_refitted=is_refitted)
     opened, meaning, cache = _open(source, schema, places, log)
-    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
+    try:
+        fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
+    except SchemaError as error:
+        raise RecipeError(f"warm_start: {error}; or leave warm_start out") from None
 
 
 def prepare_log(

@@ -253,6 +253,17 @@ def test_a_day_that_would_be_judged_by_rows_already_learned_is_refused(day: Path
         run(day, "again", split_at(2), warm="first")
 
 
+def test_a_schema_that_means_something_else_is_refused_as_the_recipes_fault(day: Path):
+    run(day, "first")
+    schema = json.loads((day / "log.schema.json").read_text())
+    field = next(field for field in schema["fields"] if field["encoding"]["method"] == "vocabulary")
+    field["encoding"] = {"method": "hash", "buckets": 50}
+    (day / "other.schema.json").write_text(json.dumps(schema))
+
+    with pytest.raises(RecipeError, match=rf"warm_start: field '{field['name']}': encoding: expected .* or leave"):
+        run(day, "other", split_at(4), "schema_file=other.schema.json", warm="first")
+
+
 def test_networks_that_train_together_start_warm_too(day: Path):
     """From those of a run in two steps; a teacher that was not there is drawn afresh."""
     _, first = run(day, "first")
