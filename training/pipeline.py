@@ -160,7 +160,7 @@ def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]
 
 
 def version_of(laid_out: Plan, runs: Path) -> Version:
-    """What a later run needs to know of this one, complete, to start from it."""
+    """What a later run needs to know of this one, complete, to start from it; the zoo's networks, if they were trained."""
 
     def folder(step: Step) -> str:
         return str(step.folder(runs).relative_to(runs))
@@ -169,7 +169,7 @@ def version_of(laid_out: Plan, runs: Path) -> Version:
         str(seed.seed): {
             place: {"first": folder(fit.first), "again": folder(fit.again)}
             for place, fit in seed.fits.items()
-            if place not in ("ensemble", "average")
+            if place not in ("ensemble", "average") and fit.first.is_done(runs) and fit.again.is_done(runs)
         }
         for seed in laid_out.seeds
     }

@@ -171,6 +171,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teachers": {"lr": {"network": "lr", "fit": FIT}, "dnn": DNN | {"fit": FIT}},
         "student": DNN | {"fit": FIT},
         "control": DNN | {"fit": FIT},
+        "zoo": {"fm": {"network": "fm", "fit": FIT}},  # which a run does not train
     }
     (folder / "daily.json").write_text(json.dumps(recipe))
     return folder
@@ -221,6 +222,7 @@ def test_one_day_goes_on_from_the_last(day: Path):
     then, now = (load_encoder(version.runs / version.prepared).to_vocabularies() for version in (first, second))
     assert all(values == now[field][: len(values)] for field, values in then.items())
     assert any(len(values) < len(now[field]) for field, values in then.items())
+    assert set(first.seeds["1"]) == set(PLACES)
     for place in PLACES:
         fit = steps.fits[place]
         assert fit.first.arguments["start"] == first.fit(1, place, "first")
