@@ -160,7 +160,7 @@ def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]
 
 
 def version_of(laid_out: Plan, runs: Path) -> Version:
-    """What a later run needs to know of this one, complete, to start from it; the zoo's networks, if they were trained."""
+    """What a later run needs to know of this one, complete, to start from it; of the zoo, what was trained."""
 
     def folder(step: Step) -> str:
         return str(step.folder(runs).relative_to(runs))
