@@ -171,7 +171,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teachers": {"lr": {"network": "lr", "fit": FIT}, "dnn": DNN | {"fit": FIT}},
         "student": DNN | {"fit": FIT},
         "control": DNN | {"fit": FIT},
-        "zoo": {"fm": {"network": "fm", "fit": FIT}},  # which a run does not train
+        "zoo": {"fm": {"network": "fm", "options": {"dim": 2}, "fit": FIT}},  # which a run does not train
     }
     (folder / "daily.json").write_text(json.dumps(recipe))
     return folder
