@@ -454,8 +454,8 @@ def _open_study(file: Path, space: Space, bench: _Bench, seeds: Sequence[int]) -
 
 
 def _tried(study: optuna.Study) -> list[FrozenTrial]:
-    """In order; nothing else is ever put there."""
-    return study.get_trials(deepcopy=False)
+    """In order; whatever other tools put there is not ours."""
+    return [trial for trial in study.get_trials(deepcopy=False) if _TRIED in trial.user_attrs]
 
 
 def propose(tried: Sequence[FrozenTrial], space: Space, count: int) -> list[dict[str, int]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from tests.training.test_sweep import Silence, tiny_recipe
@@ -119,6 +120,15 @@ def test_more_trials_go_on_with_the_same_search(tmp_path: Path, trained: list[tu
     assert [row["student"] for row in second["trials"][:4]] == [row["student"] for row in first["trials"]]
     new = [point for point, seeds in trained[asked:] if seeds == [1] and point is not None]
     assert len(new) == 4
+
+
+def test_what_other_tools_put_into_the_storage_is_let_alone(tmp_path: Path, trained: list[tuple[Any, list[int]]]):
+    first = searched(tmp_path, trials=4)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'out' / 'search.sqlite'}")
+    (name,) = optuna.get_all_study_names(storage)
+    optuna.load_study(storage=storage, study_name=name).ask()
+
+    assert searched(tmp_path, trials=4) == first
 
 
 def test_another_space_is_another_search(tmp_path: Path, trained: list[tuple[Any, list[int]]]):
