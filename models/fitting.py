@@ -6,6 +6,9 @@
     criteo_x4    a vocabulary of the transformed values
     hash         nothing to fit
 
+With an earlier encoder nothing of its own changes: values keep their ids and new ones come behind them, in the same
+order among themselves, as far as `max_size` leaves room; edges stay as they are.
+
 Only training rows may come here: an encoder that has seen the test rows flatters them.
 """
 
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from models.columns import Column
 from models.counting import Counts
 from models.encoder import Encoder, rows_of
+from models.errors import SchemaError
 from models.reading import Segments, gather, read_cells, read_lists, read_numbers, shorten
 from models.schema import (
     CriteoX4Encoding,
@@ -50,10 +54,15 @@ class EncoderFitter:
     of no use afterwards, at most `MOST_VALUES` of them beside those that are kept, however long the log.
     """
 
-    def __init__(self, schema: FeatureSchema, *, scratch: Path | None = None) -> None:
+    def __init__(self, schema: FeatureSchema, *, scratch: Path | None = None, earlier: Encoder | None = None) -> None:
+        """`earlier` is the encoder that this one is to extend; `SchemaError` where its schema means something else."""
         self._schema = schema
         self._scratch = scratch
-        self._fits = {field.name: _fit_of(field) for field in schema.fields}
+        known: Mapping[str, Sequence[Any]] = {}
+        if earlier is not None:
+            _refuse_other_fields(schema, earlier.schema)
+            known = earlier.to_vocabularies()
+        self._fits = {field.name: _fit_of(field, known.get(field.name)) for field in schema.fields}
 
     def update(self, columns: Mapping[str, Column]) -> None:
         """A chunk of training rows, by field name. Bad cells are passed over; `encode_columns` counts them.
@@ -141,8 +150,14 @@ class _NothingFit(_Fit):
 
 
 class _VocabularyFit(_Fit):
-    def __init__(self, encoding: VocabularyEncoding | CriteoX4Encoding) -> None:
+    def __init__(self, name: str, encoding: VocabularyEncoding | CriteoX4Encoding, known: Sequence[str] | None) -> None:
         self._encoding = encoding
+        self._known = list(known or ())
+        if encoding.max_size is not None and len(self._known) > encoding.max_size:
+            raise SchemaError(
+                f"field '{name}': max_size: expected at least the {len(self._known)} values of the earlier encoder, "
+                f"whose ids stay, got {encoding.max_size}"
+            )
         self.counts = Counts()
         self._names = _CriteoNames() if isinstance(encoding, CriteoX4Encoding) else None
 
@@ -168,9 +183,13 @@ class _VocabularyFit(_Fit):
         return list(map(str if field.type == "integer" else canonical, values))
 
     def finish(self) -> list[str] | list[float]:
-        kept = [(-count, value) for value, count in self.counts.at_least(self._encoding.min_count)]
+        known = set(self._known)
+        kept = [
+            (-count, value) for value, count in self.counts.at_least(self._encoding.min_count) if value not in known
+        ]
         kept.sort()  # Python compares strings by code point
-        return [value for _, value in kept[: self._encoding.max_size]]
+        room = None if self._encoding.max_size is None else self._encoding.max_size - len(self._known)
+        return [*self._known, *(value for _, value in kept[:room])]
 
 
 class _CriteoNames(dict[int | float, str]):
@@ -232,12 +251,49 @@ class _LogBucketFit(_Fit):
         return log_edges(self._smallest, self._largest, self._buckets)
 
 
-def _fit_of(field: FieldSchema) -> _Fit:
+class _EarlierEdges(_Fit):
+    """Edges that stay as they are, whatever the numbers."""
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self._edges = list(edges)
+
+    def update(self, field: FieldSchema, column: Column) -> None:
+        """Read all the same, so that a column whose type never fits is refused while fitting."""
+        read_numbers(field, column)
+
+    def finish(self) -> list[str] | list[float]:
+        return list(self._edges)
+
+
+def _refuse_other_fields(schema: FeatureSchema, earlier: FeatureSchema) -> None:
+    """Ids go on only where each field still means what it meant; how many values it may keep is free."""
+    names, before = ([field.name for field in of.fields] for of in (schema, earlier))
+    if names != before:
+        raise SchemaError(f"expected the fields of the earlier encoder, in its order, {before}, got {names}")
+    for now, then in zip(schema.fields, earlier.fields, strict=True):
+        for part in ("type", "role", "kind", "max_length", "keep", "derive"):
+            if getattr(now, part) != getattr(then, part):
+                raise SchemaError(
+                    f"field '{now.name}': {part}: expected {getattr(then, part)!r} as in the earlier encoder, "
+                    f"got {getattr(now, part)!r}"
+                )
+        free = {"min_count", "max_size"}
+        of_now, of_then = now.encoding.model_dump(exclude=free), then.encoding.model_dump(exclude=free)
+        if of_now != of_then:
+            raise SchemaError(
+                f"field '{now.name}': encoding: expected {of_then} as in the earlier encoder, got {of_now}"
+            )
+
+
+def _fit_of(field: FieldSchema, known: Sequence[Any] | None) -> _Fit:
+    """`known` are the values or edges of an earlier encoder."""
     encoding = field.encoding
     if isinstance(encoding, HashEncoding):
         return _NothingFit()
     if isinstance(encoding, VocabularyEncoding | CriteoX4Encoding):
-        return _VocabularyFit(encoding)
+        return _VocabularyFit(field.name, encoding, known)
+    if known is not None:
+        return _EarlierEdges(known)
     if isinstance(encoding, QuantileEncoding):
         return _QuantileFit(encoding.buckets)
     return _LogBucketFit(encoding.buckets)

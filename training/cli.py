@@ -135,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where bundles go (default models/repository; with --out, OUT/repository)",
     )
+    run.add_argument(
+        "--warm-start",
+        type=Path,
+        metavar="DIR",
+        help="start from this earlier run, say runs/yesterday: its ids stay, its weights are where training begins",
+    )
     run.set_defaults(command=_run)
 
     sweep = commands.add_parser(
@@ -279,9 +285,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from training.run import run
 
+    warm = [] if arguments.warm_start is None else [f"warm_start={json.dumps(str(arguments.warm_start.resolve()))}"]
     path = run(
         arguments.recipe,
-        overrides=arguments.set,
+        overrides=[*arguments.set, *warm],
         seeds=list(range(1, arguments.seeds + 1)),
         out=arguments.out,
         repository=arguments.repository,
@@ -398,6 +405,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             init_sds=arguments.init_sds or INIT_SDS,
         )
     print("\n".join(f"--set {setting}" for setting in found["settings"]), file=sys.stderr)
+    print("".join(f"at the edge of the grid: {edge}\n" for edge in found["edges"]), end="", file=sys.stderr)
     print(found_at(out, arguments.sides))
     return 0
 

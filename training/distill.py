@@ -50,9 +50,11 @@ from training.loop import (
     run_epochs,
     score,
     seeded,
+    started,
 )
 from training.metrics import sigmoid
 from training.negatives import EVERY_ROW, Negatives
+from training.warm import Start
 from training.zoo import Encoded
 
 LossName = Literal["soft", "hint", "mse"]
@@ -368,6 +370,7 @@ def fit_student(
     valid: Sequence[Part] | None,
     epochs: int | None = None,
     negatives: Negatives = EVERY_ROW,
+    start: Start | None = None,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
@@ -375,7 +378,7 @@ def fit_student(
     """Train on clicks and on what the ensemble says.
 
     With `valid`, stops on those parts as the options say; without, runs exactly `epochs`. Fine-tuning comes after
-    either. `negatives`, `place` and `checkpoint` as for `loop.fit`.
+    either. `negatives`, `start`, `place` and `checkpoint` as for `loop.fit`.
     """
     if targets.logit.shape != (len(log),):
         raise ValueError(f"targets: expected a logit for each of {len(log)} rows, got {targets.logit.shape}")
@@ -386,7 +389,7 @@ def fit_student(
     valid_rows = None if valid is None else rows_to_learn_from(log, valid) if needs_labels else log.rows(valid)
     result = fit_to(
         log,
-        lambda: StudentLearner(log, spec, options, targets, place, negatives.correction),
+        lambda: started(StudentLearner(log, spec, options, targets, place, negatives.correction), start, log.fields),
         options,
         seed=seed,
         train_rows=train_rows,

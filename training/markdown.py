@@ -16,8 +16,11 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
-    yield "| " + " | ".join(heads) + " |"
+    """Lines of a Markdown table; a | or a line's end within a cell does not end it."""
+    yield _line(heads)
     yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
+    yield from map(_line, rows)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.split("\n")).replace("|", r"\|") for cell in cells) + " |"

@@ -12,7 +12,7 @@ redone only when something before it changes. Seeds vary training, not the log; 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from training.gate import GateOptions
 from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
 from training.stages import Step
+from training.warm import Version
 
 # What each step's result depends on beside its inputs and the module of its function; what these import counts as well.
 _WORLD = ("package:numpy", "package:pyarrow", "training/data/synthetic", "models/schema.py")
@@ -38,6 +39,7 @@ _LEARNING = (
     "training/loop.py",
     "training/metrics.py",
     "training/memory.py",
+    "training/data/prepare.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
@@ -107,8 +109,9 @@ class Plan:
 def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | None) -> Plan:
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
-    log, prepare = _reading_steps(loaded, runs=runs, data=data)
-    trained = tuple(_SeedPlan(recipe, seed, prepare).lay_out() for seed in seeds)
+    earlier = None if recipe.warm_start is None else Version.read(loaded.base / recipe.warm_start)
+    log, prepare = _reading_steps(loaded, earlier, runs=runs, data=data)
+    trained = tuple(_SeedPlan(recipe, seed, prepare, earlier).lay_out() for seed in seeds)
     first = trained[0]
     export = Step(
         "export",
@@ -156,7 +159,26 @@ def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]
     }
 
 
-def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tuple[Step | None, Step]:
+def version_of(laid_out: Plan, runs: Path) -> Version:
+    """What a later run needs to know of this one, complete, to start from it."""
+
+    def folder(step: Step) -> str:
+        return str(step.folder(runs).relative_to(runs))
+
+    seeds = {
+        str(seed.seed): {
+            place: {"first": folder(fit.first), "again": folder(fit.again)}
+            for place, fit in seed.fits.items()
+            if place not in ("ensemble", "average")
+        }
+        for seed in laid_out.seeds
+    }
+    return Version(runs, folder(laid_out.prepare), seeds)
+
+
+def _reading_steps(
+    loaded: LoadedRecipe, earlier: Version | None, *, runs: Path, data: Path | None
+) -> tuple[Step | None, Step]:
     recipe, fingerprints = loaded.recipe, runs / "fingerprints.json"
     places = {"base": str(loaded.base), "data": str(data or ""), "fingerprints": str(fingerprints)}
     arguments: dict[str, Any] = {"schema": loaded.schema.model_dump(mode="json")}
@@ -192,7 +214,11 @@ def _reading_steps(loaded: LoadedRecipe, *, runs: Path, data: Path | None) -> tu
         )
 
     surveyed = reading("survey", steps.survey_log, contents, {})
-    fitted = reading("encoder", steps.fit_the_encoder, {}, {"surveyed": surveyed})
+    extended: dict[str, Any] = {}
+    if earlier is not None:
+        places |= earlier.places
+        extended = {"earlier": earlier.prepared, "is_refitted": recipe.merge_validation}
+    fitted = reading("encoder", steps.fit_the_encoder, extended, {"surveyed": surveyed})
     return log, reading("prepare", steps.prepare_log, {}, {"surveyed": surveyed, "fitted": fitted})
 
 
@@ -204,11 +230,12 @@ def own_seed(seed: int, name: str) -> int:
 class _SeedPlan:
     """The steps of one seed."""
 
-    def __init__(self, recipe: Recipe, seed: int, prepare: Step) -> None:
-        self.recipe, self.seed, self.prepare = recipe, seed, prepare
+    def __init__(self, recipe: Recipe, seed: int, prepare: Step, earlier: Version | None = None) -> None:
+        self.recipe, self.seed, self.prepare, self.earlier = recipe, seed, prepare, earlier
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
         is_sampled = recipe.negatives.keep < 1
+        self.hidden: dict[str, Any] = {"hidden": list(recipe.for_teachers)} if recipe.for_teachers else {}
         self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
@@ -313,21 +340,42 @@ class _SeedPlan:
         code: Any,
         weight: float = 1,
         places: Mapping[str, str] | None = None,
+        starts: Callable[[str], dict[str, Any]] = lambda which: {},
     ) -> Fit:
-        """A fit, and its refit from the second of `needs`."""
+        """A fit, and its refit from the second of `needs`. `starts` gives what either starts from as an argument."""
         prepared = {"prepared": self.prepare}
-        first = self._step(stage, label, run, arguments, prepared | needs[0], code, weight, places)
+        places = {**(places or {}), **(self.earlier.places if self.earlier else {})}
+        begun = dict(arguments) | starts("first")
+        first = self._step(stage, label, run, begun, prepared | needs[0], code, weight, places)
         if not self.recipe.merge_validation:
             return Fit(first, first, sampled=self.sampled)
         again = prepared | needs[1] | {"first": first}
-        refit = self._step("refit", label, run, arguments, again, code, weight, places)
+        begun = dict(arguments) | starts("again")
+        refit = self._step("refit", label, run, begun, again, code, weight, places)
         return Fit(first, refit, sampled=self.sampled)
 
     def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:
         arguments = _network(setting) | {"seed": own_seed(self.seed, name)} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
-        return self._twice(stage, name, steps.fit_network, arguments, ({}, {}), _LEARNING, places={"recipe": place})
+        if not place.startswith("teachers."):
+            arguments |= self.hidden
+        own = place if setting is self.recipe.control or place.startswith("zoo.") else f"teachers.{name}"
+        return self._twice(
+            stage,
+            name,
+            steps.fit_network,
+            arguments,
+            ({}, {}),
+            _LEARNING,
+            places={"recipe": place},
+            starts=lambda which: self._start(own, which),
+        )
+
+    def _start(self, place: str, which: str) -> dict[str, Any]:
+        """The argument `start` of a fit, where the earlier run has one of its name."""
+        folder = self.earlier and self.earlier.fit(self.seed, place, which)
+        return {"start": folder} if folder else {}
 
     def _teachers(self) -> dict[str, Fit]:
         fits = {}
@@ -344,8 +392,19 @@ class _SeedPlan:
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
-        return self._twice("student", "student", steps.distil, arguments, (first, again), _DISTILLING, weight=4)
+        arguments = (
+            _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled | self.hidden
+        )
+        return self._twice(
+            "student",
+            "student",
+            steps.distil,
+            arguments,
+            (first, again),
+            _DISTILLING,
+            weight=4,
+            starts=lambda which: self._start("student", which),
+        )
 
     def _together(self) -> Fit:
         recipe = self.recipe
@@ -361,7 +420,16 @@ class _SeedPlan:
         }
         arguments |= self.sampled
         weight = 4 + len(recipe.teacher_names)
-        return self._twice("together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight)
+
+        def starts(which: str) -> dict[str, Any]:
+            named = {name: f"teachers.{name}" for name in recipe.teacher_names} | {"student": "student"}
+            found = {name: self._start(place, which).get("start") for name, place in named.items()}
+            known = {name: folder for name, folder in found.items() if folder}
+            return {"start": known} if known else {}
+
+        return self._twice(
+            "together", "together", steps.train_together, arguments, ({}, {}), _TOGETHER, weight, starts=starts
+        )
 
     def _taken(self, together: Fit, stage: str, label: str, name: str) -> Fit:
         first, again = (

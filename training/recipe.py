@@ -26,6 +26,8 @@ from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
 
+NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")
+"""Settings of `student.fit` that mean nothing to peers, which teach by a loss of their own."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -103,8 +105,12 @@ class Recipe(_Settings):
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
     """The ensemble, by name, in this order."""
+    warm_start: str | None = None
+    """The folder of an earlier run that encoders and networks start from, relative to the recipe file."""
     negatives: Negatives = EVERY_ROW
     """Which rows without a click are trained on; undone in the exported graph."""
+    for_teachers: tuple[str, ...] = ()
+    """training_only fields that teachers learn from, while student and control see their serving_value throughout."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""
     student: Distilled
@@ -197,11 +203,16 @@ class Recipe(_Settings):
                 f"gate.learns_by {self.gate.learns_by}: expected scheme pretrain, where a student of the average comes "
                 f"first, got {self.scheme.kind}"
             )
+        if self.scheme.kind != "pretrain" and self.for_teachers:
+            raise ValueError(
+                f"for_teachers: expected teachers that see rows of their own, got scheme {self.scheme.kind}, where all "
+                "networks share a batch; say scheme: pretrain"
+            )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":
-            own = {"temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head"}
-            changed = sorted(name for name in own if getattr(fit, name) != DistillOptions.model_fields[name].default)
+            defaults = DistillOptions.model_fields
+            changed = sorted(name for name in NOT_OF_MUTUAL if getattr(fit, name) != defaults[name].default)
             if changed:
                 raise ValueError(
                     f"scheme mutual: peers teach by their own loss, expected student.fit without {', '.join(changed)}; "
@@ -285,6 +296,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         schema = World.schema()
     else:
         schema = FeatureSchema.from_file(path.parent / str(recipe.schema_file))
+    known = {field.name for field in schema.training_only_fields}
+    for name in recipe.for_teachers:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "there is none"
+            raise RecipeError(f"{path}: for_teachers: expected training_only fields ({there}), got {name!r}")
     return LoadedRecipe(recipe=recipe, base=path.parent, schema=schema)
 
 

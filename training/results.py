@@ -29,6 +29,11 @@ def _lines(trees: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield from of_ablate.section(tree) if "table" in tree else of_runs.section(tree)
 
 
+# Other files that runs leave have some of these keys: what each alone has all of.
+_OF_TABLE = {"table", "recipe", "seeds", "rows", "claims", "metric"}
+_OF_REPORT = {"name", "recipe", "seeds", "test", "headline", "targets"}
+
+
 def _read(path: Path) -> dict[str, Any]:
     expected = f"{path}: expected the report.json of a run or a table of ablate"
     try:
@@ -37,6 +42,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{expected}: {error.strerror or error}") from None
     except ValueError as error:
         raise DataError(f"{expected}: {error}") from None
-    if not isinstance(tree, dict) or ("test" not in tree and "table" not in tree):
+    if not isinstance(tree, dict) or not (tree.keys() >= _OF_TABLE or tree.keys() >= _OF_REPORT):
         raise DataError(f"{expected}, got JSON that is neither")
     return tree

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.errors import TrainingError
 from training.export import publish
-from training.pipeline import plan
+from training.pipeline import plan, version_of
 from training.progress import Display
 from training.recipe import load_recipe
 from training.report import build_report, found_before, write_report
@@ -58,6 +58,7 @@ def run(
             overrides=overrides,
         )
         path = write_report(out, report)
+        version_of(steps, out).write()
     for model in published:
         print(f"{'wrote' if model.is_new else 'stands'} {model.path}", file=sys.stderr)
     return path

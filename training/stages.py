@@ -200,11 +200,20 @@ def longest_way(steps: Iterable[Step]) -> dict[str, float]:
     return way
 
 
-def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Watcher) -> None:
+def run_steps(
+    targets: Sequence[Step],
+    runs: Path,
+    *,
+    workers: int,
+    watcher: Watcher,
+    tolerated: tuple[type[TrainingError], ...] = (),
+) -> dict[str, TrainingError]:
     """Bring every target's folder into being under `runs`, `workers` processes side by side.
 
     Raises `StepError` with the step's own message when one fails (what runs beside it is finished first and kept) and
     passes KeyboardInterrupt on after stopping the workers and clearing what they had half done and cannot go on from.
+    Of errors that are `tolerated` nothing is raised: returned are, by key, the steps that failed so and those that need
+    them, with the error.
     """
     steps = in_order(targets)
     missing = {}
@@ -214,7 +223,7 @@ def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Wat
         else:
             missing[step.key] = step
     if not missing:
-        return
+        return {}
 
     _clear(runs, steps)
     context = multiprocessing.get_context("spawn")
@@ -222,12 +231,13 @@ def run_steps(targets: Sequence[Step], runs: Path, *, workers: int, watcher: Wat
         events = manager.Queue()
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
         try:
-            _drive(pool, missing, runs, workers, events, watcher)
+            failed = _drive(pool, missing, runs, workers, events, watcher, tolerated)
         except BaseException:
             _stop(pool)
             _clear(runs, steps)
             raise
         pool.shutdown()
+        return failed
 
 
 def building_folder(final: Path) -> Path:
@@ -265,13 +275,15 @@ def _drive(
     workers: int,
     events: Any,
     watcher: Watcher,
-) -> None:
+    tolerated: tuple[type[TrainingError], ...],
+) -> dict[str, TrainingError]:
     way = longest_way(missing.values())
     processes: dict[int, Any] = {}
     who: dict[str, int] = {}
     waiting = dict(sorted(missing.items(), key=lambda item: -way[item[0]]))
     running: dict[Future[float], Step] = {}
     failure: TrainingError | None = None
+    failed: dict[str, TrainingError] = {}
 
     def hear() -> None:
         while not events.empty():
@@ -302,6 +314,11 @@ def _drive(
             except OutOfMemoryError as error:
                 text = f"step {step.stage}/{step.label}: memory ran out ({error}); {_advice(step, runs)}"
                 failure = failure or OutOfMemoryError(text)
+            except tolerated as error:
+                failed[step.key] = error
+                for other in [s for s in waiting.values() if any(n.key in failed for n in in_order([s]))]:
+                    failed[other.key] = error
+                    del waiting[other.key]
             except TrainingError as error:
                 failure = failure or error
             except Exception as error:
@@ -313,6 +330,7 @@ def _drive(
             raise StepError(_died([*running.values()], who, processes, runs))
     if failure:
         raise failure
+    return failed
 
 
 def _order(step: Step, runs: Path) -> tuple[str, str, str, str, dict[str, Any]]:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from training.encoded_log import EncodedLog, Part
-from training.errors import RecipeError
+from training.errors import DivergedError, RecipeError
 from training.loop import load_fit
 from training.metrics import auc, logloss, sigmoid
 from training.pipeline import plan
@@ -56,8 +56,9 @@ def sweep(
     """Run every trial and write what was found to `found_at(out, sides)`; returns the same.
 
     `sides` are of `SIDES`; what is left out stays as the recipe has it. `best` names for each side (`teachers.dnn`,
-    `control`, `student`) the pair of highest score; `trials` has a row a side, pair and seed; `settings` are the
-    `--set` values that make a run of the best.
+    `control`, `student`) the pair of highest score, `edges` says which of them lie at an end of the grid; `trials` has
+    a row a side, pair and seed, with `diverged` in place of figures where a loss ran away; `settings` are the `--set`
+    values that make a run of the best.
     """
     unknown = sorted(set(sides) - {*SIDES, *_NAMES})
     if unknown or not sides or not learning_rates or not init_sds:
@@ -73,9 +74,13 @@ def sweep(
     for round_of_sides in (("teachers", "control", "zoo"), ("student",)):
         names = _names(load_recipe(recipe, overrides).recipe, [side for side in round_of_sides if side in sides])
         planned = _planned(recipe, names, settings, seeds, out, data, learning_rates, init_sds)
-        run_steps([step for _, step, _ in planned], out, workers=workers, watcher=watcher)
+        fits = [step for _, step, _ in planned]
+        failed = run_steps(fits, out, workers=workers, watcher=watcher, tolerated=(DivergedError,))
         for trial, step, prepared in planned:
-            trials.append(trial | judged(step.folder(out), prepared.folder(out)))
+            if step.key in failed:
+                trials.append(trial | {"diverged": str(failed[step.key])})
+            else:
+                trials.append(trial | judged(step.folder(out), prepared.folder(out)))
         best |= {name: best_of(trials, name) for name in names}
         settings += [
             f"{name}.{key}={best[name][value]}"
@@ -88,6 +93,7 @@ def sweep(
         "judged_by": "AUC less logloss on validation part A, mean over seeds",
         "grid": {"learning_rate": list(learning_rates), "init_sd": list(init_sds), "seeds": list(seeds)},
         "best": best,
+        "edges": edges_of(best, {"learning_rate": learning_rates, "init_sd": init_sds}),
         "settings": settings,
         "trials": trials,
     }
@@ -101,7 +107,8 @@ def found_at(out: Path, sides: Sequence[str]) -> Path:
 
 
 def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
-    """The pair of highest AUC less logloss among a side's trials, both means over seeds; the first of equals."""
+    """The pair of highest AUC less logloss among a side's trials, both means over seeds; the first of equals. A pair
+    with which a seed diverged is none."""
     pairs: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for trial in trials:
         if trial["side"] == side:
@@ -111,8 +118,23 @@ def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
         | {name: float(np.mean([trial[name] for trial in same])) for name in ("valid_auc", "valid_logloss", "epochs")}
         | {"valid_auc_sd": float(np.std([trial["valid_auc"] for trial in same], ddof=1)) if len(same) > 1 else None}
         for pair, same in pairs.items()
+        if not any("diverged" in trial for trial in same)
     ]
+    if not means:
+        raise DivergedError(f"sweep: {side}: every pair of the grid diverged; add lower learning rates")
     return max(means, key=lambda mean: mean["valid_auc"] - mean["valid_logloss"])
+
+
+def edges_of(best: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Sequence[float]]) -> list[str]:
+    """What was found best at the end of its grid, in words: beyond may be better, and a side that could not go there
+    was tuned less than the others."""
+    found = []
+    for side, pair in best.items():
+        for name, values in grid.items():
+            for end, most in (("smallest", min(values)), ("largest", max(values))):
+                if pair[name] == most and len(set(values)) > 1:
+                    found.append(f"{side}: the best {name}, {most:g}, is the {end} tried; add one beyond it")
+    return found
 
 
 def _names(recipe: Recipe, sides: Sequence[str]) -> list[str]:

@@ -73,6 +73,7 @@ from training.loop import (
     setting_of,
 )
 from training.negatives import EVERY_ROW, Negatives
+from training.warm import Start
 from training.zoo import Encoded
 
 
@@ -464,6 +465,7 @@ def fit_together(
     epochs: Epochs | None = None,
     gate: Gate | None = None,
     negatives: Negatives = EVERY_ROW,
+    starts: Mapping[str, Start] | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> TogetherResult:
@@ -471,12 +473,16 @@ def fit_together(
 
     With `valid`, which needs labels, each side keeps its own best epoch there. Without, runs `epochs`; a co-trained
     `gate` then stays as it was found, because what rests on it, scale, bias and calibration, is carried over too.
+    `starts` are earlier fits that networks start from, by the teacher's name, or `student`.
     """
     if (valid is None) == (epochs is None):
         raise ValueError("expected either rows to stop by or numbers of epochs, not both and not neither")
     train_rows = rows_to_learn_from(log, train, negatives=negatives)
     with seeded(seed):
         learner = _learner(log, scheme, teachers, student, options, form, gate, negatives.correction)
+        networks = dict(zip(teachers, learner.teachers, strict=True)) | {"student": learner.network}
+        for name, start in (starts or {}).items():
+            start.into(networks[name], log.fields)
         keeper: AtEpochs | Snapshots
         if valid is not None:
             keeper, most = Snapshots(learner, log, rows_to_learn_from(log, valid)), options.max_epochs

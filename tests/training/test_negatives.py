@@ -125,6 +125,25 @@ def test_a_gate_of_sampled_teachers_is_fitted_on_rows_that_were_not(form: Any):
     assert abs(found.average.bias) < 0.5, "the sampling is undone by the correction, not by the bias"
 
 
+@pytest.mark.parametrize("form", ["static", "per_teacher", "full", "stacking"])
+def test_a_gate_that_learns_on_training_rows_learns_among_kept_ones(form: Any):
+    """Those are sampled as its teachers' were: only what is fitted on validation rows knows of the correction."""
+    rng = np.random.default_rng(2)
+    truth = rng.normal(-2, 1, size=6000)
+    label = (rng.random(6000) < sigmoid(truth)).astype(np.float32)
+    z = truth[:, None] + rng.normal(0, [0.3, 1.5], size=(6000, 2))
+    train, b, c = np.arange(2000), np.arange(2000, 4000), np.arange(4000, 6000)
+    options = GateOptions(form=form, learns_on="train", fallback=False)
+
+    plain, corrected = (
+        fit_gate(z, label, rows_b=b, rows_c=c, rows_train=train, options=options, correction=correction).gate
+        for correction in (0.0, TENTH.correction)
+    )
+
+    assert (plain.matrix, plain.biases) == (corrected.matrix, corrected.biases)
+    assert plain.bias != corrected.bias
+
+
 def test_a_student_meets_its_teacher_in_one_world(log: EncodedLog):
     """Of a teacher that knows the truth, a student among kept rows learns the truth about all."""
     truth = log.truth.astype(np.float64)

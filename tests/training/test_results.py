@@ -78,7 +78,7 @@ def test_a_missed_target_is_in_bold_with_its_reason_and_a_sweep_marks_its_best(t
     assert "| 0.002 | **0.7000, 0.4000 (2)** |" in text
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"test": {"auc": 0.7}, "train": {}}', '{"table": "count"}'])
 def test_what_is_no_report_is_refused_by_name(tmp_path: Path, content: str):
     (tmp_path / "other.json").write_text(content)
 

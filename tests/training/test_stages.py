@@ -110,6 +110,18 @@ def test_a_refused_input_ends_the_run_with_its_own_words_and_keeps_what_was_fini
     assert not bad.is_done(tmp_path)
 
 
+def test_an_error_that_is_tolerated_costs_the_steps_that_need_it_and_no_others(tmp_path: Path):
+    good = step("good")
+    bad = Step("tiny", "bad", tiny_steps.refuse, {}, {"first": good})
+    behind, beside = step("behind", first=bad), step("beside", first=good)
+
+    failed = run_steps([behind, beside], tmp_path, workers=1, watcher=Notes(), tolerated=(DataError,))
+
+    assert {key: str(error) for key, error in failed.items()} == dict.fromkeys((bad.key, behind.key), "line 3 is bad")
+    assert beside.is_done(tmp_path)
+    assert run_steps([beside], tmp_path, workers=1, watcher=Notes(), tolerated=(DataError,)) == {}
+
+
 def test_a_bug_is_reported_with_its_place(tmp_path: Path):
     with pytest.raises(StepError, match=r"(?s)tiny/bug failed.*tiny_steps.py.*ZeroDivisionError"):
         run(tmp_path, Step("tiny", "bug", tiny_steps.stumble))

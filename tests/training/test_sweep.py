@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from training.errors import RecipeError
+from training.errors import DivergedError, RecipeError
 from training.pipeline import plan
 from training.recipe import load_recipe
 from training.stages import Step
-from training.sweep import best_of, sweep
+from training.sweep import best_of, edges_of, sweep
 
 
 class Silence:
@@ -111,8 +111,8 @@ def test_its_settings_make_a_run_of_what_it_found(whole: tuple[Path, dict[str, A
     assert loaded.recipe.student.fit.learning_rate == found["best"]["student"]["learning_rate"]
     assert loaded.recipe.teachers["fm"].options["init_sd"] == found["best"]["teachers.fm"]["init_sd"]
     for of_seed in steps:
-        for refit in (of_seed.student, of_seed.control, *of_seed.teachers.values()):
-            assert (refit.needs["first"].folder(folder / "out") / "fit.json").exists()
+        for name in ("student", "control", *(f"teachers.{teacher}" for teacher in of_seed.teachers)):
+            assert (of_seed.fits[name].first.folder(folder / "out") / "fit.json").exists()
 
 
 def test_a_side_left_out_stays_as_the_recipe_has_it(tmp_path: Path) -> None:
@@ -125,3 +125,27 @@ def test_a_side_left_out_stays_as_the_recipe_has_it(tmp_path: Path) -> None:
 def test_a_side_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'pupil'"):
         swept(tmp_path, sides=["pupil"])
+
+
+def test_what_is_best_at_the_edge_of_its_grid_is_said() -> None:
+    """A control whose grid ended too low loses to anything; a single value is no grid."""
+    best = {
+        "control": {"learning_rate": 0.004, "init_sd": 0.1},
+        "student": {"learning_rate": 0.002, "init_sd": 0.1},
+    }
+
+    edges = edges_of(best, {"learning_rate": [0.001, 0.002, 0.004], "init_sd": [0.1]})
+
+    assert edges == ["control: the best learning_rate, 0.004, is the largest tried; add one beyond it"]
+
+
+def test_a_pair_that_diverges_is_written_down_and_not_chosen(tmp_path: Path) -> None:
+    """Whoever widens a grid until it is too wide loses a trial, not the sweep."""
+    found = swept(tmp_path, sides=["control"], seeds=[1], learning_rates=(0.01, 1e30))
+
+    ran_away = [trial for trial in found["trials"] if "diverged" in trial]
+    assert [trial["learning_rate"] for trial in ran_away] == [1e30]
+    assert "lower learning_rate" in ran_away[0]["diverged"]
+    assert found["best"]["control"]["learning_rate"] == 0.01
+    with pytest.raises(DivergedError, match="control: every pair of the grid diverged"):
+        swept(tmp_path, sides=["control"], seeds=[1], learning_rates=(1e30,))

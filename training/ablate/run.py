@@ -6,7 +6,7 @@ same folder. Each is written as soon as it is full: tables/<table>.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from training.ablate.tables import Claim, LogFacts, Row, Table, table
 from training.ablate.variations import Variations
 from training.cost import conditions
 from training.encoded_log import EncodedLog
+from training.errors import RecipeError
 from training.pipeline import measured, plan
 from training.recipe import load_recipe
 from training.stages import Step, Watcher, run_steps
@@ -35,36 +36,71 @@ def ablate(
     workers: int,
     watcher: Watcher,
 ) -> list[Path]:
-    """Fill these tables of a recipe; returns where each was written."""
+    """Fill these tables of a recipe; returns where each was written.
+
+    All are laid out before anything is trained, so that what cannot be is known at once.
+    """
     loaded = load_recipe(recipe, overrides)
     prepare = plan(loaded, list(seeds[:1]), runs=out, data=data).prepare
     run_steps([prepare], out, workers=workers, watcher=watcher)
     log = LogFacts.of(EncodedLog.open(prepare.folder(out) / "log"))
-    paths = []
-    for name in names:
+    laid_out = []
+    for name in dict.fromkeys(names):
         vary = Variations(loaded.recipe)
         wanted = table(name, vary, log)
-        steps = {row.cells: _steps_of(row, recipe, overrides, seeds, out, data) for row in wanted.rows}
+        steps, left_out = planned(wanted, lambda row: _steps_of(row, recipe, overrides, seeds, out, data))
+        laid_out.append((wanted.without(left_out), steps, left_out, sorted(vary.untuned)))
+    paths = []
+    for wanted, steps, left_out, untuned in laid_out:
         run_steps([step for row in steps.values() for step in row], out, workers=workers, watcher=watcher)
         figures = {
             cells: [read_json(step.folder(out) / "figures.json") for step in row] for cells, row in steps.items()
         }
         facts = {
             "format_version": FORMAT_VERSION,
-            "table": name,
+            "table": wanted.name,
+            "asked": recipe,
             "recipe": loaded.recipe.model_dump(mode="json"),
             "overrides": list(overrides),
             "seeds": list(seeds),
             "created": datetime.now(UTC).replace(microsecond=0).isoformat(),
             "conditions": {key: value for key, value in conditions().items() if key in ("cpu", "python", "system")},
-            "untuned": sorted(vary.untuned),
+            "untuned": untuned,
+            "left_out": [{"cells": list(cells), "reason": reason} for cells, reason in left_out.items()],
             **filled(wanted, figures),
         }
-        path = out / "tables" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, facts)
-        paths.append(path)
+        paths.append(write_table(out, facts))
     return paths
+
+
+def write_table(out: Path, facts: Mapping[str, Any]) -> Path:
+    """tables/<table>.json, whole or not at all: what stood there stays where the disk is full."""
+    path = out / "tables" / f"{facts['table']}.json"
+    path.parent.mkdir(exist_ok=True)
+    half = path.with_suffix(".half")
+    write_json(half, facts)
+    half.replace(path)
+    return path
+
+
+def planned(
+    wanted: Table, steps_of: Callable[[Row], list[Step]]
+) -> tuple[dict[tuple[str, ...], list[Step]], dict[tuple[str, ...], str]]:
+    """Each row's steps; and why a row has none: the recipe's own choices may rule it out, as a student without a hidden
+    layer rules out hints. `RecipeError` where they rule out every row."""
+    steps: dict[tuple[str, ...], list[Step]] = {}
+    left_out: dict[tuple[str, ...], str] = {}
+    refused: RecipeError | None = None
+    for row in wanted.rows:
+        try:
+            steps[row.cells] = steps_of(row)
+        except RecipeError as error:
+            refused = error
+            _, _, problems = str(error).partition("\n")
+            left_out[row.cells] = "; ".join(line.strip() for line in (problems or str(error)).splitlines())
+    if refused is not None and not steps:
+        raise refused
+    return steps, left_out
 
 
 def _steps_of(

@@ -11,13 +11,14 @@ rows, with a student's budget of epochs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from training.ablate.variations import Variations
 from training.encoded_log import EncodedLog, Part
 from training.gate import Form
+from training.recipe import NOT_OF_MUTUAL
 from training.shares import DAY_US, By
 from training.zoo import NETWORKS
 
@@ -98,6 +99,23 @@ class Table:
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def without(self, left_out: Collection[tuple[str, ...]]) -> Table:
+        """The same but for these rows, and for all that is said of them."""
+
+        def kept(other: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if other in left_out else other
+
+        rows = [row for row in self.rows if row.cells not in left_out]
+        claims = [
+            Claim(claim.text, tuple(pair for pair in claim.pairs if not set(pair) & set(left_out)))
+            for claim in self.claims
+        ]
+        return replace(
+            self,
+            rows=tuple(replace(row, against=kept(row.against), ensemble=kept(row.ensemble)) for row in rows),
+            claims=tuple(claim for claim in claims if claim.pairs),
+        )
+
 
 def baselines(vary: Variations, log: LogFacts) -> Table:
     """Every network by itself, and what distillation makes of two of them."""
@@ -140,7 +158,9 @@ def schemes(vary: Variations, log: LogFacts) -> Table:
             for scheme in ("pretrain", "cotrain"):
                 settings = (*vary.teachers(teachers), f"student.fit.losses={losses[loss]}", f"scheme={scheme}")
                 rows.append(Row((title, loss, scheme), settings, "student", control))
-    rows.append(Row(("3T", "mutual", "one stage"), (*vary.teachers(THREE), "scheme=mutual"), "student", control))
+    # As its authors weigh it, and without the settings of losses that it does not have.
+    mutual = ("scheme=mutual", "student.fit.kd_weight=0.5", *(f"student.fit.{name}=null" for name in NOT_OF_MUTUAL))
+    rows.append(Row(("3T", "mutual", "one stage"), (*vary.teachers(THREE), *mutual), "student", control))
     best = [
         ((title, "soft", "pretrain"), (title, loss, scheme))
         for title in [*(TITLES[name] for name in THREE), "3T"]
@@ -154,9 +174,13 @@ def schemes(vary: Variations, log: LogFacts) -> Table:
             ((("3T", "soft", "pretrain"), ("3T", "mutual", "one stage")),),
         ),
     )
-    return Table(
-        "schemes", f"Losses and schemes, student {TITLES[own]}", ("teacher", "loss", "scheme"), tuple(rows), claims
+    weight = vary.recipe.student.fit.kd_weight
+    notes = (
+        f"distillation weighs {weight:g} whatever the loss, as the recipe has it for its own, and mutual learning .5 "
+        "as its authors have it: nobody tuned a weight for each row",
     )
+    heads = ("teacher", "loss", "scheme")
+    return Table("schemes", f"Losses and schemes, student {TITLES[own]}", heads, tuple(rows), claims, notes)
 
 
 def teachers(vary: Variations, log: LogFacts) -> Table:
@@ -234,24 +258,24 @@ def count(vary: Variations, log: LogFacts) -> Table:
 
 def gates(vary: Variations, log: LogFacts) -> Table:
     """What the ensemble's weights depend on, which rows they are learned from, and by which loss."""
+    six = (*vary.teachers(SIX), "scheme=pretrain")  # only there a gate comes after its teachers
     control = ("no KD", "", "student")
     rows = [Row(control, (), "control")]
     average = ("average", "", "ensemble")
     forms: list[Form] = list(get_args(Form))
     for form in forms:
         for learns_on in ["held_out"] if form == "average" else ["held_out", "train"]:
-            gate = f"gate={{form: {form}, learns_on: {learns_on}, fallback: false}}"
-            settings = (*vary.teachers(SIX), gate)
+            settings = (*six, *_gate(form, learns_on=learns_on))
             rows_of = "" if form == "average" else learns_on.replace("_", " ")
             ensemble = (form, rows_of, "ensemble")
             rows.append(Row(ensemble, settings, "ensemble", average if form != "average" else None))
             rows.append(Row((form, rows_of, "student"), settings, "student", control, ensemble))
     for loss in ("distillation", "divergence"):
-        settings = (*vary.teachers(SIX), f"gate={{form: per_teacher, learns_by: {loss}, fallback: false}}")
+        settings = (*six, *_gate("per_teacher", learns_by=loss))
         ensemble = ("per_teacher", f"held out, by {loss}", "ensemble")
         rows.append(Row(ensemble, settings, "ensemble", average))
         rows.append(Row((*ensemble[:2], "student"), settings, "student", control, ensemble))
-    mixed = (*vary.teachers(SIX), "gate={form: per_teacher, fallback: false}", "student.fit.aggregate=probabilities")
+    mixed = (*six, *_gate("per_teacher"), "student.fit.aggregate=probabilities")
     rows.append(
         Row(
             ("per_teacher", "held out", "student of sum_i alpha_i L_KD"),
@@ -286,6 +310,12 @@ def gates(vary: Variations, log: LogFacts) -> Table:
     return Table("gates", "Gates of 6T(M)", ("gate", "learns on", "model"), tuple(rows), claims, notes)
 
 
+def _gate(form: Form, *, learns_on: str = "held_out", learns_by: str = "clicks") -> tuple[str, ...]:
+    """That gate, whether it beats the average or not; what the recipe says of it beside stays."""
+    settings = {"form": form, "learns_on": learns_on, "learns_by": learns_by, "fallback": "false"}
+    return tuple(f"gate.{name}={value}" for name, value in settings.items())
+
+
 def stopping(vary: Variations, log: LogFacts) -> Table:
     """What stops a student, and what merging validation rows is worth."""
     teachers_ = vary.teachers(THREE)
@@ -300,7 +330,7 @@ def stopping(vary: Variations, log: LogFacts) -> Table:
     kd, auc = ways["kd"], ways["valid_auc"]
     claims = (
         Claim(
-            "stopping by the distillation loss is no worse than by AUC (it needs no labels)",
+            "stopping by the distillation loss, which needs no labels, is better than by AUC",
             tuple((("3T", kd, merged), ("3T", auc, merged)) for merged in ("no", "yes")),
         ),
         Claim(
@@ -315,23 +345,23 @@ def stopping(vary: Variations, log: LogFacts) -> Table:
 def controls(vary: Variations, log: LogFacts) -> Table:
     """The recipe's own student beside everything that could explain its gain."""
     own = TITLES[vary.recipe.student.network]
-    merged = (f"{own}, clicks of train + validation",)
     trained = (f"{own}, clicks of train",)
+    fair = (f"{own}, clicks of train + validation",) if vary.recipe.merge_validation else trained
     taught, itself, plain = (f"{own} of the ensemble",), (f"{own} of itself",), (f"{own} of the plain average",)
     ensemble, average = ("ensemble",), ("plain average",)
     alone = [Row((f"teacher {name}",), (), f"teachers.{name}") for name in vary.recipe.teacher_names]
     rows = (
-        Row(trained, ("merge_validation=false",), "control"),
-        Row(merged, (), "control"),
-        Row(itself, tuple(vary.self_taught()), "student", merged),
-        Row(plain, ("gate.form=average",), "student", merged, average),
-        Row(taught, (), "student", merged, ensemble),
-        Row(average, (), "average", merged),
-        Row(ensemble, (), "ensemble", merged),
+        *([Row(trained, ("merge_validation=false",), "control")] if vary.recipe.merge_validation else []),
+        Row(fair, (), "control"),
+        Row(itself, tuple(vary.self_taught()), "student", fair),
+        Row(plain, ("gate.form=average", "gate.learns_by=clicks"), "student", fair, average),
+        Row(taught, (), "student", fair, ensemble),
+        Row(average, (), "average", fair),
+        Row(ensemble, (), "ensemble", fair),
         *alone,
     )
     claims = (
-        Claim("the student beats the same network on clicks of the same rows", ((taught, merged),)),
+        Claim("the student beats the same network on clicks of the same rows", ((taught, fair),)),
         Claim("it beats self-distillation: the other teachers matter", ((taught, itself),)),
         Claim("it beats every teacher", tuple((taught, row.cells) for row in alone)),
         Claim("the gate's student beats the plain average's", ((taught, plain),)),
@@ -342,9 +372,9 @@ def controls(vary: Variations, log: LogFacts) -> Table:
 
 def data(vary: Variations, log: LogFacts) -> Table:
     """The recipe's own models on less data."""
-    rows, pairs = [], []
+    rows, pairs, all_of_it = [], [], vary.recipe.split.train_share
     for percent in (10, 30, 100):
-        settings = (f"split.train_share={percent / 100:g}",) if percent < 100 else ()
+        settings = (f"split.train_share={all_of_it * percent / 100:g}",) if percent < 100 else ()
         share = f"{percent}%"
         control, ensemble, student = (share, "no KD"), (share, "ensemble"), (share, "student")
         rows += [

@@ -8,6 +8,7 @@ of epochs.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 from training.loop import FitOptions
 from training.recipe import Distilled, Recipe, Teacher
 from training.shares import By
-from training.zoo import options_of
+from training.zoo import default_of, options_of
 
 FIELD_AWARE = ("ffm", "onn")
 """Networks whose tables have a vector for each other field, so that `dim` is small."""
+SMALL: dict[str, Any] = {"dim": 8, "hidden": [64, 32]}
+"""What every network has to be told, where the recipe has nobody to take it from."""
 BUDGET = ("max_epochs", "patience")
 
 
@@ -37,12 +40,21 @@ class Variations:
         if tuned:
             return _plain(tuned[0]) | {"copies": None}
         self.untuned.add(name)
-        of_control = self.recipe.control.options
-        options = {option: value for option, value in of_control.items() if option in options_of(name)}
+        options = self._made_up(name)
         if name in FIELD_AWARE and "dim" in options:
             options["dim"] = max(2, options["dim"] // 4)
         fit = {key: value for key, value in _plain(self.recipe.control)["fit"].items() if key not in BUDGET}
         return {"network": name, "options": options, "fit": fit}
+
+    def _made_up(self, name: str) -> dict[str, Any]:
+        """The control's options, as far as the network has them; what it cannot do without from whoever has it."""
+        known = options_of(name)
+        options = {option: value for option, value in self.recipe.control.options.items() if option in known}
+        others = [spec.options for spec in (*self.recipe.teachers.values(), *self.recipe.zoo.values())]
+        for option in sorted(known - set(options)):
+            if default_of(name, option) is inspect.Parameter.empty:
+                options[option] = next((other[option] for other in others if option in other), SMALL[option])
+        return options
 
     def zoo(self, names: Sequence[str]) -> list[str]:
         """Each network by itself, on clicks."""

@@ -5,20 +5,30 @@
 
 Columns have the names of the public benchmark's own files (reczoo/Criteo_x4 and Avazu_x4), so one schema reads both. A
 published random split is a matter of row numbers: one row lost and it is another split. So with `rows` set, as the
-shipped recipes have it, a file of any other length is refused.
+shipped recipes have it, a file of any other length is refused. And whoever has a file can see for himself that its
+validation and test rows are the benchmark's, byte for byte:
+
+    python -m training.data.kaggle criteo_x4 --data FOLDER
 """
 
+import argparse
+import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from training.data.chunks import Chunk
 from training.data.faults import Faults, shown
 from training.data.readers import FileSource
+from training.data.split import FoldsSplit, parts_by_folds
 from training.data.text_files import TextFormat, first_line_of
-from training.errors import DataError
+from training.encoded_log import Part
+from training.errors import DataError, TrainingError
 
 CRITEO = "criteo_kaggle"
 AVAZU = "avazu_kaggle"
@@ -29,6 +39,12 @@ AVAZU_COLUMNS = (
     *("app_id", "app_domain", "app_category", "device_id", "device_ip", "device_model"),
     *("device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22))),
 )
+
+PUBLISHED_MD5 = {
+    CRITEO: {"valid.csv": "fba5428b22895016e790e2dec623cb56", "test.csv": "cfc37da0d75c4d2d8778e76997df2976"},
+    AVAZU: {"valid.csv": "33232931d84d6452d3f956e936cab2c9", "test.csv": "3ebb774a9ca74d05919b84a3d402986d"},
+}
+"""Of the benchmark's own files, as github.com/reczoo/Datasets states them."""
 
 _NAMES = {CRITEO: ("train.txt", "train.txt.gz"), AVAZU: ("train.csv", "train.csv.gz", "train.gz")}
 _ARCHIVES = ("*.tar.gz", "*.tgz", "*.zip", "*.rar", "*.7z")
@@ -124,3 +140,53 @@ def _refuse_other_than_avazu(path: Path, line: str) -> None:
             f"{path}:1: expected the header {','.join(AVAZU_COLUMNS[:5])},..., which names {absent[0]!r}; "
             f"got {shown(line)}. Is the header line lost? Is it the public train.csv, unpacked?"
         )
+
+
+def md5_of_parts(source: KaggleSource, split: FoldsSplit) -> dict[str, str]:
+    """The md5 of valid.csv and test.csv as the benchmark writes them: a header line, then the part's rows in order."""
+    header = tuple(source.columns())
+    label = CRITEO_COLUMNS[0] if source.log == CRITEO else AVAZU_COLUMNS[1]
+    clicks = [pc.equal(chunk.columns[label], "1") for chunk in source.chunks((label,), Faults(0.0))]
+    parts = parts_by_folds(split, np.concatenate([c.to_numpy(zero_copy_only=False) for c in clicks]))
+    digests = {name: hashlib.md5(f"{','.join(header)}\n".encode()) for name in PUBLISHED_MD5[source.log]}
+    done = 0
+    for chunk in source.chunks(header, Faults(0.0)):
+        own = parts[done : done + chunk.rows]
+        done += chunk.rows
+        lines = pc.binary_join_element_wise(*(chunk.columns[c] for c in header), ",")
+        for name, is_own in (("valid.csv", (own != Part.TRAIN) & (own != Part.TEST)), ("test.csv", own == Part.TEST)):
+            digests[name].update("".join(f"{line}\n" for line in lines.filter(pa.array(is_own)).to_pylist()).encode())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare a log's validation and test rows with the benchmark's; 0 where both are the same."""
+    from training.data.sources import DATA_VARIABLE, KaggleSettings, open_source
+    from training.recipe import load_recipe
+
+    parser = argparse.ArgumentParser(
+        prog="python -m training.data.kaggle",
+        description="Whether the rows that validate and test are the public benchmark's, by the md5 it publishes.",
+    )
+    parser.add_argument("recipe", choices=["criteo_x4", "avazu_x4"])
+    parser.add_argument("--data", type=Path, metavar="DIR", help=f"as for `run`; default: {DATA_VARIABLE}")
+    options = parser.parse_args(argv)
+    try:
+        recipe = load_recipe(options.recipe).recipe
+        assert isinstance(recipe.source, KaggleSettings)
+        assert isinstance(recipe.split, FoldsSplit)
+        source = open_source(recipe.source, data=options.data)
+        assert isinstance(source, KaggleSource)
+        found = md5_of_parts(source, recipe.split)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    published = PUBLISHED_MD5[source.log]
+    for name, md5 in found.items():
+        said = "the benchmark's" if md5 == published[name] else f"NOT the benchmark's, {published[name]}"
+        print(f"{md5}  {name}  {said}")
+    return int(found != published)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -165,6 +165,13 @@ def load_encoder(folder: Path) -> Encoder:
     return Encoder(schema, vocabularies)
 
 
+def serving_ids(folder: Path) -> dict[str, int]:
+    """By training-only field of a prepared folder, the id that stands in for it when serving."""
+    encoder = load_encoder(folder)
+    names = [field.name for field in encoder.schema.training_only_fields]
+    return dict(zip(names, encoder.serving_ids().tolist(), strict=True))
+
+
 def load_golden_rows(folder: Path) -> list[dict[str, Any]]:
     """The golden requests of a prepared folder: raw context and candidates, without answers."""
     document = json.loads((folder / "golden_rows.json").read_text(encoding="utf-8"))
@@ -314,6 +321,11 @@ def survey(
     _write(folder / "survey.json", found.model_dump_json(indent=1) + "\n")
 
 
+def first_times(surveyed: Path) -> dict[str, str]:
+    """Of a survey, the earliest moment by part; empty without a timestamp."""
+    return _Survey.read(surveyed).first_time
+
+
 def _joined(pieces: list[Any]) -> Any:
     """The pieces as one array; they are given up on the way."""
     whole = np.concatenate(pieces)
@@ -360,11 +372,15 @@ def fit_encoder(
     progress: Report | None = None,
     *,
     fingerprint_cache: Path | None = None,
+    earlier: Path | None = None,
 ) -> None:
-    """Second pass, into `folder`: vocabularies and edges from the training rows of a survey."""
+    """Second pass, into `folder`: vocabularies and edges from the training rows of a survey.
+
+    `earlier` is the folder of an earlier `prepare`, whose encoder is extended.
+    """
     parts, facts = np.load(surveyed / "parts.npy", mmap_mode="r"), _Survey.read(surveyed)
     scratch = folder / "counts"
-    fitter = EncoderFitter(schema, scratch=scratch)
+    fitter = EncoderFitter(schema, scratch=scratch, earlier=load_encoder(earlier) if earlier else None)
     log = ClickLog(source, schema)
     with _Pass(log, progress, fingerprint_cache, len(parts), facts.fingerprint) as reading:
         for clicks in log.read(Faults(None)):

@@ -108,6 +108,8 @@ def build_report(
         "choices": unusual(recipe),
         "overrides": list(overrides),
     }
+    if all("as_served" in measure for measure in measures):  # the log has fields that a request does not
+        report["as_served"] = _by_model(measures, "as_served")
     report["answer"] = _answer(report)
     report["targets"] = judge(report)
     report["answer"] |= {

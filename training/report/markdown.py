@@ -108,6 +108,8 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
     yield f"    {command} --learning-rates {tried} --init-sds {drawn}"
     yield ""
     yield f"Judged by {sweep['judged_by']}."
+    if sweep.get("edges"):
+        yield f"At the edge of the grid, so perhaps not the best there is: {'; '.join(sweep['edges'])}."
     yield "AUC, logloss (epochs, a seed each) by learning rate and embedding init:"
     for side, best in sweep["best"].items():
         cells: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
@@ -119,6 +121,9 @@ def _sweep(sweep: Mapping[str, Any]) -> Iterator[str]:
             row = [f"{rate:g}"]
             for sd in grid["init_sd"]:
                 trials = cells[rate, sd]
+                if any("diverged" in trial for trial in trials):
+                    row.append("diverged")
+                    continue
                 auc, logloss = (statistics.mean(t[key] for t in trials) for key in ("valid_auc", "valid_logloss"))
                 text = f"{auc:.4f}, {logloss:.4f} ({'/'.join(str(t['epochs']) for t in trials)})"
                 row.append(f"**{text}**" if (best["learning_rate"], best["init_sd"]) == (rate, sd) else text)

@@ -17,6 +17,14 @@ def test_an_interval_is_students_t_over_the_differences_of_each_seed():
     assert (found["low"], found["high"]) == pytest.approx((0.04 / 3 - 0.01434, 0.04 / 3 + 0.01434), abs=1e-5)
 
 
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (3, 4.303), (10, 2.262), (16, 2.131), (17, 2.131), (30, 2.131)])
+def test_an_interval_is_never_narrower_than_students_t(seeds: int, t: float):
+    """Of more than 16 seeds that of 16 stands in, a little too wide."""
+    found = paired([0.01, -0.01] * (seeds // 2) + [0.0] * (seeds % 2), [0.0] * seeds)
+
+    assert (found["high"] - found["mean"]) / found["error"] == pytest.approx(t)
+
+
 @pytest.mark.parametrize(
     ("differences", "said"),
     [

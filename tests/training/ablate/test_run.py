@@ -12,8 +12,12 @@ import yaml
 from tests.training.test_choices import RECIPE
 from training.__main__ import main
 from training.ablate.markdown import overview, section
-from training.ablate.run import filled
-from training.ablate.tables import Claim, Row, Table
+from training.ablate.run import filled, planned, write_table
+from training.ablate.tables import Claim, LogFacts, Row, Table, table
+from training.ablate.variations import Variations
+from training.errors import RecipeError
+from training.pipeline import plan
+from training.recipe import load_recipe
 
 CONTROL, ENSEMBLE, STUDENT = ("control",), ("ensemble",), ("student",)
 TABLE = Table(
@@ -43,9 +47,12 @@ def made_up(seeds: int = 3) -> dict[str, Any]:
         ENSEMBLE: figures(0.720, 0.721, 0.723)[:seeds],
         STUDENT: figures(0.715, 0.716, 0.718)[:seeds],
     }
-    recipe = {"recipe": {"name": "clicks"}, "table": "made-up", "overrides": ["source.seed=3"], "untuned": ["fm"]}
+    asked = {"recipe": {"name": "clicks"}, "asked": "my/clicks.yaml", "overrides": ["zoo={fm: null}"]}
+    reason = "student: expected a hidden layer"
+    left_out = [{"cells": ["3T", "hint", scheme], "reason": reason} for scheme in ("cotrain", "pretrain")]
     facts = {"seeds": [1, 2, 3][:seeds], "created": "2026-11-21T00:00:00", "conditions": {"cpu": "a CPU"}}
-    return recipe | facts | filled(TABLE, measured)
+    found = {"table": "made-up", "untuned": ["fm"], "left_out": left_out}
+    return asked | facts | found | filled(TABLE, measured)
 
 
 def test_a_table_has_differences_shares_of_a_gap_and_verdicts():
@@ -61,19 +68,21 @@ def test_a_table_has_differences_shares_of_a_gap_and_verdicts():
 def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
     text = "\n".join(section(made_up()))
 
-    assert "python -m training ablate clicks --table made-up --seeds 3 --set source.seed=3" in text
-    assert "| student | 0.7163 ± 0.0015 | 0.4284 ± 0.0002 | 0.9000 ± 0.0000 | +0.0153 ± 0.0003 | " in text
-    assert " -0.0050 ± 0.0000 | 75% |" in text
+    assert "python -m training ablate my/clicks.yaml --table made-up --seeds 3 --set 'zoo={fm: null}'" in text
+    assert "| student | 0.7163 ± 0.0015 | 0.4284 ± 0.0002 | 0.9000 ± 0.0000 | control | +0.0153 (+0.0139 to " in text
+    assert " -0.0050 (-0.0050 to -0.0050) | 75% |" in text
     assert "Nobody tuned fm on this log" in text
+    assert "Left out: 3T, hint, cotrain; 3T, hint, pretrain. student: expected a hidden layer." in text
     assert "| the student beats both | 1 | 0 | 1 | -0.0050 to +0.0153, median +0.0052 |" in text
 
 
 def test_an_overview_has_each_claim_by_log():
-    other = made_up() | {"recipe": {"name": "more"}}
-    few = made_up(seeds=2) | {"recipe": {"name": "few"}}
-    text = "\n".join(overview([made_up(), other, few]))
+    """Of one recipe, another log is another column: nothing takes the place of something else."""
+    clicks, other = (made_up() | {"overrides": overrides} for overrides in ([], ["source.seed=3"]))
+    few = made_up(seeds=2) | {"recipe": {"name": "few"}, "overrides": []}
+    text = "\n".join(overview([clicks, other, few]))
 
-    assert "| table | claim | clicks | more | few |" in text
+    assert "| table | claim | clicks | clicks, source.seed=3 | few |" in text
     assert "| made-up | the student beats both | 1 of 2 (1 against) | 1 of 2 (1 against) | not judged |" in text
 
 
@@ -108,6 +117,58 @@ def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, ca
     assert "✓" in first.err
     assert "✓" not in again.err
     assert again.out == first.out
+
+
+def test_what_a_recipe_rules_out_is_left_out_before_anything_is_trained(tmp_path: Path):
+    """A student without a hidden layer imitates none: those rows, and what is said of them, are not there."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    lr = [f"{side}.{setting}" for side in ("student", "control") for setting in ("network=lr", "options={}")]
+
+    def steps_of(row: Row) -> list[Any]:
+        loaded = load_recipe(str(tmp_path / "tiny.yaml"), [*lr, *row.settings])
+        return [of_seed.measure for of_seed in plan(loaded, [1], runs=tmp_path, data=None).seeds]
+
+    wanted = table("schemes", Variations(load_recipe(str(tmp_path / "tiny.yaml"), lr).recipe), LogFacts(False, 2))
+    steps, left_out = planned(wanted, steps_of)
+    found = wanted.without(left_out)
+
+    assert {cells[1] for cells in left_out} == {"hint", "soft + hint"}
+    assert "expected a network with a hidden layer" in left_out["3T", "hint", "pretrain"]
+    assert str(tmp_path) not in "".join(left_out.values())
+    assert {row.cells for row in found.rows} == set(steps) == {row.cells for row in wanted.rows} - set(left_out)
+    claimed = {cells[1] for claim in found.claims for pair in claim.pairs for cells in pair}
+    assert claimed == {"soft", "mse", "mutual", "no KD"}
+
+
+def test_a_recipe_that_rules_out_every_row_is_refused():
+    def steps_of(row: Row) -> list[Any]:
+        raise RecipeError("clicks.yaml:\n  no")
+
+    with pytest.raises(RecipeError, match="no"):
+        planned(TABLE, steps_of)
+
+
+def test_a_row_without_its_rival_is_compared_with_nobody():
+    found = TABLE.without({CONTROL})
+
+    assert [row.cells for row in found.rows] == [ENSEMBLE, STUDENT]
+    assert all(row.against is None for row in found.rows)
+    assert [claim.pairs for claim in found.claims] == [((STUDENT, ENSEMBLE),)]
+    assert "difference" not in filled(found, {ENSEMBLE: figures(0.7), STUDENT: figures(0.7)})["rows"][1]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_table(tmp_path, {"table": "made-up", "n": 1})
+
+    def full(path: Path, facts: Any) -> None:
+        path.write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.ablate.run.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_table(tmp_path, {"table": "made-up", "n": 2})
+
+    assert json.loads((tmp_path / "tables" / "made-up.json").read_text())["n"] == 1
 
 
 def test_a_table_that_is_not_there_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]):

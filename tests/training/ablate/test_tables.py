@@ -17,6 +17,10 @@ from training.pipeline import plan
 from training.recipe import load_recipe
 from training.zoo import NETWORKS
 
+ZOO = tuple(
+    f"zoo.{name}={{network: {name}, options: {{dim: 4, hidden: [16]}}, fit: {{learning_rate: 0.003}}}}"
+    for name in ("nfm", "dcn", "xdeepfm")
+)
 LOG = LogFacts(has_history=True, train_days=5)
 
 
@@ -66,7 +70,7 @@ def test_facts_of_a_log(tmp_path: Path):
 
 
 def test_a_network_is_taken_as_the_recipe_tuned_it_and_said_where_nobody_did():
-    recipe = load_recipe("synthetic", ["zoo.nfm=null"]).recipe
+    recipe = load_recipe("synthetic", [*ZOO, "zoo.nfm=null"]).recipe
     vary = Variations(recipe)
 
     assert vary.network("dcnv2")["fit"]["learning_rate"] == recipe.teachers["dcnv2"].fit.learning_rate
@@ -77,13 +81,64 @@ def test_a_network_is_taken_as_the_recipe_tuned_it_and_said_where_nobody_did():
 
 
 def test_a_student_of_another_network_distils_as_the_recipes_own_and_has_a_control_of_its_shape():
-    recipe = load_recipe("synthetic", ["student.fit.temperature=2"]).recipe
-    other = load_recipe("synthetic", ["student.fit.temperature=2", *Variations(recipe).student("dcn")]).recipe
+    recipe = load_recipe("synthetic", [*ZOO, "student.fit.temperature=2"]).recipe
+    other = load_recipe("synthetic", [*ZOO, "student.fit.temperature=2", *Variations(recipe).student("dcn")]).recipe
 
     assert other.student.network == other.control.network == "dcn"
     assert other.student.fit.temperature == 2
     assert other.student.fit.learning_rate == recipe.zoo["dcn"].fit.learning_rate
     assert other.control.fit.max_epochs == recipe.student.fit.max_epochs
+
+
+def rows_of(name: str, *overrides: str) -> dict[tuple[str, ...], Any]:
+    """Of a table, each row's recipe."""
+    rows = made(name, overrides=overrides).rows
+    return {row.cells: load_recipe("synthetic", [*overrides, *row.settings]).recipe for row in rows}
+
+
+def test_mutual_learning_is_weighed_as_by_its_authors_whatever_the_recipes_loss():
+    """One half; settings of losses that peers do not have fall away."""
+    found = rows_of("schemes", "student.fit.temperature=2", "student.fit.aggregate=probabilities")
+
+    mutual = found["3T", "mutual", "one stage"].student.fit
+    assert (mutual.kd_weight, mutual.temperature, mutual.aggregate) == (0.5, 1.0, "logits")
+    assert found["3T", "soft", "pretrain"].student.fit.temperature == 2
+
+
+def test_a_row_changes_of_the_gate_what_it_compares_and_no_more():
+    """But for the scheme: a gate that learns with its teachers has no choice of rows or losses."""
+    found = rows_of("gates", "gate={form: full, hints_l2: 0.7, learns_by: distillation}")
+    together = rows_of("gates", "scheme=cotrain")
+
+    gate = found["hints", "train", "ensemble"].gate
+    assert (gate.form, gate.learns_on, gate.learns_by, gate.hints_l2) == ("hints", "train", "clicks", 0.7)
+    assert not gate.fallback
+    assert {recipe.scheme.kind for cells, recipe in together.items() if cells[0] != "no KD"} == {"pretrain"}
+
+
+@pytest.mark.parametrize(("merges", "said"), [("true", "train + validation"), ("false", "train")])
+def test_the_fair_control_has_the_rows_that_the_recipes_student_has(merges: str, said: str):
+    override = f"merge_validation={merges}"
+    student = next(row for row in made("controls", overrides=(override,)).rows if row.cells == ("DNN of the ensemble",))
+
+    assert student.against == (f"DNN, clicks of {said}",)
+    assert rows_of("controls", override)[student.against].merge_validation is (merges == "true")
+
+
+def test_less_data_is_less_of_what_the_recipe_takes():
+    found = rows_of("data", "split.train_share=0.5")
+
+    assert [found[f"{percent}%", "student"].split.train_share for percent in (10, 30, 100)] == [0.05, 0.15, 0.5]
+
+
+def test_a_network_that_the_control_cannot_lend_its_size_takes_anothers():
+    """A control that is a logistic regression has no widths."""
+    lr = [f"{side}.{setting}" for side in ("student", "control") for setting in ("network=lr", "options={}")]
+    recipe = load_recipe("synthetic", [*lr, "zoo=null"]).recipe
+
+    assert Variations(recipe).network("dcn")["options"] == {"dim": 8, "hidden": [128, 64]}
+    alone = load_recipe("synthetic", [*lr, "zoo=null", "teachers={lr: {network: lr, fit: {}}}"]).recipe
+    assert Variations(alone).network("dcn")["options"] == {"dim": 8, "hidden": [64, 32]}
 
 
 def test_tables_share_what_they_have_in_common(tmp_path: Path):

@@ -1,15 +1,18 @@
 """Criteo's train.txt and Avazu's train.csv: read as downloaded, encoded and split as the public benchmark does it."""
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training.data.logs import avazu_text, criteo_text, read, write
+from training.data import kaggle
 from training.data.kaggle import AVAZU, AVAZU_COLUMNS, CRITEO, CRITEO_COLUMNS, KaggleSource
 from training.data.prepare import PrepareReport, load_encoder, prepare
 from training.data.sources import open_source
+from training.data.split import VALID, FoldsSplit, parts_by_folds
 from training.encoded_log import EncodedLog, Part
 from training.errors import DataError
 from training.recipe import load_recipe
@@ -208,3 +211,41 @@ def test_the_benchmarks_own_files_are_read_by_the_same_schema(log: str, recipe: 
     report = prepare_recipe(tmp_path, log, *overrides)
 
     assert (report.rows["train"], report.rows["test"]) == (150, 50)
+
+
+@pytest.mark.parametrize("log", FILES)
+def test_parts_can_be_compared_with_the_benchmarks_files(
+    log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The command writes nothing, but knows what md5 the benchmark's script would give these rows: those whose fold is
+    1 or 0, in their order, under a header, separated by commas."""
+    text = FILES[log][1](ROWS)
+    put(tmp_path, log, text)
+    lines = [line.replace("\t", ",") for line in text.split("\n")[(log == AVAZU) : -1]]
+    clicks = np.array([line.split(",")[log == AVAZU] == "1" for line in lines])
+    parts = parts_by_folds(FoldsSplit(), clicks)
+    header = ",".join(CRITEO_COLUMNS if log == CRITEO else AVAZU_COLUMNS)
+    expected = {
+        name: hashlib.md5("".join(f"{line}\n" for line in [header, *np.array(lines)[parts == part]]).encode()).hexdigest()
+        for name, part in (("valid.csv", VALID), ("test.csv", Part.TEST))
+    }
+    found = kaggle.md5_of_parts(KaggleSource(log, tmp_path / log), FoldsSplit())
+
+    assert found == expected
+    assert kaggle.main([RECIPES[log], "--data", str(tmp_path)]) == 1  # too few rows to be the public file
+    assert "expected 4" in capsys.readouterr().err
+
+
+def test_the_command_says_whether_the_parts_are_the_benchmarks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    put(tmp_path, AVAZU, avazu_text(200))
+    found = kaggle.md5_of_parts(KaggleSource(AVAZU, tmp_path / AVAZU), FoldsSplit())
+    recipe = load_recipe("avazu_x4", ["source.rows=null"])
+    monkeypatch.setattr("training.recipe.load_recipe", lambda name: recipe)
+
+    assert kaggle.main(["avazu_x4", "--data", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("NOT the benchmark's") == 2
+    monkeypatch.setitem(kaggle.PUBLISHED_MD5, AVAZU, found)
+    assert kaggle.main(["avazu_x4", "--data", str(tmp_path)]) == 0
+    assert "NOT" not in capsys.readouterr().out

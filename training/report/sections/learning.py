@@ -315,7 +315,7 @@ def sweep(v: Values) -> str:
     if not trials:
         return ""
     at = "/sweep/trials" if isinstance(found, Mapping) else "/sweep"
-    keys = list(trials[0])
+    keys = list(dict.fromkeys(key for trial in trials for key in trial))
     rows = [
         [v.show(f"{at}/{index}{pointer(key)}", _form_of(key, trial.get(key))) for key in keys]
         for index, trial in enumerate(trials)
