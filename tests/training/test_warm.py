@@ -251,6 +251,8 @@ def test_a_day_that_would_be_judged_by_rows_already_learned_is_refused(day: Path
     """An earlier split, from a run of a later one: nothing is trained."""
     run(day, "first")
 
+    with pytest.raises(RecipeError, match=r"expected another run's folder, got this run's own; say another --out"):
+        run(day, "first", split_at(4), warm="first")
     with pytest.raises(SplitError, match=r"learned from rows up to 2026-03-04T23.*valid begins at 2026-03-04"):
         run(day, "again", split_at(2), warm="first")
 
