@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training import parallel
 from training.checkpoint import Checkpoint
 from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
@@ -400,6 +401,8 @@ def run_epochs(
 
     def save() -> None:
         assert checkpoint is not None
+        if not parallel.is_first():
+            return
         checkpoint.save(
             identity,
             {
@@ -429,10 +432,11 @@ def run_epochs(
         learner.train()
         shuffled_from = shuffler.bit_generator.state
         for rows in batches(shuffler.permutation(train_rows), options.batch_rows, skip=at.batches):
+            own, weight = parallel.share_of(rows)
             with products_in(options.precision):
-                loss = learner.loss(log.batch(rows), rows)
-            optimizer.step(loss.objective)
-            figures = {name: value.item() for name, value in loss.shown.items()}
+                loss = learner.loss(log.batch(own), own)
+            optimizer.step(loss.objective * weight)
+            figures = parallel.sum_figures({name: value.item() * weight for name, value in loss.shown.items()})
             if refusal := divergence.after_step(figures, at.epoch, optimizer.steps):
                 if checkpoint is not None:  # going on from there would end here again
                     checkpoint.remove()
@@ -537,6 +541,8 @@ def rows_to_learn_from(
     """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
     rows = negatives.of(log, log.rows(parts))
     names = " + ".join(part.name.lower() for part in parts)
+    if negatives.keep < 1:
+        names += f", of the others than clicks a share of {negatives.keep:g} (negatives.keep)"
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")
     if share is not None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from training import kernels
+from training import kernels, parallel
 from training.zoo.embedding import FieldEmbedding, Segments, Wanted, unknown_id
 
 B1, B2, EPSILON = 0.9, 0.999, 1e-8
@@ -78,6 +78,7 @@ class Optimizer:
         if self._dense is not None:
             self._dense.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
+        parallel.sum_gradients(self._trained)
         self.steps += 1
         # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
         share = max(1 / self.steps, 1 / self.averaged_steps)
@@ -130,7 +131,7 @@ def waits(embedding: FieldEmbedding, batch_rows: int) -> bool:
         table.device.type == "cpu"
         and table.dtype == torch.float32
         and len(table) > LARGE * batch_rows * max(fields, 1)
-        and not torch.distributed.is_initialized()
+        and not parallel.is_shared()
     )
 
 
