@@ -541,6 +541,8 @@ def rows_to_learn_from(
     """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
     rows = negatives.of(log, log.rows(parts))
     names = " + ".join(part.name.lower() for part in parts)
+    if negatives.keep < 1:
+        names += f", of the others than clicks a share of {negatives.keep:g} (negatives.keep)"
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")
     if share is not None:

@@ -19,6 +19,7 @@ from training.calibrate import fit_platt
 from training.data.prepare import load_encoder
 from training.distill import DistillOptions, EnsembleTargets, fit_student
 from training.encoded_log import EncodedLog, Part
+from training.errors import SplitError
 from training.export import graph, wiring_of
 from training.gate import GateOptions, fit_gate
 from training.loop import FitOptions, NetworkSpec, fit, score
@@ -59,6 +60,11 @@ def test_every_click_is_kept_and_the_share_of_the_others(log: EncodedLog):
     assert set(rows[clicks]) <= set(kept)
     assert others.sum() / (~clicks).sum() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / (~clicks).sum()))
     assert list(kept) == sorted(kept)
+
+
+def test_a_share_that_leaves_no_row_without_a_click_is_refused_by_name(log: EncodedLog):
+    with pytest.raises(SplitError, match=r"train, .* \(negatives\.keep\): expected clicks and non-clicks"):
+        fit(log, DNN, QUICK, seed=1, train=[Part.TRAIN], valid=[Part.VALID_A], negatives=Negatives(keep=1e-12))
 
 
 def test_a_row_is_kept_or_not_whoever_asks(log: EncodedLog):

@@ -336,6 +336,7 @@ def test_a_share_of_nothing_certain_is_not_shown():
     assert "of what the ensemble gains over the control is kept" in text_of(report(), "answer")
     assert "of what the ensemble gains" not in text_of(report(*unsure), "answer")
     assert "against the ensemble it imitates" in text_of(report(*unsure), "answer")
+    assert "against the ensemble it imitates" in text_of(report(*(measure(s, gain=-0.01) for s in (1, 2, 3))), "answer")
 
 
 def test_who_saw_which_rows_follows_the_recipe():
