@@ -207,7 +207,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         measured = steps(log, options.batch_rows, options.step_rounds) if options.step_rounds else []
     instructions = ", ".join(machine["vector_instructions"])
-    asked = " ".join(str(argument) for argument in arguments if argument != "--write")
+    names = ("rows", "valid_rows", "batch_rows", "seeds", "networks", "threads", "step_rounds")
+    asked = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
     block = "\n".join(
         [
             f"`python -m benchmarks.training_speed {asked}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, "
