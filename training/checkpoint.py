@@ -1,8 +1,8 @@
 """A fit under way, on disk, so that a killed one goes on where it stood and ends with the very same bits.
 
 One file, replaced atomically: a reader finds the last whole state or none. Writing is kept to a share of the time
-that training takes, so what is lost to a kill is at most some fifty times what a write costs, or an epoch of a quick
-fit. Which numbers make up the state is `loop.py`'s business.
+that training takes, so what is lost to a kill is at most an epoch, or fifty times what a write costs where that is
+more; of an epoch longer than two minutes, two minutes. Which numbers make up the state is `loop.py`'s business.
 
 A file that cannot be read, or is of another fit, is passed over with a warning: it only ever saves time.
 """
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 SHARE_OF_TIME = 0.02
 """Of the time since the last write, what the next may cost."""
+EXPECTED_BYTES_A_SECOND = 2e8
+"""Of a slow disk. Once a state was written, its own time counts."""
 WITHIN_EPOCH_SECONDS = 120.0
 """Long epochs are interrupted for a write this often; short ones only end with one."""
 
@@ -40,6 +42,10 @@ class Checkpoint:
         self._share, self._within = share_of_time, within_epoch_seconds
         self._written = time.monotonic()
         self._cost = 0.0
+
+    def expect(self, size: int) -> None:
+        """Of so many bytes will the state be: until one is written, what that costs is reckoned from this."""
+        self._cost = size / EXPECTED_BYTES_A_SECOND
 
     def behind(self, name: str) -> Checkpoint:
         """That of a fit which follows this one in the same folder."""

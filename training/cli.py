@@ -278,7 +278,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=max(1, min(8, os.cpu_count() or 1)),
         metavar="N",
-        help="steps side by side, one core each (default: one a core)",
+        help="steps side by side, one core each (default: one a core, 8 at most)",
     )
 
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as dataclass_field
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +61,8 @@ class EncodedLog:
     part: NDArray[np.uint8]
     unit: NDArray[np.uint64]
     time: NDArray[np.int64]
+    fixed: Mapping[int, int] = dataclass_field(default_factory=dict)
+    """Columns of `ids` that every batch has one id in, whatever the log says: what a network is not to see."""
 
     @classmethod
     def open(cls, folder: Path | str) -> EncodedLog:
@@ -108,9 +111,17 @@ class EncodedLog:
         """Row numbers of the given parts, in the log's order."""
         return np.flatnonzero(np.isin(self.part, [int(part) for part in parts]))
 
+    def with_fixed(self, ids: Mapping[str, int]) -> EncodedLog:
+        """The same log for eyes that see one id in these fields, none of them a sequence."""
+        plain = [spec.name for spec in self.fields if not spec.is_sequence]
+        return replace(self, fixed={plain.index(name): id_ for name, id_ in ids.items()})
+
     def batch(self, rows: NDArray[np.integer]) -> Encoded:
         """The rows in the row form: row i of the batch has context i."""
-        ids = torch.from_numpy(self.ids[rows])
+        found = self.ids[rows]
+        for column, id_ in self.fixed.items():
+            found[:, column] = id_
+        ids = torch.from_numpy(found)
         plain_context = sum(spec.side == "context" and not spec.is_sequence for spec in self.fields)
         sequences = {
             name: (torch.from_numpy(values), torch.from_numpy(offsets))

@@ -2,8 +2,11 @@
 
 `index_add` in torch takes 70 ns an element whatever its width, and the gradient of a look-up is nothing else: half of a
 small network's step. Everything here is plain arithmetic in the order written, so the result does not depend on the
-machine's cores. Arrays are numpy's, contiguous, of any floating type; nothing knows of torch, steps or networks. Places
-are reckoned in flat arrays and without a sign, because then the compiler makes vector code: four times faster.
+machine's cores. Arrays are numpy's, contiguous, of any floating type; nothing knows of torch or of networks.
+
+How a loop is written decides whether the compiler makes vector code of it, four times faster: places reckoned in flat
+arrays and without a sign, or rows taken as arrays of their own and one array written a loop; and divisions that do not
+ask whether they divide by zero.
 
 Letters: N rows of a batch, P plain fields, F fields of the result, D embedding width, K elements of a sequence. A field
 owns the rows of the table from `first` on; `place` is where its vector stands among the F.
@@ -15,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from numba import uint64
 
 Array = Any  # of numpy; numba reads the types from the arrays themselves
@@ -22,10 +26,12 @@ Array = Any  # of numpy; numba reads the types from the arrays themselves
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`numba.njit`, kept on disk between processes where there is a folder to keep it in."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        found: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither beside this file nor in the user's cache: compiled again by each process
-        return numba.njit(nogil=True)(function)
+        found = numba.njit(**options)(function)
+    return found
 
 
 @compiled
@@ -61,8 +67,8 @@ def scatter(gradient: Array, ids: Array, first: Array, place: Array, above: Arra
 
 
 @compiled
-def pool(table: Array, ids: Array, offsets: Array, first: int, size: int, place: int, out: Array) -> bool:
-    """out[n, place] = mean of table[first + ids[k]] over segment n; table[first] where it is empty: [K], [N + 1].
+def pool(table: Array, ids: Array, offsets: Array, first: int, size: int, empty: int, place: int, out: Array) -> bool:
+    """out[n, place] = mean of table[first + ids[k]] over segment n; table[empty] where there is none: [K], [N + 1].
 
     False at an id outside, as `gather`.
     """
@@ -74,7 +80,7 @@ def pool(table: Array, ids: Array, offsets: Array, first: int, size: int, place:
     for n in range(len(offsets) - 1):
         start, end = offsets[n], offsets[n + 1]
         target = uint64(n * fields + place) * dim
-        source = uint64(first + (ids[start] if end > start else 0)) * dim
+        source = uint64(first + ids[start] if end > start else empty) * dim
         for d in range(dim):
             found[target + d] = weights[source + d]
         for k in range(start + 1, end):
@@ -88,7 +94,9 @@ def pool(table: Array, ids: Array, offsets: Array, first: int, size: int, place:
 
 
 @compiled
-def scatter_pooled(gradient: Array, ids: Array, offsets: Array, first: int, place: int, above: Array) -> None:
+def scatter_pooled(
+    gradient: Array, ids: Array, offsets: Array, first: int, empty: int, place: int, above: Array
+) -> None:
     """The gradient of `pool`, added to `gradient`."""
     of_weights, given = gradient.reshape(-1), above.reshape(-1)
     fields, dim = above.shape[1], uint64(gradient.shape[1])
@@ -96,10 +104,155 @@ def scatter_pooled(gradient: Array, ids: Array, offsets: Array, first: int, plac
         start, end = offsets[n], offsets[n + 1]
         source = uint64(n * fields + place) * dim
         if end <= start:
-            target = uint64(first) * dim
+            target = uint64(empty) * dim
             for d in range(dim):
                 of_weights[target + d] += given[source + d]
         for k in range(start, end):
             target = uint64(first + ids[k]) * dim
             for d in range(dim):
                 of_weights[target + d] += given[source + d] / (end - start)
+
+
+@compiled
+def touch(
+    ids: Array,
+    first: Array,
+    size: Array,
+    step: int,
+    marks: Array,
+    touched: Array,
+    since: Array,
+    count: int,
+    local: Array,
+) -> int:
+    """Number the distinct rows that a batch looks up, in the order met: local[n, p] = number of first[p] + ids[n, p].
+
+    `marks` [rows, 2] holds the last step that met a row, and its number there; `touched[i]` becomes row number i,
+    `since[i]` the step that had met it before. Numbers go on from `count`; how many there are then is returned, -1 at
+    an id outside 0..size-1.
+    """
+    for n in range(ids.shape[0]):
+        for p in range(ids.shape[1]):
+            if not 0 <= ids[n, p] < size[p]:
+                return -1
+            row = uint64(first[p] + ids[n, p])
+            if marks[row, 0] != step:
+                touched[count], since[count] = row, marks[row, 0]
+                marks[row, 0], marks[row, 1] = step, count
+                count += 1
+            local[n, p] = marks[row, 1]
+    return count
+
+
+@compiled
+def catch_up(
+    state: Array,
+    touched: Array,
+    since: Array,
+    done: int,
+    steps: Array,
+    forgotten: Array,
+    decays: Array,
+    epsilon: float,
+    found: Array,
+) -> None:
+    """Replay what dense Adam does to rows while their gradient is zero: the steps since[i] + 1 to `done`.
+
+    state [rows, 4, D], float32, holds w, m, v and the mean of w; it changes in place, and found[i] = w where `found`
+    has rows. `steps` [3, T] holds of step t: learning rate / (1 - b1^t), 1 / sqrt(1 - b2^t) and the share of w in the
+    mean; `forgotten` [T] the running sum of ln(1 - share); `decays` [3, K + 1] b1^k, b2^(k/2) and b2^k. After K steps w
+    has stopped for float32: what is left of a longer wait is m and v fading and the mean going its way to w, which is
+    one product. Four steps are taken at a time: the loop over D is short, and beginning it costs as much as a step.
+    """
+    dim, most = state.shape[2], decays.shape[1] - 1
+    root, tiny = np.empty(dim, np.float32), np.float32(epsilon)
+    for i in range(len(touched)):
+        row = state[touched[i]]
+        w, m, v, mean = row[0], row[1], row[2], row[3]
+        waited = done - since[i]
+        if since[i] > 0 and waited > 0:  # 0: not met before, so nothing moves
+            replayed = min(waited, most)
+            for d in range(dim):
+                root[d] = np.sqrt(v[d])
+            k = 1
+            while k + 3 <= replayed:
+                t = since[i] + k
+                rate_0, scale_0, share_0 = steps[0, t] * decays[0, k], steps[1, t] * decays[1, k], steps[2, t]
+                rate_1, scale_1, share_1 = (
+                    steps[0, t + 1] * decays[0, k + 1],
+                    steps[1, t + 1] * decays[1, k + 1],
+                    steps[2, t + 1],
+                )
+                rate_2, scale_2, share_2 = (
+                    steps[0, t + 2] * decays[0, k + 2],
+                    steps[1, t + 2] * decays[1, k + 2],
+                    steps[2, t + 2],
+                )
+                rate_3, scale_3, share_3 = (
+                    steps[0, t + 3] * decays[0, k + 3],
+                    steps[1, t + 3] * decays[1, k + 3],
+                    steps[2, t + 3],
+                )
+                for d in range(dim):
+                    weight, average = w[d], mean[d]
+                    weight -= rate_0 * m[d] / (root[d] * scale_0 + tiny)
+                    average += share_0 * (weight - average)
+                    weight -= rate_1 * m[d] / (root[d] * scale_1 + tiny)
+                    average += share_1 * (weight - average)
+                    weight -= rate_2 * m[d] / (root[d] * scale_2 + tiny)
+                    average += share_2 * (weight - average)
+                    weight -= rate_3 * m[d] / (root[d] * scale_3 + tiny)
+                    average += share_3 * (weight - average)
+                    w[d], mean[d] = weight, average
+                k += 4
+            while k <= replayed:
+                t = since[i] + k
+                rate, scale, share = steps[0, t] * decays[0, k], steps[1, t] * decays[1, k], steps[2, t]
+                for d in range(dim):
+                    weight = w[d] - rate * m[d] / (root[d] * scale + tiny)
+                    w[d] = weight
+                    mean[d] += share * (weight - mean[d])
+                k += 1
+            fade, shrink = decays[0, replayed], decays[2, replayed]
+            if waited > most:
+                fade, shrink = np.float32(0), np.float32(np.exp(np.log(np.float64(decays[2, 1])) * waited))
+                behind = np.float32(np.exp(forgotten[done] - forgotten[since[i] + most]))
+                for d in range(dim):
+                    mean[d] = w[d] + behind * (mean[d] - w[d])
+            for d in range(dim):
+                m[d] *= fade
+            for d in range(dim):
+                v[d] *= shrink
+        if len(found) > 0:
+            out = found[i]
+            for d in range(dim):
+                out[d] = w[d]
+
+
+@compiled
+def update(
+    state: Array,
+    touched: Array,
+    gradient: Array,
+    rate: float,
+    scale: float,
+    share: float,
+    b1: float,
+    b2: float,
+    epsilon: float,
+) -> None:
+    """One step of Adam for rows that are caught up, and of the mean of w: `gradient[i]` is that of row touched[i]."""
+    dim = state.shape[2]
+    new_m, old_v, new_v = np.float32(1 - b1), np.float32(b2), np.float32(1 - b2)
+    by, times, part, tiny = np.float32(rate), np.float32(scale), np.float32(share), np.float32(epsilon)
+    for i in range(len(touched)):
+        row, g = state[touched[i]], gradient[i]
+        w, m, v, mean = row[0], row[1], row[2], row[3]
+        for d in range(dim):
+            m[d] += new_m * (g[d] - m[d])
+        for d in range(dim):
+            v[d] = old_v * v[d] + new_v * g[d] * g[d]
+        for d in range(dim):
+            w[d] -= by * m[d] / (np.sqrt(v[d]) * times + tiny)
+        for d in range(dim):
+            mean[d] += part * (w[d] - mean[d])

@@ -25,12 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training import parallel
 from training.checkpoint import Checkpoint
 from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
 from training.errors import SplitError
 from training.metrics import auc, logloss, sigmoid
 from training.negatives import EVERY_ROW, Negatives
+from training.optimizer import Optimizer
+from training.precision import Precision, products_in
 from training.shares import Share
 from training.warm import Start
 from training.zoo import Encoded, Fields, build, check_options
@@ -97,6 +100,9 @@ class FitOptions(BaseModel):
     Adam's own last step is off by up to a fifth in predicted over actual. 1 keeps the last step."""
     embedding_l2: float = Field(default=0.0, ge=0)
     """Added to the loss: this, times half the squared vectors of the ids of a batch, a row."""
+    precision: Precision = "float32"
+    """Of matrix products in training: float32; bfloat16, faster where the hardware multiplies it and slower elsewhere;
+    auto takes bfloat16 where it is faster, so that machines give other numbers."""
 
 
 @dataclass(frozen=True)
@@ -358,8 +364,6 @@ class _Standing:
     """Seen in this epoch."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums of this epoch's figures over rows."""
-    step: int = 0
-    """Taken in all."""
     history: list[dict[str, float]] = field(default_factory=list)
     is_over: bool = False
 
@@ -384,22 +388,27 @@ def run_epochs(
     The learner is left with its last step's weights. With a checkpoint, goes on from where that stands.
     """
     shuffler = np.random.default_rng([seed, 1])
-    optimizer = torch.optim.Adam(learner.parameter_groups(), lr=options.learning_rate, fused=True)
-    trained = list(learner.parameters())
-    averaged = [parameter.detach().clone() for parameter in trained]
+    optimizer = Optimizer(
+        learner,
+        learner.parameter_groups(),
+        learning_rate=options.learning_rate,
+        averaged_steps=options.averaged_steps,
+        batch_rows=min(options.batch_rows, len(train_rows)),
+    )
     divergence = Divergence(learner.setting)
     at = _Standing()
     shuffled_from = shuffler.bit_generator.state
 
     def save() -> None:
         assert checkpoint is not None
+        if not parallel.is_first():
+            return
         checkpoint.save(
             identity,
             {
                 "standing": asdict(at),
                 "learner": learner.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "averaged": averaged,
                 "shuffled_from": json.dumps(shuffled_from),
                 "torch": _generators(),
                 "divergence": divergence.state_dict(),
@@ -408,11 +417,12 @@ def run_epochs(
         )
 
     identity = "" if checkpoint is None else _identity(learner, options, seed, train_rows, epochs)
+    if checkpoint is not None:  # weights, two moments, the running mean, the best epoch
+        checkpoint.expect(5 * sum(weight.nbytes for weight in learner.parameters()))
     if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
         at = _Standing(**state["standing"])
         learner.load_state_dict(state["learner"])
         optimizer.load_state_dict(state["optimizer"])
-        torch._foreach_copy_(averaged, state["averaged"])
         shuffler.bit_generator.state = json.loads(state["shuffled_from"])
         _set_generators(state["torch"])
         divergence.load_state_dict(state["divergence"])
@@ -422,16 +432,12 @@ def run_epochs(
         learner.train()
         shuffled_from = shuffler.bit_generator.state
         for rows in batches(shuffler.permutation(train_rows), options.batch_rows, skip=at.batches):
-            loss = learner.loss(log.batch(rows), rows)
-            optimizer.zero_grad()
-            loss.objective.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            at.step += 1
-            # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
-            share = max(1 / at.step, 1 / options.averaged_steps)
-            torch._foreach_lerp_(averaged, [parameter.detach() for parameter in trained], share)
-            figures = {name: value.item() for name, value in loss.shown.items()}
-            if refusal := divergence.after_step(figures, at.epoch, at.step):
+            own, weight = parallel.share_of(rows)
+            with products_in(options.precision):
+                loss = learner.loss(log.batch(own), own)
+            optimizer.step(loss.objective * weight)
+            figures = parallel.sum_figures({name: value.item() * weight for name, value in loss.shown.items()})
+            if refusal := divergence.after_step(figures, at.epoch, optimizer.steps):
                 if checkpoint is not None:  # going on from there would end here again
                     checkpoint.remove()
                 raise refusal
@@ -444,14 +450,14 @@ def run_epochs(
             if checkpoint is not None and checkpoint.is_due(within_epoch=True) and at.rows < len(train_rows):
                 save()
         row = {"epoch": at.epoch} | {name: total / at.rows for name, total in at.totals.items()}
-        _exchange(trained, averaged)
-        at.is_over = after_epoch(row)
-        _exchange(trained, averaged)
+        with optimizer.averaged():
+            at.is_over = after_epoch(row)
         at.history.append(row)
         at.begin_epoch()
         shuffled_from = shuffler.bit_generator.state
-        if checkpoint is not None and (at.is_over or at.epoch > epochs or checkpoint.is_due(within_epoch=False)):
+        if checkpoint is not None and checkpoint.is_due(within_epoch=False):
             save()
+    optimizer.close()
     if progress is not None:
         progress(epochs * len(train_rows), epochs * len(train_rows), f"ended with epoch {len(at.history)}")
     return at.history
@@ -476,15 +482,6 @@ def _set_generators(states: Sequence[Tensor]) -> None:
     torch.random.set_rng_state(states[0])
     if states[1:]:
         torch.cuda.set_rng_state_all(states[1:])
-
-
-def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Swap the values of two lists of tensors."""
-    with torch.no_grad():
-        for one, other in zip(first, second, strict=True):
-            kept = one.clone()
-            one.copy_(other)
-            other.copy_(kept)
 
 
 def _plain(fields: Fields, side: str) -> int:
@@ -544,6 +541,8 @@ def rows_to_learn_from(
     """Rows of the parts, or a copy's share of them; `SplitError` where there is nothing to learn from or to stop by."""
     rows = negatives.of(log, log.rows(parts))
     names = " + ".join(part.name.lower() for part in parts)
+    if negatives.keep < 1:
+        names += f", of the others than clicks a share of {negatives.keep:g} (negatives.keep)"
     if len(rows) == 0:
         raise SplitError(f"{names}: expected rows, got none; look at the split of the recipe")
     if share is not None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from training import steps
 from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
+from training.errors import RecipeError
 from training.export import export as export_models
 from training.export import graph as draw_graph
 from training.gate import GateOptions
@@ -39,6 +40,7 @@ _LEARNING = (
     "training/loop.py",
     "training/metrics.py",
     "training/memory.py",
+    "training/data/prepare.py",
 )
 _GATING = ("package:torch", "package:numpy", "training/ensemble.py", "training/calibrate.py", "training/metrics.py")
 _DISTILLING = (*_LEARNING, *_GATING)
@@ -109,6 +111,8 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
     earlier = None if recipe.warm_start is None else Version.read(loaded.base / recipe.warm_start)
+    if earlier is not None and earlier.runs == runs.resolve():
+        raise RecipeError(f"warm_start: {runs}: expected another run's folder, got this run's own; say another --out")
     log, prepare = _reading_steps(loaded, earlier, runs=runs, data=data)
     trained = tuple(_SeedPlan(recipe, seed, prepare, earlier).lay_out() for seed in seeds)
     first = trained[0]
@@ -159,7 +163,7 @@ def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]
 
 
 def version_of(laid_out: Plan, runs: Path) -> Version:
-    """What a later run needs to know of this one, complete, to start from it."""
+    """What a later run needs to know of this one, complete, to start from it; of the zoo, what was trained."""
 
     def folder(step: Step) -> str:
         return str(step.folder(runs).relative_to(runs))
@@ -168,7 +172,7 @@ def version_of(laid_out: Plan, runs: Path) -> Version:
         str(seed.seed): {
             place: {"first": folder(fit.first), "again": folder(fit.again)}
             for place, fit in seed.fits.items()
-            if place not in ("ensemble", "average")
+            if place not in ("ensemble", "average") and fit.first.is_done(runs) and fit.again.is_done(runs)
         }
         for seed in laid_out.seeds
     }
@@ -234,6 +238,7 @@ class _SeedPlan:
         self.gate_takes_hints = recipe.gate.form == "hints"
         self.student_takes_hints = "hint" in recipe.student.fit.losses
         is_sampled = recipe.negatives.keep < 1
+        self.hidden: dict[str, Any] = {"hidden": list(recipe.for_teachers)} if recipe.for_teachers else {}
         self.sampled: dict[str, Any] = {"negatives": recipe.negatives.model_dump()} if is_sampled else {}
 
     def lay_out(self) -> SeedSteps:
@@ -356,6 +361,8 @@ class _SeedPlan:
         arguments = _network(setting) | {"seed": own_seed(self.seed, name)} | self.sampled
         if share is not None:
             arguments |= {"share": asdict(share)}
+        if not place.startswith("teachers."):
+            arguments |= self.hidden
         own = place if setting is self.recipe.control or place.startswith("zoo.") else f"teachers.{name}"
         return self._twice(
             stage,
@@ -388,7 +395,9 @@ class _SeedPlan:
     def _distilled(self, gate: Step, teachers: Mapping[str, Fit]) -> Fit:
         hints = self.gate_takes_hints or self.student_takes_hints
         first, again = ({"gate": gate, **self._outputs(teachers, which, hints=hints)} for which in ("first", "again"))
-        arguments = _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled
+        arguments = (
+            _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled | self.hidden
+        )
         return self._twice(
             "student",
             "student",

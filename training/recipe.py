@@ -109,6 +109,8 @@ class Recipe(_Settings):
     """The folder of an earlier run that encoders and networks start from, relative to the recipe file."""
     negatives: Negatives = EVERY_ROW
     """Which rows without a click are trained on; undone in the exported graph."""
+    for_teachers: list[str] = Field(default_factory=list)
+    """training_only fields that teachers learn from, while student and control see their serving_value throughout."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""
     student: Distilled
@@ -201,6 +203,11 @@ class Recipe(_Settings):
                 f"gate.learns_by {self.gate.learns_by}: expected scheme pretrain, where a student of the average comes "
                 f"first, got {self.scheme.kind}"
             )
+        if self.scheme.kind != "pretrain" and self.for_teachers:
+            raise ValueError(
+                f"for_teachers: expected teachers that see rows of their own, got scheme {self.scheme.kind}, where all "
+                "networks share a batch; say scheme: pretrain"
+            )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":
@@ -289,6 +296,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         schema = World.schema()
     else:
         schema = FeatureSchema.from_file(path.parent / str(recipe.schema_file))
+    known = {field.name for field in schema.training_only_fields}
+    for name in recipe.for_teachers:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "there is none"
+            raise RecipeError(f"{path}: for_teachers: expected training_only fields ({there}), got {name!r}")
     return LoadedRecipe(recipe=recipe, base=path.parent, schema=schema)
 
 

@@ -55,6 +55,7 @@ def run(
             sweep=found_before(out / "sweep.json", loaded.recipe.model_dump(mode="json")),
             search=found_before(out / "search.json", loaded.recipe.model_dump(mode="json")),
             seconds=time.monotonic() - started,
+            overrides=overrides,
         )
         path = write_report(out, report)
         version_of(steps, out).write()

@@ -37,7 +37,7 @@ from training.size import CANDIDATES, measure_size
 from training.stages import Step, Watcher, run_steps
 from training.steps import read_json
 from training.sweep import judged
-from training.zoo import options_of
+from training.zoo import NETWORKS, options_of
 
 WIDTHS = (16, 32, 64, 128, 256)
 DEPTHS = (1, 2, 3)
@@ -422,6 +422,8 @@ def _space(recipe: Recipe, changes: Mapping[str, Sequence[Any] | None]) -> Space
             f"search: a width of {narrowest} cannot be halved {deepest - 1} times; see --widths, --depths"
         )
     for network in lists["network"]:
+        if network not in NETWORKS:
+            raise RecipeError(f"search: expected networks among {', '.join(sorted(NETWORKS))}, got {network}")
         if not {"hidden", "dim"} <= options_of(network):
             raise RecipeError(f"search: expected networks with hidden layers and embeddings, got {network}")
     return Space(**{name: tuple(sorted(set(values))) for name, values in lists.items()})
@@ -445,17 +447,21 @@ def _open_study(file: Path, space: Space, bench: _Bench, seeds: Sequence[int]) -
         asdict(space),
     ]
     name = f"{recipe.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
-    return optuna.create_study(
-        storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
-        study_name=name,
-        directions=["maximize", "minimize"],
-        load_if_exists=True,
-    )
+    try:
+        return optuna.create_study(
+            storage=optuna.storages.RDBStorage(f"sqlite:///{file}"),
+            study_name=name,
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    except Exception as error:  # SQLAlchemy's, Alembic's or Optuna's own: each says that the file is not theirs
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"{file}: cannot be used as Optuna's storage ({reason}); move it away") from None
 
 
 def _tried(study: optuna.Study) -> list[FrozenTrial]:
-    """In order; nothing else is ever put there."""
-    return study.get_trials(deepcopy=False)
+    """In order; whatever other tools put there is not ours."""
+    return [trial for trial in study.get_trials(deepcopy=False) if _TRIED in trial.user_attrs]
 
 
 def propose(tried: Sequence[FrozenTrial], space: Space, count: int) -> list[dict[str, int]]:

@@ -8,7 +8,8 @@
     leave_one_out   all rows but those of its own stretch of consecutive days
 
 The paper does not say how its D parts the data; these are the usual ways. Rows are drawn by row, not by user: a
-network that never saw a user has nothing to say of the user's id.
+network that never saw a user has nothing to say of the user's id. Of a log whose users come once, parts by days are
+parts by user.
 
 `unseen` turns what the copies saw into labels out of sample: of each row, the teachers that did not learn from it.
 """

@@ -12,7 +12,7 @@ Every function here fills a folder and can run in a process of its own (`stages.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from models.errors import SchemaError
 from models.schema import FeatureSchema
 from training.calibrate import Platt, fit_platt
 from training.checkpoint import Checkpoint
 from training.data.chunks import Source
-from training.data.prepare import load_encoder
+from training.data.prepare import load_encoder, serving_ids
 from training.distill import DistillOptions, fit_student, kl_divergence
 from training.encoded_log import VALID, EncodedLog, Part
 from training.ensemble import TeacherOutputs, store_hints
+from training.errors import RecipeError
 from training.gate import Form, Gate, GateOptions, fit_gate
 from training.loop import (
     FitOptions,
@@ -71,14 +73,16 @@ def fit_network(
     share: Any = None,
     negatives: Any = None,
     start: str | None = None,
+    hidden: Sequence[str] = (),
     first: Path | None = None,
 ) -> None:
     """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
 
-    `places` says where the network stands in the recipe: one fit may stand in several. `negatives` is what of the rows
-    everyone sees, `start` the folder of an earlier fit in the run that `places` names, here and below.
+    `places` says where the network stands in the recipe: one fit may stand in several. Here and below, `negatives` is
+    what of the rows everyone sees, `start` the folder of an earlier fit in the run that `places` names, `hidden` are
+    fields that this network is not to see.
     """
-    log, when = EncodedLog.open(prepared / "log"), _when(first)
+    log, when = _log(prepared, hidden), _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
     settings, place, sampled = FitOptions(**options), places["recipe"], Negatives(**negatives or {})
     _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
@@ -170,11 +174,12 @@ def distil(
     negatives: Any = None,
     start: str | None = None,
     places: Mapping[str, str] | None = None,
+    hidden: Sequence[str] = (),
     first: Path | None = None,
     **teachers: Path,
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
-    log, network, settings = EncodedLog.open(prepared / "log"), NetworkSpec(**spec), DistillOptions(**options)
+    log, network, settings = _log(prepared, hidden), NetworkSpec(**spec), DistillOptions(**options)
     _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
@@ -335,6 +340,8 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negative
     gate = read_json(fits["gate"] / "gate.json")
     outputs = TeacherOutputs.read(refitted, named(fits, "hints_refit")).of(test)
     gate_weights = outputs.gate_weights(Gate.from_json(gate["gate"]))
+    if known := _as_served(log, prepared, fits, platt, Gate.from_json(gate["gate"]), correction):
+        facts["as_served"] = nested(known)
     facts["gate"] = gate | {
         "teachers": teachers,
         "mean_weights": dict(zip(teachers, gate_weights.mean(axis=0).tolist(), strict=True)),
@@ -346,6 +353,33 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negative
     write_json(folder / "measure.json", facts)
     gain = facts["test"]["student"]["auc"] - facts["test"][CONTROL_TRAIN_VALID]["auc"]
     report(1, 1, f"student AUC {facts['test']['student']['auc']:.4f}, {gain:+.4f} over the control")
+
+
+def _as_served(
+    log: EncodedLog, prepared: Path, fits: Mapping[str, Path], platt: Mapping[str, Platt], gate: Gate, correction: float
+) -> dict[str, Any]:
+    """Figures on test rows with the values that stand in for training-only fields; nothing where there are none.
+
+    An ensemble whose gate takes hidden layers is left out.
+    """
+    ids, rows = serving_ids(prepared), log.rows([Part.TEST])
+    if not ids:
+        return {}
+    served = log.with_fixed(ids)
+
+    def logit_of(folder: Path) -> NDArray[np.float32]:
+        return score(served, load_network(folder, log.fields), rows)
+
+    teachers = {name: logit_of(folder) for name, folder in named(fits, "teacher_refit").items()}
+    logits = {
+        "student": platt["student"].apply(logit_of(fits["student_refit"])),
+        CONTROL_TRAIN_VALID: platt[CONTROL_TRAIN].apply(logit_of(fits["control_refit"])),
+        **{f"teachers/{name}": platt[f"teachers/{name}"].apply(logit) for name, logit in teachers.items()},
+    }
+    if not gate.takes_hints:
+        together = gate.ensemble_logit(np.stack(list(teachers.values()), axis=1))
+        logits["ensemble"] = platt["ensemble"].apply(together)
+    return {name: _evaluated(log, logit + correction, rows) for name, logit in logits.items()}
 
 
 def measure_fit(
@@ -402,6 +436,14 @@ def _when(first: Path | None, network: str = "") -> dict[str, Any]:
     if first is None:
         return {"train": [Part.TRAIN], "valid": [Part.VALID_A], "epochs": None}
     return {"train": TRAIN_VALID, "valid": None, "epochs": load_fit(first / network)[1]}
+
+
+def _log(prepared: Path, hidden: Sequence[str]) -> EncodedLog:
+    """The log as a network sees it that is not to see these training-only fields."""
+    log = EncodedLog.open(prepared / "log")
+    if not hidden:
+        return log
+    return log.with_fixed({name: id_ for name, id_ in serving_ids(prepared).items() if name in hidden})
 
 
 def _say_what_to_lower(
@@ -556,7 +598,10 @@ def fit_the_encoder(
         ended, name = PrepareReport.read(before).last_time, str(before.parent.parent)
         refuse_rows_seen_before(ended, first_times(surveyed), name, is_refitted=is_refitted)
     opened, meaning, cache = _open(source, schema, places, log)
-    fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
+    try:
+        fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
+    except SchemaError as error:
+        raise RecipeError(f"warm_start: {error}; or leave warm_start out") from None
 
 
 def prepare_log(

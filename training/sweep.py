@@ -57,7 +57,8 @@ def sweep(
 
     `sides` are of `SIDES`; what is left out stays as the recipe has it. `best` names for each side (`teachers.dnn`,
     `control`, `student`) the pair of highest score, `edges` says which of them lie at an end of the grid; `trials` has
-    a row a side, pair and seed, with `diverged` in place of figures where a loss ran away; `settings` are the `--set` values that make a run of the best.
+    a row a side, pair and seed, with `diverged` in place of figures where a loss ran away; `settings` are the `--set`
+    values that make a run of the best.
     """
     unknown = sorted(set(sides) - {*SIDES, *_NAMES})
     if unknown or not sides or not learning_rates or not init_sds:

@@ -234,6 +234,11 @@ def test_writing_takes_a_bounded_share_of_the_time(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(torch, "save", slow_save)
     assert checkpoint.is_due(within_epoch=False)
+    checkpoint.expect(400_000_000)  # two seconds, as long as nothing else is known
+    now += 99
+    assert not checkpoint.is_due(within_epoch=False)
+    now += 2
+    assert checkpoint.is_due(within_epoch=False)
     assert not checkpoint.is_due(within_epoch=True)
     checkpoint.save("", {})
     now += 49

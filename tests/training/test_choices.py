@@ -12,9 +12,9 @@ import yaml
 
 from training.encoded_log import EncodedLog, Part
 from training.metrics import auc
-from training.pipeline import Plan, SeedSteps, plan
+from training.pipeline import Plan, SeedSteps, measured, plan
 from training.recipe import load_recipe
-from training.stages import in_order
+from training.stages import Step, in_order
 from training.steps import read_json
 
 DNN = {"network": "dnn", "options": {"dim": 2, "hidden": [8], "init_sd": 0.1}}
@@ -48,14 +48,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(runs: Path, *overrides: str) -> tuple[SeedSteps, dict[str, Any]]:
     """The steps of a recipe, done in this process up to its figures; and those."""
     steps = planned(runs, *overrides).seeds[0]
-    for step in in_order([steps.measure]):
+    return steps, read_json(done(steps.measure, runs) / "measure.json")
+
+
+def done(wanted: Step, runs: Path) -> Path:
+    """The folder of a step, filled with all that it needs in this process."""
+    for step in in_order([wanted]):
         folder = step.folder(runs)
         if not folder.exists():
             folder.mkdir(parents=True)
             needs = {name: needed.folder(runs) for name, needed in step.needs.items()}
             places = {"places": dict(step.places)} if step.places else {}
-            step.run(folder, lambda done, total, note="": None, **step.arguments, **needs, **places)
-    return steps, read_json(steps.measure.folder(runs) / "measure.json")
+            step.run(folder, lambda rows, total, note="": None, **step.arguments, **needs, **places)
+    return wanted.folder(runs)
 
 
 PRETRAIN = {
@@ -154,6 +159,27 @@ def test_every_road_leads_to_the_same_figures(runs: Path, changes: tuple[str, ..
     assert facts["fits"]["student"]["epochs"] in (1, 2)
     assert all("valid_kl" in row for row in facts["fits"]["student"]["history"][:1])
     assert all("valid_auc" in row for fit in facts["fits"]["teachers"].values() for row in fit["history"])
+
+
+def test_a_model_measured_alone_has_the_figures_of_a_run(runs: Path):
+    """Tables of `ablate` and reports are of one kind: after refit and before it, calibrated, of all traffic."""
+    steps, facts = run(runs, "negatives.keep=0.5")
+    places = {
+        "student": ("student",),
+        "control": ("control_train_valid",),
+        "ensemble": ("ensemble",),
+        "average": ("average",),
+        "teachers.dnn": ("teachers", "dnn"),
+    }
+
+    for place, path in places.items():
+        step = measured(steps.fits[place], steps.measure.needs["prepared"], f"{place.rpartition('.')[2]}-s1")
+        found = read_json(done(step, runs) / "figures.json")
+        for part in ("test", "train", "before_refit"):
+            expected = facts[part]
+            for name in path:
+                expected = expected[name.removesuffix("_valid") if part == "before_refit" else name]
+            assert found[part] == pytest.approx(expected), (place, part)
 
 
 def test_a_refit_of_a_co_training_is_a_co_training(runs: Path):

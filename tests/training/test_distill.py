@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +387,18 @@ def test_labels_of_validation_rows_never_reach_the_student(tmp_path: Path) -> No
     assert not np.array_equal(first.label, second.label)
     for name, tensor in states[0].items():
         torch.testing.assert_close(tensor, states[1][name], rtol=0, atol=0)
+
+
+def test_rows_that_stop_a_student_need_no_labels(log: EncodedLog) -> None:
+    """Not even to be told whether they were clicked: it learns, stops and is fine-tuned as beside labels."""
+    unlabelled = replace(log, label=np.where(log.part == Part.TRAIN, log.label, np.nan).astype(np.float32))
+    given_ = options(losses={"soft": 1.0, "mse": 0.1}, fine_tune={"epochs": 1, "learning_rate": 1e-4})
+    parts: dict[str, Any] = {"train": [Part.TRAIN], "valid": [Part.VALID_A]}
+
+    labelled, found = (fit_student(each, DNN, given_, some_targets(log), seed=1, **parts) for each in (log, unlabelled))
+
+    assert found.history == labelled.history
+    assert found.epochs == labelled.epochs
 
 
 def test_a_refit_runs_the_epochs_it_is_told(log: EncodedLog) -> None:

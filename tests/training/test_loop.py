@@ -156,6 +156,31 @@ def test_progress_counts_rows_up_to_the_whole(log: EncodedLog) -> None:
     assert seen[-1] == (2 * len(log.rows([Part.TRAIN])),) * 2
 
 
+@pytest.mark.parametrize("name", ["dnn", "autoint", "xdeepfm", "din"])
+def test_products_in_bfloat16_learn_the_same(log: EncodedLog, name: str) -> None:
+    """Less of a mantissa in training moves what is learned by little; weights and what is scored stay float32."""
+    small = {"dim": 4, "hidden": [16, 8], "init_sd": 0.1, "cin_layers": [4], "attention_layers": 1}
+    spec = NetworkSpec(network=name, options={key: value for key, value in small.items() if key in _options(name)})
+
+    found = {
+        precision: fit(
+            log,
+            spec,
+            QUICK.model_copy(update={"precision": precision}),
+            seed=1,
+            train=[Part.TRAIN],
+            valid=None,
+            epochs=1,
+        )
+        for precision in ("float32", "bfloat16")
+    }
+
+    exact, rough = (result.history[-1]["train_loss"] for result in found.values())
+    assert exact != rough
+    assert rough == pytest.approx(exact, abs=0.003)
+    assert {tensor.dtype for tensor in found["bfloat16"].state.values()} == {torch.float32}
+
+
 def test_a_saved_fit_scores_the_same(log: EncodedLog, tmp_path: Path) -> None:
     """weights.npz and fit.json bring back the network, its epochs and its curve."""
     result = fit(log, DNN, QUICK, seed=1, train=[Part.TRAIN], valid=[Part.VALID_A])

@@ -19,6 +19,7 @@ from training.calibrate import fit_platt
 from training.data.prepare import load_encoder
 from training.distill import DistillOptions, EnsembleTargets, fit_student
 from training.encoded_log import EncodedLog, Part
+from training.errors import SplitError
 from training.export import graph, wiring_of
 from training.gate import GateOptions, fit_gate
 from training.loop import FitOptions, NetworkSpec, fit, score
@@ -59,6 +60,11 @@ def test_every_click_is_kept_and_the_share_of_the_others(log: EncodedLog):
     assert set(rows[clicks]) <= set(kept)
     assert others.sum() / (~clicks).sum() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / (~clicks).sum()))
     assert list(kept) == sorted(kept)
+
+
+def test_a_share_that_leaves_no_row_without_a_click_is_refused_by_name(log: EncodedLog):
+    with pytest.raises(SplitError, match=r"train, .* \(negatives\.keep\): expected clicks and non-clicks"):
+        fit(log, DNN, QUICK, seed=1, train=[Part.TRAIN], valid=[Part.VALID_A], negatives=Negatives(keep=1e-12))
 
 
 def test_a_row_is_kept_or_not_whoever_asks(log: EncodedLog):
@@ -123,6 +129,25 @@ def test_a_gate_of_sampled_teachers_is_fitted_on_rows_that_were_not(form: Any):
     assert sigmoid(served[b]).sum() / label[b].sum() == pytest.approx(1, abs=1e-3)
     assert found.gate.scale == pytest.approx(1, abs=0.15)
     assert abs(found.average.bias) < 0.5, "the sampling is undone by the correction, not by the bias"
+
+
+@pytest.mark.parametrize("form", ["static", "per_teacher", "full", "stacking"])
+def test_a_gate_that_learns_on_training_rows_learns_among_kept_ones(form: Any):
+    """Those are sampled as its teachers' were: only what is fitted on validation rows knows of the correction."""
+    rng = np.random.default_rng(2)
+    truth = rng.normal(-2, 1, size=6000)
+    label = (rng.random(6000) < sigmoid(truth)).astype(np.float32)
+    z = truth[:, None] + rng.normal(0, [0.3, 1.5], size=(6000, 2))
+    train, b, c = np.arange(2000), np.arange(2000, 4000), np.arange(4000, 6000)
+    options = GateOptions(form=form, learns_on="train", fallback=False)
+
+    plain, corrected = (
+        fit_gate(z, label, rows_b=b, rows_c=c, rows_train=train, options=options, correction=correction).gate
+        for correction in (0.0, TENTH.correction)
+    )
+
+    assert (plain.matrix, plain.biases) == (corrected.matrix, corrected.biases)
+    assert plain.bias != corrected.bias
 
 
 def test_a_student_meets_its_teacher_in_one_world(log: EncodedLog):

@@ -41,6 +41,14 @@ def test_differences_are_paired_by_seed(tmp_path: Path):
     assert f"({by_seed})" in next(line for line in markdown([path]).splitlines() if "less control_train_valid" in line)
 
 
+def test_a_run_is_repeated_by_the_command_that_stands_there(tmp_path: Path):
+    """All that was set, quoted for a shell."""
+    path = written(tmp_path, "one", overrides=["source.seed=2", "student.options.hidden=[64, 32]"])
+
+    command = "python -m training run synthetic --seeds 2 --set source.seed=2 --set 'student.options.hidden=[64, 32]'"
+    assert command in markdown([path])
+
+
 def test_a_missed_target_is_in_bold_with_its_reason_and_a_sweep_marks_its_best(tmp_path: Path):
     path = written(tmp_path, "one")
     found = json.loads(path.read_text())

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from tests.training.test_sweep import Silence, tiny_recipe
 from training import search as module
-from training.errors import RecipeError, StepError
+from training.errors import RecipeError, StepError, TrainingError
 from training.recipe import load_recipe
 from training.report.values import written
 from training.report.write import write_search
@@ -119,6 +120,23 @@ def test_more_trials_go_on_with_the_same_search(tmp_path: Path, trained: list[tu
     assert [row["student"] for row in second["trials"][:4]] == [row["student"] for row in first["trials"]]
     new = [point for point, seeds in trained[asked:] if seeds == [1] and point is not None]
     assert len(new) == 4
+
+
+def test_what_other_tools_put_into_the_storage_is_let_alone(tmp_path: Path, trained: list[tuple[Any, list[int]]]):
+    first = searched(tmp_path, trials=4)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'out' / 'search.sqlite'}")
+    (name,) = optuna.get_all_study_names(storage)
+    optuna.load_study(storage=storage, study_name=name).ask()
+
+    assert searched(tmp_path, trials=4) == first
+
+
+def test_a_storage_that_is_none_is_named(tmp_path: Path, trained: list[tuple[Any, list[int]]]):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "search.sqlite").write_text("no database, but a text of some length")
+
+    with pytest.raises(TrainingError, match=r"search\.sqlite: cannot be used as Optuna's storage \(.*\); move it away"):
+        searched(tmp_path)
 
 
 def test_another_space_is_another_search(tmp_path: Path, trained: list[tuple[Any, list[int]]]):
@@ -263,6 +281,7 @@ def test_the_conclusion_is_in_words_and_numbers(tmp_path: Path, trained: list[tu
         ({"width": (0,)}, r"each width to be at least 1, got 0"),
         ({"kd_weight": (1.5,)}, r"kd_weight: expected at most 1, got 1.5"),
         ({"learning_rate": (0.0,)}, r"learning_rate: expected more than 0, got 0"),
+        ({"network": ("deepmf",)}, r"expected networks among .*deepfm.*, got deepmf"),
         ({"network": ("lr",)}, r"expected networks with hidden layers and embeddings, got lr"),
         ({"dim": ()}, r"expected at least one dim"),
     ],

@@ -171,6 +171,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teachers": {"lr": {"network": "lr", "fit": FIT}, "dnn": DNN | {"fit": FIT}},
         "student": DNN | {"fit": FIT},
         "control": DNN | {"fit": FIT},
+        "zoo": {"fm": {"network": "fm", "options": {"dim": 2}, "fit": FIT}},  # which a run does not train
     }
     (folder / "daily.json").write_text(json.dumps(recipe))
     return folder
@@ -221,6 +222,7 @@ def test_one_day_goes_on_from_the_last(day: Path):
     then, now = (load_encoder(version.runs / version.prepared).to_vocabularies() for version in (first, second))
     assert all(values == now[field][: len(values)] for field, values in then.items())
     assert any(len(values) < len(now[field]) for field, values in then.items())
+    assert set(first.seeds["1"]) == set(PLACES)
     for place in PLACES:
         fit = steps.fits[place]
         assert fit.first.arguments["start"] == first.fit(1, place, "first")
@@ -249,8 +251,21 @@ def test_a_day_that_would_be_judged_by_rows_already_learned_is_refused(day: Path
     """An earlier split, from a run of a later one: nothing is trained."""
     run(day, "first")
 
+    with pytest.raises(RecipeError, match=r"expected another run's folder, got this run's own; say another --out"):
+        run(day, "first", split_at(4), warm="first")
     with pytest.raises(SplitError, match=r"learned from rows up to 2026-03-04T23.*valid begins at 2026-03-04"):
         run(day, "again", split_at(2), warm="first")
+
+
+def test_a_schema_that_means_something_else_is_refused_as_the_recipes_fault(day: Path):
+    run(day, "first")
+    schema = json.loads((day / "log.schema.json").read_text())
+    field = next(field for field in schema["fields"] if field["encoding"]["method"] == "vocabulary")
+    field["encoding"] = {"method": "hash", "buckets": 50}
+    (day / "other.schema.json").write_text(json.dumps(schema))
+
+    with pytest.raises(RecipeError, match=rf"warm_start: field '{field['name']}': encoding: expected .* or leave"):
+        run(day, "other", split_at(4), "schema_file=other.schema.json", warm="first")
 
 
 def test_networks_that_train_together_start_warm_too(day: Path):

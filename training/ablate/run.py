@@ -41,6 +41,9 @@ def ablate(
     All are laid out before anything is trained, so that what cannot be is known at once.
     """
     loaded = load_recipe(recipe, overrides)
+    if loaded.recipe.warm_start is not None:  # some networks of a table would start from it, others from scratch
+        overrides = [*overrides, "warm_start=null"]
+        loaded = load_recipe(recipe, overrides)
     prepare = plan(loaded, list(seeds[:1]), runs=out, data=data).prepare
     run_steps([prepare], out, workers=workers, watcher=watcher)
     log = LogFacts.of(EncodedLog.open(prepare.folder(out) / "log"))

@@ -258,23 +258,24 @@ def count(vary: Variations, log: LogFacts) -> Table:
 
 def gates(vary: Variations, log: LogFacts) -> Table:
     """What the ensemble's weights depend on, which rows they are learned from, and by which loss."""
+    six = (*vary.teachers(SIX), "scheme=pretrain")  # only there a gate comes after its teachers
     control = ("no KD", "", "student")
     rows = [Row(control, (), "control")]
     average = ("average", "", "ensemble")
     forms: list[Form] = list(get_args(Form))
     for form in forms:
         for learns_on in ["held_out"] if form == "average" else ["held_out", "train"]:
-            settings = (*vary.teachers(SIX), *_gate(form, learns_on=learns_on))
+            settings = (*six, *_gate(form, learns_on=learns_on))
             rows_of = "" if form == "average" else learns_on.replace("_", " ")
             ensemble = (form, rows_of, "ensemble")
             rows.append(Row(ensemble, settings, "ensemble", average if form != "average" else None))
             rows.append(Row((form, rows_of, "student"), settings, "student", control, ensemble))
     for loss in ("distillation", "divergence"):
-        settings = (*vary.teachers(SIX), *_gate("per_teacher", learns_by=loss))
+        settings = (*six, *_gate("per_teacher", learns_by=loss))
         ensemble = ("per_teacher", f"held out, by {loss}", "ensemble")
         rows.append(Row(ensemble, settings, "ensemble", average))
         rows.append(Row((*ensemble[:2], "student"), settings, "student", control, ensemble))
-    mixed = (*vary.teachers(SIX), *_gate("per_teacher"), "student.fit.aggregate=probabilities")
+    mixed = (*six, *_gate("per_teacher"), "student.fit.aggregate=probabilities")
     rows.append(
         Row(
             ("per_teacher", "held out", "student of sum_i alpha_i L_KD"),

@@ -165,6 +165,13 @@ def load_encoder(folder: Path) -> Encoder:
     return Encoder(schema, vocabularies)
 
 
+def serving_ids(folder: Path) -> dict[str, int]:
+    """By training-only field of a prepared folder, the id that stands in for it when serving."""
+    encoder = load_encoder(folder)
+    names = [field.name for field in encoder.schema.training_only_fields]
+    return dict(zip(names, encoder.serving_ids().tolist(), strict=True))
+
+
 def load_golden_rows(folder: Path) -> list[dict[str, Any]]:
     """The golden requests of a prepared folder: raw context and candidates, without answers."""
     document = json.loads((folder / "golden_rows.json").read_text(encoding="utf-8"))

@@ -116,7 +116,7 @@ def scatter(
             continue
         reach = 6.6 * len(mark.name)
         right = px + 10 + reach <= width
-        text_y = _free(taken, px + 10 if right else px - 10 - reach, reach, py + 4)
+        text_y = _free(taken, px + 10 if right else px - 10 - reach, reach, py + 4, (28.0, height - bottom))
         if abs(text_y - py - 4) > 6:
             parts.append(f'<line class="leader" x1="{px:.1f}" y1="{py:.1f}" x2="{px + 9:.1f}" y2="{text_y - 4:.1f}"/>')
         place = f'x="{px + 10 if right else px - 10:.1f}" y="{text_y:.1f}" text-anchor="{"start" if right else "end"}"'
@@ -124,9 +124,13 @@ def scatter(
     return _svg(width, height, parts, label)
 
 
-def _free(taken: list[tuple[float, float, float]], start: float, reach: float, y: float) -> float:
-    """The nearest height to y where a name of this reach covers no mark and none of the names placed before."""
+def _free(
+    taken: list[tuple[float, float, float]], start: float, reach: float, y: float, within: tuple[float, float]
+) -> float:
+    """The nearest height to y, inside the drawing, where a name of this reach covers no mark and no earlier name."""
     for shift in (sign * step for step in range(0, 400, 2) for sign in (1, -1)):
+        if not within[0] <= y + shift <= within[1]:
+            continue
         near = (other for other in taken if abs(y + shift - other[2]) < 14)
         if not any(start < other + width and other < start + reach for other, width, _ in near):
             y += shift

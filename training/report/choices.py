@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from training.report.values import find, pointer
 
 Tree = dict[str, Any]
@@ -30,8 +32,7 @@ def unusual(recipe: Mapping[str, Any]) -> list[Tree]:
 
 def _defaults() -> Iterator[tuple[str, Any]]:
     """(pointer, default) of each such choice, read off the recipe's own models."""
-    from pydantic import BaseModel  # late, with torch behind it: who only draws a page again needs neither
-
+    # Late, for torch stands behind it: who only draws a page again needs none.
     from training.distill import DistillOptions
     from training.loop import FitOptions
     from training.recipe import Recipe
@@ -44,7 +45,12 @@ def _defaults() -> Iterator[tuple[str, Any]]:
         if isinstance(default, BaseModel):
             yield from ((pointer(name, key), value) for key, value in default.model_dump(mode="json").items())
         else:
-            yield pointer(name), default
+            yield pointer(name), _as_json(default)
     for name, field in DistillOptions.model_fields.items():
         if name not in FitOptions.model_fields and not field.is_required():
-            yield pointer("student", "fit", name), field.get_default(call_default_factory=True)
+            yield pointer("student", "fit", name), _as_json(field.get_default(call_default_factory=True))
+
+
+def _as_json(value: Any) -> Any:
+    """As a recipe that went through JSON has it: a tuple is a list."""
+    return TypeAdapter(Any).dump_python(value, mode="json")

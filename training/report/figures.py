@@ -6,7 +6,7 @@
     answer                      what a reader wants first
     targets                     what the recipe `synthetic` promises; empty for others
     cost, conditions            milliseconds of session.run, sizes; on what machine
-    recipe, choices             what was trained, and what of it is not the default
+    recipe, choices, overrides  what was trained, what of it is not the default, what the command line set
     data, parts, fields         on what
     calibration, gate, curves   why it came out so
 
@@ -63,12 +63,13 @@ def build_report(
     sweep: Any = None,
     search: Any = None,
     seconds: float | None = None,
+    overrides: Sequence[str] = (),
 ) -> Tree:
     """The report of one run: `measures` are measure.json of each seed, `prepared` the prepare step's report.json,
     `costs` the export step's cost.json, `world` what the best possible model would reach where that is known.
 
     `sweep` and `search` are sweep.json and search.json as they were written. `seconds` is how long this run took,
-    cached steps left out.
+    cached steps left out; `overrides` what the command line set in the recipe.
     """
     sections = {section: _by_model(measures, section) for section in SECTIONS}
     summary = {section: _summary(models) for section, models in sections.items()}
@@ -105,7 +106,10 @@ def build_report(
         "search": search,
         "recipe": dict(recipe),
         "choices": unusual(recipe),
+        "overrides": list(overrides),
     }
+    if all("as_served" in measure for measure in measures):  # the log has fields that a request does not
+        report["as_served"] = _by_model(measures, "as_served")
     report["answer"] = _answer(report)
     report["targets"] = judge(report)
     report["answer"] |= {

@@ -7,6 +7,7 @@ and paired differences over seeds.
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,13 @@ from training.markdown import spread, table
 from training.report.values import written
 
 MODELS = ("student", "ensemble", "average", "control_train_valid", "control_train")
-COLUMNS = {"auc": "AUC", "logloss": "logloss", "ece": "ECE", "predicted_over_actual": "predicted/actual"}
+COLUMNS = {
+    "auc": "AUC",
+    "logloss": "logloss",
+    "ece": "ECE",
+    "ece_floor": "ECE floor",
+    "predicted_over_actual": "predicted/actual",
+}
 UNDER_THE_TRUTH = {
     "xauc": "xAUC",
     "xlogloss": "xlogloss",
@@ -70,8 +77,9 @@ def section(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _command(report: Mapping[str, Any]) -> str:
     source = report["recipe"]["source"]
-    seed = f" --set source.seed={source['seed']}" if source.get("seed") else ""
-    return f"python -m training run {report['name']} --seeds {len(report['seeds'])}{seed}"
+    seed = [f"source.seed={source['seed']}"] if source.get("seed") else []
+    settings = "".join(f" --set {shlex.quote(setting)}" for setting in report.get("overrides", seed))
+    return f"python -m training run {report['name']} --seeds {len(report['seeds'])}{settings}"
 
 
 def _paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.precision import in_float32
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
 from training.zoo.layers import Perceptron, SplitLinear
 
@@ -62,6 +63,9 @@ class InteractingLayer(nn.Module):
         self.heads = (heads, head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_float32(self._attended, x)
+
+    def _attended(self, x: Tensor) -> Tensor:
         query, key, value, residual = self.project(x).chunk(4, dim=2)  # [N, F, heads * head_dim]
         query, key, value = (part.unflatten(2, self.heads).transpose(1, 2) for part in (query, key, value))
         attended = functional.scaled_dot_product_attention(query, key, value, scale=1.0)  # [N, heads, F, head_dim]

@@ -15,7 +15,7 @@ Both give the same numbers. Letters: R requests, N candidates, Fc context fields
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,6 +94,66 @@ class Embedded:
         return Embedded(context, candidates, self.request_index)
 
 
+@dataclass(frozen=True)
+class Segments:
+    """A sequence's part in `Wanted`."""
+
+    ids: NDArray[np.integer]
+    """[K]"""
+    offsets: NDArray[np.integer]
+    """[N + 1]"""
+    first: int
+    """Row of the table that is this field's id 0."""
+    size: int
+    """How many ids it has."""
+    empty: int
+    """Row of the table that stands for an empty segment."""
+    place: int
+    """Where its vector stands among the F."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows of a table make up the vectors of a batch in the row form, [N, F, D]."""
+
+    fields: int
+    """F"""
+    plain: NDArray[np.integer]
+    """Ids, [N, P]."""
+    where: NDArray[np.int64]
+    """First row, number of ids and place of each plain field, [3, P]."""
+    segments: tuple[Segments, ...] = ()
+
+    def gather(self, table: Tensor) -> Tensor:
+        """[rows, D] -> [N, F, D]; IndexError at an id that its field has not."""
+        from training import kernels
+
+        vectors = table.new_empty(len(self.plain), self.fields, table.shape[1])
+        weights, out = table.numpy(), vectors.numpy()
+        are_known = [kernels.gather(weights, self.plain, *self.where, out)]
+        for one in self.segments:
+            numbers = one.first, one.size, one.empty, one.place
+            are_known.append(kernels.pool(weights, one.ids, one.offsets, *numbers, out))
+        if not all(are_known):
+            raise unknown_id()
+        return vectors
+
+    def scatter(self, gradient: Tensor, above: Tensor) -> None:
+        """The gradient of `gather`: adds what is `above`, [N, F, D], to a table's, [rows, D]."""
+        from training import kernels
+
+        into, given = gradient.numpy(), above.contiguous().numpy()
+        first, _, place = self.where
+        kernels.scatter(into, self.plain, first, place, given)
+        for one in self.segments:
+            kernels.scatter_pooled(into, one.ids, one.offsets, one.first, one.empty, one.place, given)
+
+
+def unknown_id() -> IndexError:
+    """What to raise at an id that its field has not."""
+    return IndexError("expected every id in 0..size-1 of its field, got one outside; prepare the log again")
+
+
 class FieldEmbedding(nn.Module):
     """One vector of width `dim` for each id of each field, N(0, init_sd^2) at first.
 
@@ -126,15 +186,14 @@ class FieldEmbedding(nn.Module):
             side: tuple((spec.name, first_row[spec.name]) for spec in given if spec.is_sequence and spec.side == side)
             for side in ("context", "candidate")
         }
-        self._first_unpooled = {name: first_row[name] for name in self.unpooled}
+        self._unpooled = {spec.name: (first_row[spec.name], spec.size) for spec in fields if spec.name in self.unpooled}
         order = [spec for side in ("context", "candidate") for spec in _plain_first(given, side)]
-        found = [(spec, first_row[spec.name], place) for place, spec in enumerate(order)]
-        plain = [(first, spec.size, place) for spec, first, place in found if not spec.is_sequence]
-        self._places = Places(
-            fields=len(order),
-            plain=np.array(plain, dtype=np.int64).reshape(-1, 3).T.copy(),
-            sequences=tuple((spec.name, (first, spec.size, place)) for spec, first, place in found if spec.is_sequence),
-        )
+        where = [(spec, (first_row[spec.name], spec.size, place)) for place, spec in enumerate(order)]
+        plain = [numbers for spec, numbers in where if not spec.is_sequence]
+        self._plain_places = np.array(plain, dtype=np.int64).reshape(-1, 3).T.copy()  # first, size and place: [3, P]
+        self._sequence_places = [(spec.name, numbers) for spec, numbers in where if spec.is_sequence]
+        self.trained_by: Callable[[Wanted], Tensor] | None = None
+        """Who looks up rows in training where not all of the table is ready: see `optimizer.py`."""
         for side in ("context", "candidate"):
             first = [first_row[spec.name] for spec in fields if not spec.is_sequence and spec.side == side]
             self.register_buffer(f"first_{side}", torch.tensor(first, dtype=torch.int32), persistent=False)
@@ -158,9 +217,7 @@ class FieldEmbedding(nn.Module):
     def _rows(self, batch: Encoded) -> Tensor:
         """The row form: every vector of every row, [N, F, D]."""
         if self.table.device.type == "cpu":
-            plain = torch.cat([batch.context, batch.candidates], dim=1)
-            pairs = [batch.sequences[name] for name, _ in self._places.sequences]
-            return look_up_rows(self.table, self._places, plain, pairs)
+            return self._wanted_rows(self._wanted(batch))
         sides = {"context": batch.context + self.first_context, "candidate": batch.candidates + self.first_candidate}
         vectors: list[Tensor] = []
         for side, ids in sides.items():
@@ -169,9 +226,28 @@ class FieldEmbedding(nn.Module):
 
     def elements(self, batch: Encoded, name: str) -> Tensor:
         """The vector of a missing value, then of every element of an unpooled sequence: [1 + K, D]."""
-        first = self._first_unpooled[name]
+        first, size = self._unpooled[name]
         ids, _ = batch.sequences[name]
-        return self._look_up(torch.cat([ids.new_full((1,), first + MISSING_ID), ids + first]))
+        with_missing = torch.cat([ids.new_full((1,), MISSING_ID), ids])
+        if batch.request_index is None and self.table.device.type == "cpu":
+            where = np.array([[first], [size], [0]])
+            return self._wanted_rows(Wanted(1, with_missing.unsqueeze(1).numpy(), where)).squeeze(1)
+        return self._look_up(with_missing + first)
+
+    def _wanted(self, batch: Encoded) -> Wanted:
+        plain = torch.cat([batch.context, batch.candidates], dim=1)
+        segments = tuple(
+            Segments(ids.numpy(), offsets.numpy(), first, size, first + MISSING_ID, place)
+            for name, (first, size, place) in self._sequence_places
+            for ids, offsets in [batch.sequences[name]]
+        )
+        return Wanted(self.context_fields + self.candidate_fields, plain.numpy(), self._plain_places, segments)
+
+    def _wanted_rows(self, wanted: Wanted) -> Tensor:
+        if self.trained_by is not None and torch.is_grad_enabled():
+            return self.trained_by(wanted)
+        result: Tensor = _RowLookUp.apply(self.table, wanted)  # type: ignore[no-untyped-call]
+        return result
 
     def _look_up(self, rows: Tensor) -> Tensor:
         # index_select, whose gradient takes half the time of functional.embedding's
@@ -192,55 +268,20 @@ def _plain_first(fields: Sequence[FieldSpec], side: str) -> list[FieldSpec]:
     return sorted((spec for spec in fields if spec.side == side), key=lambda spec: spec.is_sequence)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the fields of the row form begin in the table, how many ids each has, where it stands in [N, F, D]."""
-
-    fields: int
-    plain: NDArray[np.int64]
-    """[3, P], of the plain fields."""
-    sequences: tuple[tuple[str, tuple[int, int, int]], ...]
-    """Name, and the three numbers, of each sequence."""
-
-
 class _RowLookUp(torch.autograd.Function):
-    """[rows, D] and a batch's ids -> [N, F, D], sequences pooled; the gradient of the table is whole."""
+    """[rows, D] and what is wanted -> [N, F, D], sequences pooled; the gradient of the table is whole."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, places: Places, plain: Tensor, *pairs: Tensor) -> Tensor:
-        from training import kernels
-
-        ctx.places, ctx.like, ctx.arrays = places, table, [ids.numpy() for ids in (plain, *pairs)]
-        weights, (ids, *sequences) = table.detach().numpy(), ctx.arrays
-        vectors = table.new_empty(len(plain), places.fields, table.shape[1])
-        out = vectors.numpy()
-        are_known = [kernels.gather(weights, ids, *places.plain, out)]
-        for (_, where), elements, offsets in zip(places.sequences, sequences[::2], sequences[1::2], strict=True):
-            are_known.append(kernels.pool(weights, elements, offsets, *where, out))
-        if not all(are_known):
-            raise IndexError("expected every id in 0..size-1 of its field, got one outside; prepare the log again")
-        return vectors
+    def forward(ctx: Any, table: Tensor, wanted: Wanted) -> Tensor:
+        ctx.like, ctx.wanted = table, wanted
+        return wanted.gather(table.detach())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-        from training import kernels
-
-        places, (ids, *sequences) = ctx.places, ctx.arrays
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
         gradient = torch.zeros_like(ctx.like)
-        into, given = gradient.numpy(), above.contiguous().numpy()
-        first, _, place = places.plain
-        kernels.scatter(into, ids, first, place, given)
-        for (_, where), elements, offsets in zip(places.sequences, sequences[::2], sequences[1::2], strict=True):
-            kernels.scatter_pooled(into, elements, offsets, where[0], where[2], given)
-        return (gradient, *[None] * (2 + len(sequences)))
-
-
-def look_up_rows(table: Tensor, places: Places, plain: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """`_RowLookUp` as a function: `plain` ids [N, P], (ids, offsets) of each sequence -> [N, F, D]."""
-    tensors = [tensor for pair in pairs for tensor in pair]
-    result: Tensor = _RowLookUp.apply(table, places, plain, *tensors)  # type: ignore[no-untyped-call]
-    return result
+        ctx.wanted.scatter(gradient, above)
+        return gradient, None
 
 
 def segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:

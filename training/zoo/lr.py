@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.zoo.embedding import Encoded, Fields
+from training.zoo.embedding import Encoded, FieldEmbedding, Fields
 from training.zoo.layers import FirstOrder
 
 
@@ -19,6 +19,11 @@ class LR(nn.Module):
     def __init__(self, fields: Fields, *, init_sd: float = 0.0) -> None:
         super().__init__()
         self.first_order = FirstOrder(fields, init_sd=init_sd)
+
+    @property
+    def embedding(self) -> FieldEmbedding:
+        """Its weights, of width 1: what `embedding_l2` is of."""
+        return self.first_order.weights
 
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and no hint."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from training.precision import in_float32
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields
 from training.zoo.layers import FirstOrder, Perceptron, SplitLinear
 
@@ -133,8 +134,7 @@ class _ChunkedMaps(torch.autograd.Function):
 
 def chunked_maps(maps: Tensor, start: Tensor, weight: Tensor) -> Tensor:
     """`_ChunkedMaps` as a function."""
-    result: Tensor = _ChunkedMaps.apply(maps, start, weight)  # type: ignore[no-untyped-call]
-    return result
+    return in_float32(_ChunkedMaps.apply, maps, start, weight)
 
 
 def _chunks(maps: Tensor, weight: Tensor) -> list[slice]:

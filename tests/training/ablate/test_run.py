@@ -96,8 +96,9 @@ def test_fewer_than_three_seeds_make_no_claim_and_no_share():
 
 
 def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """By the program itself, in processes of its own; a second time there is nothing to do."""
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    """By the program itself, in processes of its own; a second time there is nothing to do. Every network starts from
+    scratch, so that it is with its likes that it is compared."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"warm_start": "runs/monday"}))
     command = ["ablate", str(tmp_path / "tiny.yaml"), "--table", "data", "controls", "--seeds", "1"]
     command += ["--out", str(tmp_path / "out")]
 
@@ -114,6 +115,7 @@ def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, ca
     assert by_share["100%", "student"] == alone[("DNN of the ensemble",)]
     assert len({by_share[share, "no KD"] for share in ("10%", "30%", "100%")}) == 3
     assert "distillation helps at every size" in first.err
+    assert data["overrides"] == ["warm_start=null"]
     assert "✓" in first.err
     assert "✓" not in again.err
     assert again.out == first.out

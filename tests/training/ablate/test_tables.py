@@ -106,11 +106,14 @@ def test_mutual_learning_is_weighed_as_by_its_authors_whatever_the_recipes_loss(
 
 
 def test_a_row_changes_of_the_gate_what_it_compares_and_no_more():
+    """But for the scheme: a gate that learns with its teachers has no choice of rows or losses."""
     found = rows_of("gates", "gate={form: full, hints_l2: 0.7, learns_by: distillation}")
+    together = rows_of("gates", "scheme=cotrain")
 
     gate = found["hints", "train", "ensemble"].gate
     assert (gate.form, gate.learns_on, gate.learns_by, gate.hints_l2) == ("hints", "train", "clicks", 0.7)
     assert not gate.fallback
+    assert {recipe.scheme.kind for cells, recipe in together.items() if cells[0] != "no KD"} == {"pretrain"}
 
 
 @pytest.mark.parametrize(("merges", "said"), [("true", "train + validation"), ("false", "train")])

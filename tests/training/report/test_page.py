@@ -336,6 +336,7 @@ def test_a_share_of_nothing_certain_is_not_shown():
     assert "of what the ensemble gains over the control is kept" in text_of(report(), "answer")
     assert "of what the ensemble gains" not in text_of(report(*unsure), "answer")
     assert "against the ensemble it imitates" in text_of(report(*unsure), "answer")
+    assert "against the ensemble it imitates" in text_of(report(*(measure(s, gain=-0.01) for s in (1, 2, 3))), "answer")
 
 
 def test_who_saw_which_rows_follows_the_recipe():
@@ -426,6 +427,7 @@ def test_a_search_is_shown_with_its_choice_and_by_itself():
         said = "".join(page.shown("section"))
         assert "The fastest student within 0.001 AUC of the best: dnn 32, dim 8." in said
         assert "failed: loss is <NaN>" in said
+        assert "timed against itself, took 101%: so much is noise" in said
 
 
 def test_a_report_is_written_again_with_what_was_found_since(tmp_path: Path):

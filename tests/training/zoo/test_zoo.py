@@ -16,6 +16,7 @@ from torch.nn import functional
 from tests.training.zoo.formulas import FORMULAS, slow_logits
 from tests.training.zoo.rows import FIELDS, NEEDS_HISTORY, VARIANTS, in_row_form, options, random_batch
 from training.errors import NetworkError
+from training.loop import embedding_penalty
 from training.zoo import NETWORKS, Encoded, FieldEmbedding, FieldSpec, build, default_of, options_of
 from training.zoo.embedding import segment_mean
 
@@ -90,6 +91,21 @@ def test_every_parameter_learns(variant: str) -> None:
     for label, parameter in network.named_parameters():
         assert parameter.grad is not None, label
         assert parameter.grad.abs().sum() > 0, label
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_embedding_l2_is_half_the_squared_length_of_the_vectors_of_a_row(name: str) -> None:
+    """Of every network; of LR, whose vectors are one number wide, of its weights."""
+    network = network_of(name)
+    batch = in_row_form(random_batch(4, 9))
+
+    penalty = embedding_penalty(network, batch, 0.1)
+    penalty.backward()
+
+    vectors = network.embedding(batch).joined().detach()
+    expected = sum(0.5 * float(vector @ vector) for row in vectors for vector in row) / len(vectors)
+    assert penalty.item() == pytest.approx(0.1 * expected, rel=1e-4)
+    assert network.embedding.table.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -10,10 +10,9 @@ from training.report.values import MISSING, Values, pointer
 
 def header(v: Values) -> str:
     """Which run this is."""
-    several = v.get("/answer/seeds") != 1
-    seeds = (
-        f"trained {v.show('/answer/seeds', 'count')} time{'s, from as many seeds' if several else ', from one seed'}"
-    )
+    seeds = f"trained {v.show('/answer/seeds', 'count')} times, from as many seeds"
+    if v.get("/answer/seeds") == 1:
+        seeds = "trained once, from one seed"
     facts = [v.show("/created", "moment") + " UTC", seeds, f"{v.show('/data/rows', 'count')} impressions"]
     description = html.escape(v.get("/description") or "")
     return (
@@ -36,18 +35,20 @@ def verdict(v: Values) -> str:
         "loses": "The student does not beat its control.",
         "unknown": "The student cannot be compared with its control on these rows.",
     }[v.get("/answer/verdict")]
-    rows = " and validation" if v.get("/answer/against") == "control_train_valid" else ""
+    is_merged = v.get("/recipe/merge_validation") is not False
+    rows = " and validation" if v.get("/answer/against") == "control_train_valid" and is_merged else ""
     lead = (
         "The student is the small network that would serve; it was trained to imitate an ensemble of larger ones, its "
         "teachers. The control is the same small network, trained on clicks alone, on exactly the same training"
         f'{rows} rows: what would be served without teachers. <a href="#words">What the words mean</a>.'
     )
+    kept = v.get("/answer/kept_of_ensemble_gain") or 0
     share = (v.show("/answer/kept_of_ensemble_gain", "share"), "of what the ensemble gains over the control is kept")
     less = (v.spread("/answer/student_less_ensemble", "gain"), f"{auc} against the ensemble it imitates")
     tiles = [
         (v.spread("/answer/gain", "gain"), f"{auc} over the control (more is better)"),
         (v.spread("/answer/logloss", "gain"), f"{loss} against the control (less is better)"),
-        share if v.get("/answer/kept_is_sure") in (True, None) else less,
+        share if v.get("/answer/kept_is_sure") in (True, None) and kept > 0 else less,
         (
             v.show("/answer/times_cheaper_than_ensemble/50", "ratio") + " times",
             f"faster than the ensemble, at {v.show('/candidates/1', 'count')} candidates a request",
@@ -109,7 +110,8 @@ def _missed(v: Values) -> str:
     if not targets:
         return ""
     reached = f"{v.show('/answer/targets_reached', 'count')} of {v.show('/answer/targets', 'count')} targets reached"
-    return f'<p class="note">{reached}; <a href="#targets">each with its reason below</a>.</p>'
+    why = "listed below" if all(target["reached"] for target in targets) else "what was not, and why, is listed below"
+    return f'<p class="note">{reached}; <a href="#targets">{why}</a>.</p>'
 
 
 def targets(v: Values) -> str:

@@ -8,6 +8,9 @@ from training.report import charts
 from training.report.pieces import METRICS, details, figure, models_of, section, table, title
 from training.report.values import MISSING, Values, pointer
 
+MOST_NAMES = 8
+"""Of more teachers than these a chart names the best alone; the table has them all."""
+
 
 def every_model(v: Values) -> str:
     """Every model on test rows."""
@@ -21,13 +24,17 @@ def every_model(v: Values) -> str:
     if v.has("/bayes/test"):
         truth = [v.show(f"/bayes/test/{name}", METRICS[name][1]) for name in shown]
         rows.append(["the truth itself (best possible)", *truth])
+    several = v.get("/answer/seeds") != 1
+    spread = "Mean over seeds, ± standard deviation between them. " if several else "One seed: no spread is known. "
     note = (
-        "<p>Mean over seeds, ± standard deviation between them. xAUC and xlogloss are taken under the known true "
-        "probabilities, so they carry no label noise; ECE floor is what a perfect model shows on as many rows.</p>"
+        f"<p>{spread}xAUC and xlogloss are taken under the known true probabilities, so they carry no label noise; ECE "
+        "floor is what a perfect model shows on as many rows.</p>"
         if v.has("/summary/test/student/xauc")
-        else "<p>Mean over seeds, ± standard deviation between them. ECE floor is what a perfect model shows on as "
-        "many rows. The spread between seeds leaves out the luck of which rows are in the test part.</p>"
+        else f"<p>{spread}ECE floor is what a perfect model shows on as many rows. The luck of which rows are in the "
+        "test part comes on top.</p>"
     )
+    if v.get("/recipe/merge_validation") is False:
+        note += "<p>Validation rows were not learned from, so both controls are one network.</p>"
     heads = ["test rows", *(METRICS[name][0] for name in shown)]
     body = note + table(heads, rows, strong=0, label="Every model on test rows")
     return section("Every model, and the controls", body + _seeds(v) + _on_train(v), "models")
@@ -98,10 +105,14 @@ def cost_and_quality(v: Values) -> str:
         (name, pointer("cost", "teachers", name), pointer("summary", "test", "teachers", name), "rest")
         for name in v.get("/cost/teachers") or {}
     ]
+    is_crowded = len(places) > 3 + MOST_NAMES
     for name, cost, quality, style in places:
         x, y = v.get(f"{cost}/50/p50_ms"), v.get(f"{quality}/{metric}/mean")
         if x is not None and y is not None:
-            marks.append(charts.Mark(name, x, y, style, v.get(f"{quality}/{metric}/sd") or 0.0))
+            whole = f"<title>{html.escape(name)}</title>"
+            is_named = style != "rest" or not is_crowded or name == v.get("/best_teacher")
+            shown = name if is_named else ""
+            marks.append(charts.Mark(shown, x, y, style, v.get(f"{quality}/{metric}/sd") or 0.0, title=whole))
     drawing = charts.scatter(
         marks,
         x_title="median milliseconds a request, logarithmic",
@@ -128,7 +139,8 @@ def cost_and_quality(v: Values) -> str:
         f"({v.show('/conditions/cpu', 'text')}, onnxruntime {v.show('/conditions/onnxruntime', 'text')}). Models take "
         "turns, so noise meets all alike: trust ratios more than milliseconds. Reading and encoding a request come on "
         "top and are the same for all. The chart is at "
-        f"{v.show('/candidates/1', 'count')} candidates; a bar is one standard deviation between seeds.</p>"
+        f"{v.show('/candidates/1', 'count')} candidates; a bar is one standard deviation between seeds."
+        + (" Of the teachers only the best is named there.</p>" if is_crowded else "</p>")
     )
     sizes = ["numbers in embeddings", "numbers in layers", "size on disk"]
     costs = table(

@@ -93,6 +93,8 @@ def provenance(v: Values) -> str:
         )
         for name in v.get("/parity_error")
     ]
+    for index in range(len(v.get("/overrides") or [])):
+        facts.append(("set on the command line", f"<code>{v.show(f'/overrides/{index}', 'text')}</code>"))
     facts.append(("this run took (cached steps left out)", v.show("/seconds", "seconds")))
     facts.append(
         ("KL of the student from its ensemble, test rows, first seed", v.show("/kl_ensemble_student/0", "figure"))

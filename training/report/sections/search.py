@@ -52,12 +52,22 @@ def search(v: Values) -> str:
     keys = legend(
         [("chosen", "s1"), ("other finalists", "s2"), ("the recipe’s student", "s3"), ("tried, one dot each", "rest")]
     )
+    again = (
+        "The finalists were trained again with seeds that had no say in picking them; a bar is one standard deviation "
+        "between those. "
+        if v.get("/search/seeds/are_apart") is not False
+        else ""
+    )
+    itself = ""
+    if v.has("/search/own/ratio_to_itself"):
+        itself = (
+            f" (which, timed against itself, took {v.show('/search/own/ratio_to_itself', 'share')}: so much is noise)"
+        )
     note = (
         f"<p>{v.show('/search/trials_count', 'count')} of {v.show('/search/space_size', 'count')} possible students "
         "were trained on the same teachers and gate. A small dot is a trial: its AUC less that of the recipe’s student "
-        "on the same seeds; the dotted line joins those that none other beats in both. The finalists were trained "
-        "again with seeds that had no say in picking them; a bar is one standard deviation between those. Latency is "
-        "the median of session.run, timed in turns with the recipe’s student. Test rows were not looked at.</p>"
+        f"on the same seeds; the dotted line joins those that none other beats in both. {again}Latency is the median "
+        f"of session.run, timed in turns with the recipe’s student{itself}. Test rows were not looked at.</p>"
     )
     return section(
         "How small may the student be?",
