@@ -34,8 +34,11 @@ from training.optimizer import Optimizer
 from training.precision import multiplies_bfloat16
 
 PEERS = {
-    "FuxiCTR": ("fuxictr==2.3.10", "fuxictr_epoch.py"),
-    "DeepCTR-Torch": ("deepctr-torch==0.3.0", "deepctr_epoch.py"),
+    "FuxiCTR": (("fuxictr==2.3.10",), "fuxictr_epoch.py"),
+    "DeepCTR-Torch": (
+        ("deepctr-torch==0.3.0", "requests"),
+        "deepctr_epoch.py",
+    ),  # it imports requests without saying so
 }
 OURS = {"Retort": "float32", "Retort, bfloat16": "bfloat16"}
 FIRST = "FuxiCTR"
@@ -45,13 +48,13 @@ LIMITS = {"autoint": 9, "xdeepfm": 14}
 Turn = dict[str, float]
 
 
-def environment(folder: Path, package: str) -> Path:
+def environment(folder: Path, packages: Sequence[str]) -> Path:
     """The Python of an environment that holds one peer and the torch that we have; made where it is not there yet."""
-    python = folder / package.partition("=")[0] / "bin" / "python"
+    python = folder / packages[0].partition("=")[0] / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
         torch_version = torch.__version__.partition("+")[0]
-        command = [str(python), "-m", "pip", "install", "--quiet", f"torch=={torch_version}", package]
+        command = [str(python), "-m", "pip", "install", "--quiet", f"torch=={torch_version}", *packages]
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError:
@@ -75,7 +78,7 @@ def epochs(
 ) -> dict[tuple[str, str], list[Turn]]:
     """Every contender's turns by (network, contender), one a seed."""
     found: dict[tuple[str, str], list[Turn]] = {}
-    pythons = {name: environment(environments, package) for name, (package, _) in PEERS.items()}
+    pythons = {name: environment(environments, packages) for name, (packages, _) in PEERS.items()}
     for seed in range(seeds):
         for network in networks:
             commands: dict[str, list[str]] = {}

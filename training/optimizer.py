@@ -210,19 +210,21 @@ class RowsOfTable:
         self._count = 0
 
     def show_means(self) -> None:
-        """Bring every row up to the last step and put the means into the table."""
-        met = self._marks[:, 0]
-        touched = np.flatnonzero((met > 0) & (met < self._done)).astype(np.int32)
-        self._catch_up(touched, met[touched], None, slice(0, len(touched)))
-        met[touched] = self._done
-        with torch.no_grad():
-            self.embedding.table.copy_(self._state[:, 3])
+        """The means, up to the last step, into the table."""
+        self._show(3)
 
     def show_weights(self) -> None:
-        """The same with the weights of the last step."""
-        self.show_means()
+        """The weights of the last step."""
+        self._show(0)
+
+    def _show(self, which: int) -> None:
+        met = self._marks[:, 0]
+        touched = np.flatnonzero((met > 0) & (met < self._done)).astype(np.int32)
+        if len(touched):
+            self._catch_up(touched, met[touched], None, slice(0, len(touched)))
+            met[touched] = self._done
         with torch.no_grad():
-            self.embedding.table.copy_(self._state[:, 0])
+            self.embedding.table.copy_(self._state[:, which])
 
     def state_dict(self) -> dict[str, Any]:
         """Between two steps."""

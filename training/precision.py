@@ -6,6 +6,7 @@ that is measured or exported stay float32; attention does too (`in_float32`), wh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -23,6 +24,7 @@ def products_in(precision: Precision, device: str = "cpu") -> AbstractContextMan
     return torch.autocast(device, dtype=torch.bfloat16)
 
 
+@functools.cache
 def multiplies_bfloat16(device: str = "cpu") -> bool:
     """Whether the hardware has instructions for it; elsewhere bfloat16 is slower than float32."""
     if device == "cuda":

@@ -109,7 +109,7 @@ class Recipe(_Settings):
     """The folder of an earlier run that encoders and networks start from, relative to the recipe file."""
     negatives: Negatives = EVERY_ROW
     """Which rows without a click are trained on; undone in the exported graph."""
-    for_teachers: tuple[str, ...] = ()
+    for_teachers: list[str] = Field(default_factory=list)
     """training_only fields that teachers learn from, while student and control see their serving_value throughout."""
     gate: GateOptions = GateOptions()
     """How the ensemble weighs its teachers."""

@@ -179,6 +179,7 @@ SEARCH = {
     "candidates": 50,
     "space_size": 540,
     "trials_count": 4,
+    "own": {"name": "dnn 128-64, dim 16", "ratio_to_itself": 1.013},
     "trials": [
         tried(1, 0.5, 0.7380),
         tried(2, 0.7, 0.7409),

@@ -427,6 +427,7 @@ def test_a_search_is_shown_with_its_choice_and_by_itself():
         said = "".join(page.shown("section"))
         assert "The fastest student within 0.001 AUC of the best: dnn 32, dim 8." in said
         assert "failed: loss is <NaN>" in said
+        assert "timed against itself, took 101%: so much is noise" in said
 
 
 def test_a_report_is_written_again_with_what_was_found_since(tmp_path: Path):

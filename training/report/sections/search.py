@@ -58,11 +58,16 @@ def search(v: Values) -> str:
         if v.get("/search/seeds/are_apart") is not False
         else ""
     )
+    itself = ""
+    if v.has("/search/own/ratio_to_itself"):
+        itself = (
+            f" (which, timed against itself, took {v.show('/search/own/ratio_to_itself', 'share')}: so much is noise)"
+        )
     note = (
         f"<p>{v.show('/search/trials_count', 'count')} of {v.show('/search/space_size', 'count')} possible students "
         "were trained on the same teachers and gate. A small dot is a trial: its AUC less that of the recipe’s student "
         f"on the same seeds; the dotted line joins those that none other beats in both. {again}Latency is the median "
-        "of session.run, timed in turns with the recipe’s student. Test rows were not looked at.</p>"
+        f"of session.run, timed in turns with the recipe’s student{itself}. Test rows were not looked at.</p>"
     )
     return section(
         "How small may the student be?",
