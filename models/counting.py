@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from itertools import compress, count
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +76,11 @@ class Counts:
 
 
 def _numbering() -> defaultdict[str, int]:
-    """A dict that gives a key it has not got the next number: 0, 1, 2, ..."""
-    numbers: defaultdict[str, int] = defaultdict()
-    numbers.default_factory = numbers.__len__
-    return numbers
+    """A dict that gives a key it has not got the next number: 0, 1, 2, ...
+
+    Not by its own `__len__`: what refers to itself is not freed when it is let go.
+    """
+    return defaultdict(count().__next__)
 
 
 def _frequent(slots: dict[str, int], counts: NDArray[np.int64], least: int) -> list[tuple[str, int]]:

@@ -44,7 +44,7 @@ SAMPLE_SIZE = 1 << 20
 """Values a quantile field keeps: 8 MiB. Up to as many, its edges are exact."""
 
 MOST_VALUES = 8_000_000
-"""Distinct values of all vocabularies that are counted in memory, about 1.6 GB; beyond, the fullest go to disk."""
+"""Distinct values of all vocabularies that are counted in memory, about 1.6 GB; beyond, they go to disk."""
 
 
 class EncoderFitter:
@@ -77,16 +77,16 @@ class EncoderFitter:
             self._put_aside(self._scratch)
 
     def _put_aside(self, scratch: Path) -> None:
-        """Values to disk, those of the fullest vocabularies first, until half of what memory may hold is free."""
+        """All but small vocabularies to disk, where memory holds too many values.
+
+        Together, because strings of several lie side by side: of one alone hardly a page would come free.
+        """
         counts = {name: fit.counts for name, fit in self._fits.items() if isinstance(fit, _VocabularyFit)}
-        held = sum(map(len, counts.values()))
-        if held <= MOST_VALUES:
-            return
-        for name in sorted(counts, key=lambda name: -len(counts[name])):
-            held -= len(counts[name])
-            counts[name].put_aside(scratch / name)
-            if held <= MOST_VALUES // 2:
-                return
+        if sum(map(len, counts.values())) > MOST_VALUES:
+            small = MOST_VALUES // (4 * len(counts))
+            for name, own in counts.items():
+                if len(own) > small:
+                    own.put_aside(scratch / name)
 
     def finish(self) -> Encoder:
         """The encoder of all rows seen. The fitter may go on and be asked again."""

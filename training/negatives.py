@@ -18,7 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.chance import uniform
 from training.encoded_log import EncodedLog
+
+_SALT = 1 << 63
+"""So that no seed draws the rows that `split.train_share` does."""
 
 
 class Negatives(BaseModel):
@@ -28,7 +32,7 @@ class Negatives(BaseModel):
 
     keep: float = Field(default=1.0, gt=0, le=1)
     """w, the share of them that is kept."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Another one keeps others."""
 
     @property
@@ -40,18 +44,7 @@ class Negatives(BaseModel):
         """Of these rows, all clicks and a share of the others."""
         if self.keep == 1:
             return rows
-        return rows[(log.label[rows] > 0) | (chance(rows, self.seed) < self.keep)]
+        return rows[(log.label[rows] > 0) | (uniform(rows.astype(np.uint64), _SALT + self.seed) < self.keep)]
 
 
 EVERY_ROW = Negatives()
-
-
-def chance(rows: NDArray[np.integer], seed: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each row number, the same everywhere and always: splitmix64 (Steele et al., 2014)."""
-    with np.errstate(over="ignore"):
-        state = rows.astype(np.uint64) + np.uint64(1) + (np.uint64(seed) << np.uint64(40))
-        state = state * np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return np.asarray((state >> np.uint64(11)) / 2.0**53)

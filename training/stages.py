@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -227,7 +228,9 @@ def run_steps(
 
     _clear(runs, steps)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(_die_with_parent)
+    with manager:
         events = manager.Queue()
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
         try:
@@ -350,11 +353,15 @@ def _start_worker(events: Any) -> None:
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _die_with_parent()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     if torch := sys.modules.get("torch"):  # already imported with the program's main module: too late for variables
         torch.set_num_threads(1)
+
+
+def _die_with_parent() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,7 @@
 """Counting strings in bounded memory: the counts are those of one dict, wherever they were kept meanwhile."""
 
+import gc
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -49,8 +51,23 @@ def test_a_put_aside_count_is_spread_over_many_files(tmp_path: Path):
     assert max(sizes) < 3 * min(sizes)
 
 
+def test_what_is_put_aside_is_freed_at_once(tmp_path: Path):
+    """Not when Python next looks for things that refer to themselves, which may be gigabytes later."""
+    text = "a value of some length"
+    before = sys.getrefcount(text)
+    counts = Counts()
+    gc.disable()
+    try:
+        counts.add([text], np.ones(1, dtype=np.int64))
+        assert sys.getrefcount(text) > before
+        counts.put_aside(tmp_path)
+        assert sys.getrefcount(text) == before
+    finally:
+        gc.enable()
+
+
 def test_a_fitter_with_scratch_holds_no_more_values_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The fullest vocabularies go to disk, small ones stay; without scratch, nothing is written."""
+    """All but small vocabularies go to disk; without scratch, nothing is written."""
     monkeypatch.setattr(fitting, "MOST_VALUES", 100)
     schema = schema_of({"name": "many"}, {"name": "few"})
     bounded, free = EncoderFitter(schema, scratch=tmp_path), EncoderFitter(schema)

@@ -19,7 +19,7 @@ from models.schema import FeatureSchema, FieldSchema
 from models.values import WrongTypeError, canonical, read_text
 from training.data.chunks import Chunk, Source
 from training.data.faults import Faults, shown
-from training.data.split import scramble
+from training.chance import scramble
 from training.data.timestamps import derive, expected_time, parse_times, zone_of
 from training.errors import DataError
 

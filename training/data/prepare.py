@@ -32,6 +32,7 @@ from training.data.clicks import ClickLog, Clicks
 from training.data.faults import Count, Faults, shown
 from training.data.fingerprint import facts_of, fingerprint
 from training.data.golden_rows import Row, golden_requests, raw_rows, spread_out, to_text
+from training.chance import scramble
 from training.data.split import (
     PART_NAMES,
     UNUSED,
@@ -46,7 +47,6 @@ from training.data.split import (
     parts_by_folds,
     parts_by_time,
     refuse_useless_parts,
-    scramble,
     thin_training,
 )
 from training.data.timestamps import to_iso

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from training.chance import uniform
 from training.data.timestamps import local_days, start_of_day, to_iso
 from training.encoded_log import Part
 from training.errors import SplitError
@@ -251,20 +252,6 @@ def thin_training(parts: Parts, split: _Split) -> Parts:
     thinned = parts.copy()
     thinned[rows[uniform(rows.astype(np.uint64), 0) >= split.train_share]] = UNUSED
     return thinned
-
-
-def uniform(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
-    """Each hash as a number in [0, 1), independent of it for another seed [n]."""
-    top = scramble(hashes ^ scramble(np.array([seed], np.uint64))) >> np.uint64(11)
-    return top.astype(np.float64) * 2.0**-53
-
-
-def scramble(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """splitmix64 (Steele, Lea, Flood, OOPSLA 2014): numbers, even consecutive ones, to hashes, one to one."""
-    z = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 PART_NAMES: Mapping[int, str] = {

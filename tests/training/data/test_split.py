@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from training.chance import scramble, uniform
 from training.data.split import (
     PART_NAMES,
     UNUSED,
@@ -17,9 +18,7 @@ from training.data.split import (
     parts_by_folds,
     parts_by_time,
     refuse_useless_parts,
-    scramble,
     thin_training,
-    uniform,
 )
 from training.data.timestamps import zone_of
 from training.encoded_log import Part
@@ -167,6 +166,14 @@ def test_a_share_of_training_rows_is_drawn_by_row_and_nothing_else_is_touched():
     assert abs(kept(0.3).mean() - 0.3) < 0.01
     assert abs(kept(0.1).mean() - 0.1) < 0.01
     assert not (kept(0.1) & ~kept(0.3)).any()
+
+
+def test_the_hash_is_even_and_neighbours_are_independent():
+    found = uniform(np.arange(100_000, dtype=np.uint64), 0)
+
+    counts = np.histogram(found, bins=20, range=(0, 1))[0]
+    assert ((counts - 5000) ** 2 / 5000).sum() < 50  # chi-squared of 19 degrees: P < .0001
+    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.02
 
 
 def test_scrambled_numbers_are_the_published_splitmix64():
