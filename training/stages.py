@@ -16,6 +16,7 @@ This file knows nothing about clicks or networks; `pipeline.py` says which steps
 """
 
 import ast
+import errno
 import functools
 import hashlib
 import importlib
@@ -38,6 +39,7 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from models.errors import ModelsError
 from training.errors import OutOfMemoryError, StepError, TrainingError
 
 Json = Any
@@ -324,9 +326,15 @@ def _drive(
                     del waiting[other.key]
             except TrainingError as error:
                 failure = failure or error
+            except ModelsError as error:
+                failure = failure or StepError(f"step {step.stage}/{step.label}: {error}")
             except Exception as error:
                 trace = getattr(error, "trace", None) or "".join(traceback.format_exception(error))
-                failure = failure or StepError(f"step {step.stage}/{step.label} failed:\n{trace}")
+                text = f"step {step.stage}/{step.label} failed:\n{trace}"
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    what = f"{error.filename or runs}: {error.strerror}"
+                    text = f"step {step.stage}/{step.label}: {what}; make room, then the same command goes on from there"
+                failure = failure or StepError(text)
         # The pool itself may not see the death of a process it has just started, before another of them has ended.
         if running and any(process.exitcode is not None for process in processes.values()):
             hear()

@@ -127,6 +127,18 @@ def test_a_bug_is_reported_with_its_place(tmp_path: Path):
         run(tmp_path, Step("tiny", "bug", tiny_steps.stumble))
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("fill_up", r"^step tiny/full: .*logit\.npy: No space left on device; make room, then the same command"),
+        ("misread", r"^step tiny/full: fields\.price: expected a number, got none$"),
+    ],
+)
+def test_what_a_person_can_mend_is_said_without_a_trace(what: str, said: str, tmp_path: Path):
+    with pytest.raises(StepError, match=said):
+        run(tmp_path, Step("tiny", "full", getattr(tiny_steps, what)))
+
+
 def test_two_steps_that_do_the_same_under_two_names_have_a_folder_each(tmp_path: Path):
     """A control that happens to equal a teacher is still found where a control lies."""
     one, two = step("one", "same"), step("two", "same")

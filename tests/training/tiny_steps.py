@@ -1,10 +1,12 @@
 """Steps for the tests of the build graph: each writes what it was given, and counts how often it ran."""
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
 
+from models.errors import SchemaError
 from training.errors import DataError
 from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report
 
@@ -23,6 +25,14 @@ def refuse(folder: Path, report: Report, **inputs: Path) -> None:
 
 def stumble(folder: Path, report: Report) -> None:
     raise ZeroDivisionError("a bug, not a fault of the input")
+
+
+def fill_up(folder: Path, report: Report) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder / "logit.npy"))
+
+
+def misread(folder: Path, report: Report) -> None:
+    raise SchemaError("fields.price: expected a number, got none")
 
 
 def die(folder: Path, report: Report) -> None:
