@@ -333,7 +333,7 @@ def _drive(
                 text = f"step {step.stage}/{step.label} failed:\n{trace}"
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     what = f"{error.filename or runs}: {error.strerror}"
-                    text = f"step {step.stage}/{step.label}: {what}; make room, then the same command goes on from there"
+                    text = f"step {step.stage}/{step.label}: {what}; make room, then the same command goes on"
                 failure = failure or StepError(text)
         # The pool itself may not see the death of a process it has just started, before another of them has ended.
         if running and any(process.exitcode is not None for process in processes.values()):
