@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +70,14 @@ class FaultCount(BaseModel):
     example: str = ""
 
 
-class PrepareReport(BaseModel):
-    """What became of a log. Parts are train, valid_a, valid_b, valid_c and test; rates are shares from 0 to 1."""
+class _Survey(BaseModel):
+    """survey.json: what the first pass found, for the two behind it and for the report.
+
+    Parts are train, valid_a, valid_b, valid_c and test; rates are shares from 0 to 1.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    FILE: ClassVar[str] = "survey.json"
 
     fingerprint: str
     """sha256 over the contents of the files."""
@@ -88,6 +92,19 @@ class PrepareReport(BaseModel):
     """Rows that could not be read, and were skipped."""
     bad_row_reasons: dict[str, FaultCount]
     blank_lines: int
+    seconds: float
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What a step left in its folder."""
+        return cls.model_validate_json((folder / cls.FILE).read_text(encoding="utf-8"))
+
+
+class PrepareReport(_Survey):
+    """report.json: what became of a log."""
+
+    FILE: ClassVar[str] = "report.json"
+
     bad_cells: dict[str, FaultCount]
     """Cells that are no value of their field's type, by field; each was taken as missing."""
     missing: dict[str, dict[str, float]]
@@ -100,11 +117,6 @@ class PrepareReport(BaseModel):
     """Ids of each field in training rows, for the drift gauge."""
     seconds: float
     """Of the three passes together."""
-
-    @classmethod
-    def read(cls, folder: Path) -> "PrepareReport":
-        """The report of a prepared folder."""
-        return cls.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def prepare(
@@ -187,26 +199,6 @@ def fields_of(encoder: Encoder) -> Fields:
         *(FieldSpec(f.name, sizes[f.name], "context", f.is_sequence) for f in context),
         *(FieldSpec(f.name, sizes[f.name], "candidate", f.is_sequence) for f in schema.candidate_fields),
     )
-
-
-class _Survey(BaseModel):
-    """survey.json: what the first pass found, for the two behind it and for the report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    fingerprint: str
-    files: tuple[str, ...]
-    rows: dict[str, int]
-    label_rate: dict[str, float]
-    first_time: dict[str, str]
-    last_time: dict[str, str]
-    bad_rows: int
-    bad_row_reasons: dict[str, FaultCount]
-    blank_lines: int
-    seconds: float
-
-    @classmethod
-    def read(cls, folder: Path) -> "_Survey":
-        return cls.model_validate_json((folder / "survey.json").read_text(encoding="utf-8"))
 
 
 class _Pass:
@@ -318,7 +310,7 @@ def survey(
         blank_lines=faults.blank_lines,
         seconds=reading.seconds,
     )
-    _write(folder / "survey.json", found.model_dump_json(indent=1) + "\n")
+    _write(folder / _Survey.FILE, found.model_dump_json(indent=1) + "\n")
 
 
 def first_times(surveyed: Path) -> dict[str, str]:
@@ -454,7 +446,7 @@ def encode(
         seconds=round(earlier + reading.seconds, 3),
         **tally.summary(),
     )
-    _write(folder / "report.json", report.model_dump_json(indent=1) + "\n")
+    _write(folder / PrepareReport.FILE, report.model_dump_json(indent=1) + "\n")
     return report
 
 
