@@ -359,14 +359,11 @@ def _loss(text: str) -> float:
 def _ablate(arguments: argparse.Namespace) -> int:
     from training.ablate.markdown import section
     from training.ablate.run import ablate
-    from training.progress import Display
     from training.recipe import load_recipe
-    from training.run import only_one
+    from training.run import at_work
     from training.steps import read_json
 
-    out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
-    out.mkdir(parents=True, exist_ok=True)
-    with only_one(out), Display() as display:
+    with at_work(load_recipe(arguments.recipe, arguments.set).recipe, arguments.out) as (out, display):
         paths = ablate(
             arguments.recipe,
             arguments.table,
@@ -384,14 +381,11 @@ def _ablate(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from training.progress import Display
     from training.recipe import load_recipe
-    from training.run import only_one
+    from training.run import at_work
     from training.sweep import INIT_SDS, LEARNING_RATES, found_at, sweep
 
-    out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
-    out.mkdir(parents=True, exist_ok=True)
-    with only_one(out), Display() as display:
+    with at_work(load_recipe(arguments.recipe, arguments.set).recipe, arguments.out) as (out, display):
         found = sweep(
             arguments.recipe,
             overrides=arguments.set,
@@ -411,16 +405,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from training.progress import Display
     from training.recipe import load_recipe
     from training.report.values import written
     from training.report.write import write_search
-    from training.run import only_one
+    from training.run import at_work
     from training.search import search
 
-    out = arguments.out or Path("runs") / load_recipe(arguments.recipe, arguments.set).recipe.name
-    out.mkdir(parents=True, exist_ok=True)
-    with only_one(out), Display() as display:
+    with at_work(load_recipe(arguments.recipe, arguments.set).recipe, arguments.out) as (out, display):
         found = search(
             arguments.recipe,
             overrides=arguments.set,

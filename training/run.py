@@ -11,7 +11,7 @@ from training.errors import TrainingError
 from training.export import publish
 from training.pipeline import plan, version_of
 from training.progress import Display
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.report import build_report, found_before, write_report
 from training.stages import run_steps
 from training.steps import read_json
@@ -35,9 +35,7 @@ def run(
     started = time.monotonic()
     loaded = load_recipe(recipe, overrides)
     repository = repository or (out / "repository" if out else Path("models/repository"))
-    out = out or Path("runs") / loaded.recipe.name
-    out.mkdir(parents=True, exist_ok=True)
-    with only_one(out), Display() as display:
+    with at_work(loaded.recipe, out) as (out, display):
         steps = plan(loaded, seeds, runs=out, data=data)
         measures = [seed.measure for seed in steps.seeds]
         run_steps([*measures, *steps.export.needs.values()], out, workers=workers, watcher=display)
@@ -62,6 +60,15 @@ def run(
     for model in published:
         print(f"{'wrote' if model.is_new else 'stands'} {model.path}", file=sys.stderr)
     return path
+
+
+@contextmanager
+def at_work(recipe: Recipe, out: Path | None) -> Iterator[tuple[Path, Display]]:
+    """The folder of a recipe's runs, `out` or runs/<recipe name>, for this program alone; and who shows progress."""
+    out = out or Path("runs") / recipe.name
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out), Display() as display:
+        yield out, display
 
 
 @contextmanager
