@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.whole import write_whole
 from training.zoo.embedding import Encoded, Fields, FieldSpec
 
 FORMAT_VERSION = 1
@@ -232,9 +233,7 @@ class EncodedLogWriter:
             "rows": self.row_count,
             "fields": [asdict(spec) for spec in self.fields],
         }
-        unfinished = self.folder / "meta.json.unfinished"
-        unfinished.write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        unfinished.replace(self.folder / "meta.json")
+        write_whole(self.folder / "meta.json", json.dumps(meta, indent=1))
         return EncodedLog.open(self.folder)
 
     def close(self) -> None:

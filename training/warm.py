@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import RecipeError
+from training.whole import write_whole
 from training.zoo import FieldEmbedding, Fields
 
 VERSION_FILE = "version.json"
@@ -61,9 +62,7 @@ class Version:
     def write(self) -> None:
         """Into the run's folder."""
         facts = {"prepared": self.prepared, "seeds": self.seeds}
-        unfinished = self.runs / f"{VERSION_FILE}.unfinished"
-        unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(self.runs / VERSION_FILE)
+        write_whole(self.runs / VERSION_FILE, json.dumps(facts, indent=1) + "\n")
 
     @property
     def places(self) -> dict[str, str]:

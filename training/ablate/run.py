@@ -6,6 +6,7 @@ same folder. Each is written as soon as it is full: tables/<table>.json.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,8 @@ from training.errors import RecipeError
 from training.pipeline import measured, plan
 from training.recipe import load_recipe
 from training.stages import Step, Watcher, run_steps
-from training.steps import read_json, write_json
+from training.steps import read_json
+from training.whole import write_whole
 
 FORMAT_VERSION = 1
 
@@ -80,10 +82,7 @@ def write_table(out: Path, facts: Mapping[str, Any]) -> Path:
     """tables/<table>.json, whole or not at all: what stood there stays where the disk is full."""
     path = out / "tables" / f"{facts['table']}.json"
     path.parent.mkdir(exist_ok=True)
-    half = path.with_suffix(".half")
-    write_json(half, facts)
-    half.replace(path)
-    return path
+    return write_whole(path, json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
 
 def planned(

@@ -5,21 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from training.report.page import render, render_search
+from training.whole import write_whole
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
     """Write both files into `folder`, each whole or not at all; returns the path of report.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.html", render(report))
-    return _replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(folder / "report.html", render(report))
+    return write_whole(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_search(folder: Path, found: dict[str, Any]) -> Path:
     """search.html, what a search found by itself."""
-    return _replace(folder / "search.html", render_search(found))
-
-
-def _replace(path: Path, text: str) -> Path:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    return unfinished.replace(path)
+    return write_whole(folder / "search.html", render_search(found))

@@ -162,11 +162,11 @@ def test_a_row_without_its_rival_is_compared_with_nobody():
 def test_a_table_that_cannot_be_written_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_table(tmp_path, {"table": "made-up", "n": 1})
 
-    def full(path: Path, facts: Any) -> None:
-        path.write_text("{")
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(b"{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.ablate.run.write_json", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         write_table(tmp_path, {"table": "made-up", "n": 2})
 
