@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+import numpy as np
+
 from training.ablate.variations import Variations
 from training.encoded_log import EncodedLog, Part
 from training.gate import Form
@@ -60,7 +62,7 @@ class LogFacts:
     @classmethod
     def of(cls, log: EncodedLog) -> LogFacts:
         """Of a prepared log."""
-        days = {int(day) for day in log.time[log.rows([Part.TRAIN])] // DAY_US}
+        days = np.unique(log.time[log.rows([Part.TRAIN])] // DAY_US)
         return cls(any(spec.is_sequence and spec.side == "context" for spec in log.fields), len(days))
 
 
