@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from training.encoded_log import EncodedLog, Part
-from training.metrics import auc, logloss
+from training.gate import cross_entropy
+from training.metrics import auc
 from training.pipeline import Plan, SeedSteps, measured, plan
 from training.recipe import load_recipe
 from training.stages import Step, in_order
@@ -218,7 +219,7 @@ def test_labels_of_copies_come_from_those_that_did_not_see_the_row(runs: Path):
     assert found["share_by_some"] == 1.0
     scale, bias = gate["scale_of_some"]
     assert found["unseen"]["auc"] == pytest.approx(auc(log.label[rows], z[~seen]))
-    assert found["unseen"]["logloss"] == pytest.approx(logloss(log.label[rows], scale * z[~seen] + bias))
+    assert found["unseen"]["logloss"] == pytest.approx(cross_entropy(scale * z[~seen] + bias, log.label[rows]))
     assert found["all"]["auc"] != found["unseen"]["auc"]
     assert list(facts["test"]["teachers"]) == ["dnn-1", "dnn-2", "dnn-3"]
 
