@@ -52,9 +52,9 @@ def refuse(refusal: Refusal) -> Answer:
 async def send_answer(send: Send, receive: Receive, answer: Answer, closing: bool) -> None:
     """Sends an answer; `closing` asks the client to open another connection next time.
 
-    An answer to a body that was refused unread (413 with `Connection: close`) goes out at once, and the rest of the body is taken in and thrown
-    away for a moment before the connection is closed: closed with bytes unread it would be reset, and a client that
-    is still sending would see a broken pipe where it should see the refusal.
+    An answer to a body that was refused unread (413 with `Connection: close`) goes out at once, and the rest of the
+    body is taken in and thrown away for a moment before the connection is closed: closed with bytes unread it would
+    be reset, and a client that is still sending would see a broken pipe where it should see the refusal.
     """
     headers = answer.raw_headers()
     if closing and CLOSE not in headers:
