@@ -12,6 +12,7 @@ Runs on the event loop and holds nothing between requests but counts.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import re
@@ -27,7 +28,8 @@ from starlette.types import Receive, Scope
 from models.encoder import EncodedRows
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
-from service.asgi import Answer, ClientGoneError, read_body, refuse
+from service.asgi import JSON, Answer, ClientGoneError, read_body, refuse
+from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics
 from service.plan import Chosen, Plan, Served, find_version
@@ -75,6 +77,10 @@ class Target(NamedTuple):
 
 
 PREDICT = Target("/predict")
+
+
+Work = Callable[[bytes, float, Plan], Awaitable[Answer]]
+"""(body, when its first byte came, what is served) -> answer."""
 
 
 class PredictRequest:
@@ -134,16 +140,12 @@ def _malformed(body: bytes, what: str) -> Refusal:
     return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
 
 
-def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
-    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
-
-    Of two members with one name the last counts, as in every common JSON reader.
-    """
+def decode_json(body: bytes) -> Any:
+    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`."""
     try:
         if len(body) > LONG_BODY and _has_many_exponents(body):
-            members = _decode_exponents(body)
-        else:
-            members = msgspec.json.decode(body)
+            return _decode_exponents(body)
+        return msgspec.json.decode(body)
     except msgspec.ValidationError:
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
     except UnicodeDecodeError:
@@ -153,6 +155,14 @@ def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) 
         raise _malformed(body, "it ends too early" if what == "Input data was truncated" else what) from None
     except RecursionError:
         raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
+
+
+def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
+    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
+
+    Of two members with one name the last counts, as in every common JSON reader.
+    """
+    members = decode_json(body)
     if type(members) is not dict:
         raise Refusal(Code.INVALID_REQUEST, f"expected an object, got {describe(members)}")
     get = members.get
@@ -264,14 +274,14 @@ def _checked_deadline(value: Any) -> float:
     return value / 1000.0
 
 
-def refuse_wide_integers(request: PredictRequest, body: bytes) -> None:
+def refuse_wide_integers(members: Any, body: bytes) -> None:
     """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
 
     Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
     """
     if _WIDE not in body.translate(_DIGITS_TO_ZERO):
         return
-    waiting: list[Any] = [request.members]
+    waiting: list[Any] = [members]
     while waiting:
         value = waiting.pop()
         if type(value) is dict:
@@ -313,33 +323,43 @@ class Predictor:
 
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
+        return await self.admit(target.route, scope, receive, functools.partial(self._predict, target))
+
+    async def admit(
+        self, route: str, scope: Scope, receive: Receive, work: Work, accepted: tuple[bytes, ...] = (JSON,)
+    ) -> Answer | None:
+        """What `work` answers to a body that was admitted, or a refusal; counted under `route` either way."""
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
-            answer = await self._admit(target, scope, receive, started)
+            answer = await self._admit(scope, receive, work, accepted, started)
         except Refusal as refusal:
             self._metrics.count_refusal(refusal.code)
             answer = refuse(refusal)
         except ClientGoneError:
             return None
         except Exception:
-            logger.exception("a request to %s failed", target.route)
+            logger.exception("a request to %s failed", route)
             self._metrics.count_refusal(Code.INTERNAL)
             answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
-        self._metrics.count_request(target.route, answer.status)
+        self._metrics.count_request(route, answer.status)
         return answer
 
-    async def _admit(self, target: Target, scope: Scope, receive: Receive, started: float) -> Answer:
+    async def _admit(
+        self, scope: Scope, receive: Receive, work: Work, accepted: tuple[bytes, ...], started: float
+    ) -> Answer:
         """Admits a request once its body is there: a place held by half a body would be one for nothing."""
         if self.in_flight >= self._max_in_flight:  # before the body is read, where that is known already
             return self._turn_away()
         if self.plan is None:
             raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
-        body = await read_body(scope, receive, self._max_body_bytes)
+        body, coding = await read_body(scope, receive, self._max_body_bytes, accepted)
         if self.in_flight >= self._max_in_flight:
             return self._turn_away()
         self.in_flight += 1
         try:
-            return Answer(200, await self._predict(target, body, started, self.plan))
+            if coding is not None:
+                body = expand(body, coding, self._max_body_bytes)
+            return await work(body, started, self.plan)
         finally:
             self.in_flight -= 1
 
@@ -347,7 +367,7 @@ class Predictor:
         self._metrics.count_refusal(Code.OVERLOADED)
         return self._overloaded
 
-    async def _predict(self, target: Target, body: bytes, started: float, plan: Plan) -> bytes:
+    async def _predict(self, target: Target, body: bytes, started: float, plan: Plan) -> Answer:
         began = perf_counter()
         request = decode_request(body, self._max_candidates, self._new_id)
         decoded = perf_counter()
@@ -372,7 +392,7 @@ class Predictor:
         ended = perf_counter()
         stages["reply"].observe(ended - replying)
         served.durations.observe(ended - started)
-        return reply
+        return Answer(200, reply)
 
     async def _choose(self, target: Target, request: PredictRequest, plan: Plan) -> Chosen:
         if target.model is None:
@@ -430,7 +450,7 @@ class Predictor:
             raise Refusal(code, str(error), field=error.field, row=error.row) from None
         ignored = request.ignored + context.ignored + candidates.ignored
         if ignored:
-            refuse_wide_integers(request, body)
+            refuse_wide_integers(request.members, body)
             self._metrics.ignored_fields.inc(ignored)
         for side in (context, candidates):
             if side.missing or side.unknown:
