@@ -2,15 +2,16 @@
 
 Every rail is one-sided and sequential: with an arm that is as good as its bound, it ever trips with probability at
 most alpha (.01), however often it is asked. All but the last ask whether a sum over units has grown beyond what a mean
-of zero allows, S = sum_u (events - bound * trials) against the one-sided boundary of `sequences.sum_boundary`, its variance
-clustered by unit:
+of zero allows, S = sum_u (events - bound * trials), against the one-sided boundary of `sequences.sum_boundary`, its
+variance clustered by unit:
 
     errors, fallbacks, slow   requests that failed, were answered by another arm, took longer than the bound on p99
     calibration               clicks against predicted clicks, both ways at half of alpha each
     ctr_loss                  R_B - (1 - loss) R_A below zero by the one-sided confidence sequence (`lift.py`)
 
-A rail is not judged on fewer than 50 events, and those about clicks not on fewer than 50 clicks an arm. One exception, or an arm that earns nothing would stay for ever: where control's
-rate promised an arm 200 clicks and it has not even 50, it is judged.
+A rail is not judged on fewer than 50 events, and those about clicks not on fewer than 50 clicks an arm. One exception,
+or an arm that earns nothing would stay for ever: where control's rate promised an arm 200 clicks and it has not even
+50, it is judged.
 """
 
 from __future__ import annotations
