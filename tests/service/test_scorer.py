@@ -124,10 +124,14 @@ def rows(*ids: int) -> EncodedRows:
 async def submit(
     queue: ScoringQueue, scorer: CountingScorer, *ids: int, due: float | None = None
 ) -> list[float] | None:
-    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    queue.submit(Job(scorer, rows(0), rows(*ids), len(ids), due, done, time.perf_counter()))  # type: ignore[arg-type]
-    pctr = await done
-    return None if pctr is None else pctr.tolist()
+    done: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+    queue.submit(
+        Job(scorer, rows(0), rows(*ids), len(ids), due, done.set_result, time.perf_counter())  # type: ignore[arg-type]
+    )
+    job = await done
+    if job.error is not None:
+        raise job.error
+    return None if job.pctr is None else job.pctr.tolist()
 
 
 def test_what_waits_together_is_scored_together():
