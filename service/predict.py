@@ -28,6 +28,7 @@ from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
 from service.asgi import Answer, ClientGoneError, read_body, refuse
 from service.candidates import Envelope, has_wide_integer, take_apart
+from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, find_version
@@ -275,14 +276,20 @@ def _checked_deadline(value: Any) -> float:
     return value / 1000.0
 
 
-def refuse_wide_integers(request: PredictRequest, body: bytes) -> None:
+def refuse_encoding(error: EncodeError) -> Refusal:
+    """What a value that does not fit its field is refused with."""
+    code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
+    return Refusal(code, str(error), field=error.field, row=error.row)
+
+
+def refuse_wide_integers(members: Any, body: bytes) -> None:
     """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
 
     Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
     """
     if not has_wide_integer(body):
         return
-    waiting: list[Any] = [request.members]
+    waiting: list[Any] = [members]
     while waiting:
         value = waiting.pop()
         if type(value) is dict:
@@ -360,7 +367,7 @@ class Predictor:
         self._load_version = load_version
         self._remembers = remembers
         self._bringing: set[asyncio.Task[None]] = set()
-        self._queue = ScoringQueue(max_run_rows)
+        self.queue = ScoringQueue(max_run_rows)
         self._count_fallback = adder(metrics.deadline_fallbacks)
         self._count_ignored = adder(metrics.ignored_fields)
         stages = metrics.stages
@@ -381,17 +388,19 @@ class Predictor:
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
             if self.is_full:  # before the body is read, where that is known already
-                return self.turn_away(target)
+                return self._turned_away(target)
             if self.plan is None:
                 raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
-            body = await read_body(scope, receive, self.max_body_bytes)
+            body, coding = await read_body(scope, receive, self.max_body_bytes)
+            # Admitted only now: a place held by half a body would be one for nothing.
+            if self.is_full:
+                return self._turned_away(target)
+            if coding is not None:
+                body = expand(body, coding, self.max_body_bytes)
         except Refusal as refusal:
             return self._refused(target, refusal)
         except ClientGoneError:
             return None
-        # Admitted only now: a place held by half a body would be one for nothing.
-        if self.is_full:
-            return self.turn_away(target)
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def answer(given: Answer) -> None:
@@ -409,11 +418,14 @@ class Predictor:
         """Whether a request that comes now is turned away."""
         return self.in_flight >= self._max_in_flight
 
-    def turn_away(self, target: Target) -> Answer:
-        """The answer to a request beyond what is admitted; counted."""
+    def turn_away(self) -> Answer:
+        """The answer to a request beyond what is admitted; its refusal is counted."""
         self._metrics.count_refusal(Code.OVERLOADED)
-        self._metrics.count_request(target.route, self._overloaded.status)
         return self._overloaded
+
+    def _turned_away(self, target: Target) -> Answer:
+        self._metrics.count_request(target.route, self._overloaded.status)
+        return self.turn_away()
 
     def begin(self, target: Target, body: bytes, started: float, answer: Callable[[Answer], object]) -> Call:
         """Admits a whole request and takes it as far as the queue; nothing here waits. The plan must be there.
@@ -507,7 +519,7 @@ class Predictor:
             self._encode(call, text)
             call.queued = perf_counter()
             call.encoding = call.queued - began
-            self._queue.submit(call)
+            self.queue.submit(call)
             return
         raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
 
@@ -529,12 +541,11 @@ class Predictor:
                     raise _NewError
                 candidates = known
         except EncodeError as error:
-            code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
-            raise Refusal(code, str(error), field=error.field, row=error.row) from None
+            raise refuse_encoding(error) from None
         ignored = request.ignored + context.ignored + candidates.ignored
         if ignored:
             if request.members is not None:
-                refuse_wide_integers(request, text)
+                refuse_wide_integers(request.members, text)
             elif context.ignored and has_wide_integer(text):
                 raise _NewError
             self._count_ignored(ignored)

@@ -189,6 +189,23 @@ class ScoringQueue:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
+    async def score(
+        self, scorer: Scorer, context: EncodedRows, candidates: EncodedRows, rows: int, due: float | None
+    ) -> Job:
+        """Queues what is encoded and waits; the job that comes back is finished."""
+        done: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+
+        def finish(job: Job) -> None:
+            if not done.done():
+                done.set_result(job)
+
+        job = Job(scorer, context, candidates, rows, due, finish, perf_counter())
+        self.submit(job)
+        try:
+            return await done
+        finally:
+            job.is_abandoned = True
+
     def _turn(self) -> None:
         scorer, jobs = next(iter(self._waiting.items()))
         del self._waiting[scorer]
