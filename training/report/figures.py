@@ -102,6 +102,7 @@ def build_report(
         "gate": _gate(measures),
         "curves": _curves(measures),
         "kl_ensemble_student": [measure["kl_ensemble_student"] for measure in measures],
+        "kl_ensemble_student_train": [measure.get("kl_ensemble_student_train") for measure in measures],
         "sweep": sweep,
         "search": search,
         "recipe": dict(recipe),
@@ -208,6 +209,10 @@ def _answer(report: Mapping[str, Any]) -> Tree:
         "kept_is_sure": _is_sure(_first(ensemble)),
         "standard_errors": _standard_errors(_first(gain)),
         "student_less_ensemble": _first(find_difference(report, "student", "ensemble", headline)),
+        "kl_from_ensemble": {
+            "test": _spread(report["kl_ensemble_student"]),
+            "train": _spread(report["kl_ensemble_student_train"]),
+        },
         "times_cheaper_than_ensemble": {
             count: cost["ensemble"][count]["p50_ms"] / cost["student"][count]["p50_ms"] for count in COUNTS
         },
