@@ -99,7 +99,6 @@ def test_what_is_uncommon_goes_the_usual_way(body: bytes):
 NO_OBJECTS = [
     b'"a":1',
     b'"a":1,',
-    b'"a":{"b":1}},',
     b'"a":1},"b":2},',
     b'"a":1},,',
     b'"a":1},5,',
