@@ -12,7 +12,6 @@ Runs on the event loop and holds nothing between requests but counts.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import re
@@ -28,7 +27,7 @@ from starlette.types import Receive, Scope
 from models.encoder import EncodedRows
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
-from service.asgi import JSON, Answer, ClientGoneError, read_body, refuse
+from service.asgi import Answer, ClientGoneError, read_body, refuse
 from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics
@@ -77,10 +76,6 @@ class Target(NamedTuple):
 
 
 PREDICT = Target("/predict")
-
-
-Work = Callable[[bytes, float, Plan], Awaitable[Answer]]
-"""(body, when its first byte came, what is served) -> answer."""
 
 
 class PredictRequest:
@@ -274,6 +269,12 @@ def _checked_deadline(value: Any) -> float:
     return value / 1000.0
 
 
+def refuse_encoding(error: EncodeError) -> Refusal:
+    """What a value that does not fit its field is refused with."""
+    code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
+    return Refusal(code, str(error), field=error.field, row=error.row)
+
+
 def refuse_wide_integers(members: Any, body: bytes) -> None:
     """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
 
@@ -309,11 +310,11 @@ class Predictor:
         self.plan: Plan | None = None
         self.in_flight = 0
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._max_candidates = max_candidates
         self._max_in_flight = max_in_flight
         self._load_version = load_version
-        self._queue = ScoringQueue(max_run_rows)
+        self.queue = ScoringQueue(max_run_rows)
         prefix = secrets.token_hex(8)
         numbers = itertools.count()
         self._new_id = lambda: f"{prefix}-{next(numbers):x}"
@@ -323,51 +324,49 @@ class Predictor:
 
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
-        return await self.admit(target.route, scope, receive, functools.partial(self._predict, target))
-
-    async def admit(
-        self, route: str, scope: Scope, receive: Receive, work: Work, accepted: tuple[bytes, ...] = (JSON,)
-    ) -> Answer | None:
-        """What `work` answers to a body that was admitted, or a refusal; counted under `route` either way."""
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
-            answer = await self._admit(scope, receive, work, accepted, started)
+            answer = await self._admit(target, scope, receive, started)
         except Refusal as refusal:
             self._metrics.count_refusal(refusal.code)
             answer = refuse(refusal)
         except ClientGoneError:
             return None
         except Exception:
-            logger.exception("a request to %s failed", route)
+            logger.exception("a request to %s failed", target.route)
             self._metrics.count_refusal(Code.INTERNAL)
             answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
-        self._metrics.count_request(route, answer.status)
+        self._metrics.count_request(target.route, answer.status)
         return answer
 
-    async def _admit(
-        self, scope: Scope, receive: Receive, work: Work, accepted: tuple[bytes, ...], started: float
-    ) -> Answer:
+    async def _admit(self, target: Target, scope: Scope, receive: Receive, started: float) -> Answer:
         """Admits a request once its body is there: a place held by half a body would be one for nothing."""
-        if self.in_flight >= self._max_in_flight:  # before the body is read, where that is known already
-            return self._turn_away()
+        if self.is_full:  # before the body is read, where that is known already
+            return self.turn_away()
         if self.plan is None:
             raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
-        body, coding = await read_body(scope, receive, self._max_body_bytes, accepted)
-        if self.in_flight >= self._max_in_flight:
-            return self._turn_away()
+        body, coding = await read_body(scope, receive, self.max_body_bytes)
+        if self.is_full:
+            return self.turn_away()
         self.in_flight += 1
         try:
             if coding is not None:
-                body = expand(body, coding, self._max_body_bytes)
-            return await work(body, started, self.plan)
+                body = expand(body, coding, self.max_body_bytes)
+            return Answer(200, await self._predict(target, body, started, self.plan))
         finally:
             self.in_flight -= 1
 
-    def _turn_away(self) -> Answer:
+    @property
+    def is_full(self) -> bool:
+        """Whether a request that comes now is turned away."""
+        return self.in_flight >= self._max_in_flight
+
+    def turn_away(self) -> Answer:
+        """The answer to a request beyond what is admitted; its refusal is counted."""
         self._metrics.count_refusal(Code.OVERLOADED)
         return self._overloaded
 
-    async def _predict(self, target: Target, body: bytes, started: float, plan: Plan) -> Answer:
+    async def _predict(self, target: Target, body: bytes, started: float, plan: Plan) -> bytes:
         began = perf_counter()
         request = decode_request(body, self._max_candidates, self._new_id)
         decoded = perf_counter()
@@ -392,7 +391,7 @@ class Predictor:
         ended = perf_counter()
         stages["reply"].observe(ended - replying)
         served.durations.observe(ended - started)
-        return Answer(200, reply)
+        return reply
 
     async def _choose(self, target: Target, request: PredictRequest, plan: Plan) -> Chosen:
         if target.model is None:
@@ -424,7 +423,7 @@ class Predictor:
             queued = perf_counter()
             stages["encode"].observe(queued - began)
             job = Job(scorer, context, candidates, count, due, asyncio.get_running_loop().create_future(), queued)
-            self._queue.submit(job)
+            self.queue.submit(job)
             pctr = await job.done
             if pctr is None:
                 continue
@@ -446,8 +445,7 @@ class Predictor:
                 assert request.columns is not None
                 candidates = encoder.encode_candidate_columns(request.columns, request.count)
         except EncodeError as error:
-            code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
-            raise Refusal(code, str(error), field=error.field, row=error.row) from None
+            raise refuse_encoding(error) from None
         ignored = request.ignored + context.ignored + candidates.ignored
         if ignored:
             refuse_wide_integers(request.members, body)
