@@ -495,7 +495,7 @@ def embedding_penalty(network: nn.Module, batch: Encoded, weight: float) -> Tens
     if not weight:
         return 0.0
     embedding: FieldEmbedding = network.embedding  # type: ignore[assignment]
-    penalty = embedding(batch).joined().square().sum(dim=(1, 2)).mean()
+    penalty: Tensor = embedding(batch).joined().square().sum(dim=(1, 2)).mean()
     for name in embedding.unpooled:
         penalty = penalty + embedding.elements(batch, name)[1:].square().sum() / len(batch.candidates)
     return weight * (0.5 * penalty)
