@@ -78,7 +78,9 @@ class Service(FastAPI):
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
         self.gate = Gate(read_token(settings))
-        self._registry = Registry(settings.repository, metrics, settings.max_loaded_extra)
+        self._registry = Registry(
+            settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes
+        )
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
             metrics,
@@ -87,6 +89,7 @@ class Service(FastAPI):
             max_in_flight=settings.max_in_flight,
             max_run_rows=settings.max_run_rows,
             load_version=self._load_version,
+            remembers=settings.candidate_cache_bytes > 0,
         )
         self.statistics = Statistics(metrics)
         self.inference = Inference(

@@ -6,7 +6,6 @@ and shares one context joins the queue of the worker; anything else is a run of 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
@@ -20,13 +19,13 @@ from service.asgi import JSON, Answer, ClientGoneError, read_body, refuse
 from service.compression import SHORT_ANSWER, accepted_coding, compress, expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics
-from service.oip.features import Features, encode_features
+from service.oip.features import encode_features
 from service.oip.request import InferenceRequest, decode_inference, header_length
 from service.oip.statistics import ModelCounts, Statistics
 from service.plan import Plan, Served, find_version
 from service.predict import RETRY_AFTER, Predictor, Target
 from service.protocol import FIRST_BYTE
-from service.scorer import Floats, Job, Scorer
+from service.scorer import Floats, Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +151,13 @@ class Inference:
             raise _TOO_LATE
         if features.ignored:
             self._metrics.ignored_fields.inc(features.ignored)
-        for side in (features.context, features.candidates):
-            if side.missing or side.unknown:
-                served.fields.add(side.missing, side.unknown)
         if outputs.keys() == {PCTR} and features.request_index is None:
-            found, starting = await self._queue(scorer, features, due, queued)
+            job = await self._predictor.queue.score(scorer, features.context, features.candidates, features.count, due)
+            if job.error is not None:
+                raise job.error
+            if job.pctr is None:
+                raise _TOO_LATE
+            found, starting = {PCTR: job.pctr}, job.began
         else:
             starting = perf_counter()
             values = scorer.run(tuple(outputs), features.feeds())
@@ -170,18 +171,6 @@ class Inference:
         stages["score"].observe(now - starting)
         counts.spend(decoding + queued - began, starting - queued, now - starting)
         return found
-
-    async def _queue(
-        self, scorer: Scorer, features: Features, due: float | None, queued: float
-    ) -> tuple[dict[str, Floats], float]:
-        """(pctr, when its run began), scored together with what else waits."""
-        done: asyncio.Future[Floats | None] = asyncio.get_running_loop().create_future()
-        job = Job(scorer, features.context, features.candidates, features.count, due, done, queued)
-        self._predictor.queue.submit(job)
-        pctr = await done
-        if pctr is None:
-            raise _TOO_LATE
-        return {PCTR: pctr}, job.began
 
 
 _TOO_LATE = Refusal(Code.DEADLINE_EXCEEDED, "the model cannot answer before the timeout")
