@@ -50,7 +50,7 @@ Ragged = tuple[NDArray[np.int32], NDArray[np.int32]]
 """A sequence field of n rows: ids [K] and offsets [n + 1]; an empty sequence is the single id 0."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class EncodedRows:
     """n encoded rows of a request: its context (n = 1) or its candidates.
 
@@ -105,6 +105,11 @@ class Encoder:
     def sizes(self) -> dict[str, int]:
         """Rows each field's embedding table needs: its ids are 0 to size - 1. In schema order."""
         return {name: table.size for name, table in self._tables.items()}
+
+    @property
+    def candidate_names(self) -> frozenset[str]:
+        """The fields that a candidate's object may have."""
+        return self._candidates.name_set
 
     def to_vocabularies(self) -> dict[str, list[str] | list[float]]:
         """What `Encoder(schema, ...)` takes to be this encoder again."""

@@ -66,7 +66,9 @@ class Service(FastAPI):
         self.draining = False
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
-        self._registry = Registry(settings.repository, metrics, settings.max_loaded_extra)
+        self._registry = Registry(
+            settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes
+        )
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
             metrics,
@@ -75,6 +77,7 @@ class Service(FastAPI):
             max_in_flight=settings.max_in_flight,
             max_run_rows=settings.max_run_rows,
             load_version=self._load_version,
+            remembers=settings.candidate_cache_bytes > 0,
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
         _add_routes(self)

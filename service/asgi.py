@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
+from service.compression import content_coding
 from service.errors import PROBLEM_JSON, Code, Refusal
 
 LINGER_SECONDS = 2.0
@@ -25,8 +25,7 @@ class ClientGoneError(Exception):
     """The client went away before its request was complete: nobody is left to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole answer: status, body, and the headers beside content type and length."""
 
     status: int
@@ -51,15 +50,15 @@ def refuse(refusal: Refusal) -> Answer:
 async def send_answer(send: Send, receive: Receive, answer: Answer, closing: bool) -> None:
     """Sends an answer; `closing` asks the client to open another connection next time.
 
-    An answer to a body that was refused unread goes out at once, and the rest of the body is taken in and thrown
-    away for a moment before the connection is closed: closed with bytes unread it would be reset, and a client that
-    is still sending would see a broken pipe where it should see the refusal.
+    An answer to a body that was refused unread (413 with `Connection: close`) goes out at once, and the rest of the
+    body is taken in and thrown away for a moment before the connection is closed: closed with bytes unread it would
+    be reset, and a client that is still sending would see a broken pipe where it should see the refusal.
     """
     headers = answer.raw_headers()
     if closing and CLOSE not in headers:
         headers.append(CLOSE)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if answer.status == 413:
+    if answer.status == 413 and CLOSE in answer.headers:
         await send({"type": "http.response.body", "body": answer.body, "more_body": True})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_throw_away(receive), LINGER_SECONDS)
@@ -77,10 +76,11 @@ async def _throw_away(receive: Receive) -> None:
             return
 
 
-def _check_media_type(value: bytes) -> None:
+def _check_media_type(value: bytes, accepted: tuple[bytes, ...]) -> None:
     kind, _, parameters = value.partition(b";")
-    if kind.strip().lower() != JSON:
-        raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body of type application/json")
+    if kind.strip().lower() not in accepted:
+        detail = f"expected a body of type {b' or '.join(accepted).decode()}"
+        raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, detail)
     for parameter in parameters.split(b";"):
         name, _, charset = parameter.partition(b"=")
         if name.strip().lower() == b"charset" and charset.strip(b' "').lower() not in (b"utf-8", b"utf8"):
@@ -93,22 +93,26 @@ def _too_large(limit: int) -> Refusal:
     return Refusal(Code.BODY_TOO_LARGE, detail, headers=(CLOSE,))
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The JSON body of a request, at most `limit` bytes of it ever held.
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, accepted: tuple[bytes, ...] = (JSON,)
+) -> tuple[bytes, bytes | None]:
+    """The body of a request as it was sent, at most `limit` bytes of it ever held, and the coding to expand it from.
 
-    Refuses by the headers alone a body that says it is too long, of another type or compressed; a chunked
-    body, once it has grown beyond the limit. Raises `Refusal`, or `ClientGoneError`.
+    Refuses by the headers alone a body that says it is too long, of a type not `accepted`, or compressed in a way that
+    is not read; a chunked body, once it has grown beyond the limit. Raises `Refusal`, or `ClientGoneError`.
     """
+    codings: list[bytes] = []
     for name, value in scope["headers"]:
         if name == b"content-length":
             # The HTTP parser lets digits through only; a number too long to convert is too large anyhow.
             if len(value) > 18 or int(value) > limit:
                 raise _too_large(limit)
         elif name == b"content-type":
-            if value != JSON:
-                _check_media_type(value)
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            raise Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON")
+            if value not in accepted:
+                _check_media_type(value, accepted)
+        elif name == b"content-encoding":
+            codings.append(value)
+    coding = content_coding(b",".join(codings)) if codings else None
     message: Any = await receive()
     if message["type"] != "http.request":
         raise ClientGoneError
@@ -116,7 +120,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if not message.get("more_body", False):
         if len(body) > limit:
             raise _too_large(limit)
-        return body
+        return body, coding
     chunks = [body]
     size = len(body)
     while True:
@@ -128,4 +132,4 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if not message.get("more_body", False) and size <= limit:
-            return b"".join(chunks)
+            return b"".join(chunks), coding

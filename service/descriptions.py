@@ -144,6 +144,7 @@ _MODEL_ANSWERS: dict[str, Any] = {
 #: One worked refusal for each code.
 REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.MALFORMED_HTTP: Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1"),
+    Code.MALFORMED_ENCODING: Refusal(Code.MALFORMED_ENCODING, "expected a body in gzip: it ends too early"),
     Code.MALFORMED_JSON: Refusal(Code.MALFORMED_JSON, "expected JSON: invalid character (byte 6)"),
     Code.NUMBER_OUT_OF_RANGE: Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold"),
     Code.TOO_DEEP: Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply"),
@@ -156,7 +157,9 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
     Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 524288 bytes"),
     Code.UNSUPPORTED_MEDIA_TYPE: Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body of type application/json"),
-    Code.UNSUPPORTED_ENCODING: Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON"),
+    Code.UNSUPPORTED_ENCODING: Refusal(
+        Code.UNSUPPORTED_ENCODING, "expected a body that is plain, or compressed once with gzip, deflate or zstd"
+    ),
     Code.INVALID_REQUEST: Refusal(Code.INVALID_REQUEST, "expected an object, got a list"),
     Code.WRONG_TYPE: Refusal(
         Code.WRONG_TYPE, "field 'price': expected a finite number, got a string (row 1)", field="price", row=1
@@ -234,7 +237,7 @@ PREDICT_BODY: dict[str, Any] = {
 
 _BODY_CODES = (
     *(Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE),
-    *(Code.MALFORMED_JSON, Code.NUMBER_OUT_OF_RANGE, Code.TOO_DEEP, Code.BODY_TOO_LARGE),
+    *(Code.MALFORMED_ENCODING, Code.MALFORMED_JSON, Code.NUMBER_OUT_OF_RANGE, Code.TOO_DEEP, Code.BODY_TOO_LARGE),
     *(Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.INVALID_REQUEST, Code.WRONG_TYPE),
     *(Code.MISSING_CANDIDATES, Code.EMPTY_CANDIDATES, Code.TOO_MANY_CANDIDATES, Code.UNEQUAL_COLUMNS),
     *(Code.NO_CATALOGUE, Code.INVALID_ID, Code.INVALID_DEADLINE),

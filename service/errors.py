@@ -61,6 +61,7 @@ class Code(enum.StrEnum):
     """The stable codes, as clients and metrics read them."""
 
     MALFORMED_HTTP = "malformed_http"
+    MALFORMED_ENCODING = "malformed_encoding"
     MALFORMED_JSON = "malformed_json"
     NUMBER_OUT_OF_RANGE = "number_out_of_range"
     TOO_DEEP = "too_deep"
@@ -103,6 +104,7 @@ class Problem:
 #: The one table: code -> answer.
 PROBLEMS: dict[Code, Problem] = {
     Code.MALFORMED_HTTP: Problem(400, "The request is not valid HTTP"),
+    Code.MALFORMED_ENCODING: Problem(400, "The compressed body cannot be expanded"),
     Code.MALFORMED_JSON: Problem(400, "The body is not valid JSON"),
     Code.NUMBER_OUT_OF_RANGE: Problem(400, "A number is outside the range of its kind"),
     Code.TOO_DEEP: Problem(400, "The JSON is nested too deeply"),
@@ -115,7 +117,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.BODY_TOO_LARGE: Problem(413, "The body is too large"),
     Code.UNSUPPORTED_MEDIA_TYPE: Problem(415, "The body is not application/json"),
-    Code.UNSUPPORTED_ENCODING: Problem(415, "The body is compressed"),
+    Code.UNSUPPORTED_ENCODING: Problem(415, "The body is compressed in a way that is not read"),
     Code.INVALID_REQUEST: Problem(422, "The request is invalid"),
     Code.WRONG_TYPE: Problem(422, "A value has the wrong type"),
     Code.MISSING_CANDIDATES: Problem(422, "No candidates"),

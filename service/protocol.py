@@ -51,7 +51,7 @@ _MALFORMED = refuse(Refusal(Code.MALFORMED_HTTP, "expected HTTP/1.1", headers=(C
 
 _NO_HOST = refuse(Refusal(Code.MALFORMED_HTTP, "expected one Host header", headers=(CLOSE,)))
 _ENCODED = refuse(
-    Refusal(Code.UNSUPPORTED_ENCODING, "compressed bodies are not read: send plain JSON", headers=(CLOSE,))
+    Refusal(Code.UNSUPPORTED_ENCODING, "no transfer coding but chunked is read: use Content-Encoding", headers=(CLOSE,))
 )
 
 

@@ -74,11 +74,13 @@ def fingerprint_of(path: Path) -> Fingerprint | None:
 class Registry:
     """The loaded versions of one worker. Call its methods on the event loop."""
 
-    def __init__(self, root: Path, metrics: Metrics, max_extra: int) -> None:
-        """`max_extra`: how many versions that nothing but single requests asks for stay loaded."""
+    def __init__(self, root: Path, metrics: Metrics, max_extra: int, candidate_cache_bytes: int = 0) -> None:
+        """`max_extra`: how many versions that nothing but single requests asks for stay loaded.
+        `candidate_cache_bytes`: what each loaded version may remember of candidates."""
         self._repository = Repository(root)
         self._metrics = metrics
         self._max_extra = max_extra
+        self._candidate_cache_bytes = candidate_cache_bytes
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="retort-load")
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="retort-look")
         self._loading: dict[Version, asyncio.Future[Scorer]] = {}
@@ -200,7 +202,7 @@ class Registry:
             raise ModelLoadError(name, *before[1:])
         loop = asyncio.get_running_loop()
         try:
-            scorer = await loop.run_in_executor(self._loader, _build, name, path)
+            scorer = await loop.run_in_executor(self._loader, _build, name, path, self._candidate_cache_bytes)
         except ModelLoadError as error:
             self._refused[key] = (signature, error.reason, str(error))
             self._metrics.model_load_failures.labels(name, error.reason).inc()
@@ -269,7 +271,7 @@ class Registry:
             logger.info("model %s version %d is released", *key)
 
 
-def _build(name: str, path: Path) -> Scorer:
+def _build(name: str, path: Path, candidate_cache_bytes: int) -> Scorer:
     """Reads, verifies, loads and proves a bundle; every failure is a `ModelLoadError` with a reason."""
     try:
         bundle = read_bundle(path)
@@ -278,7 +280,7 @@ def _build(name: str, path: Path) -> Scorer:
     except Exception as error:
         raise ModelLoadError(name, "error", f"{path}: {type(error).__name__}: {error}") from error
     try:
-        return Scorer(bundle)
+        return Scorer(bundle, candidate_cache_bytes)
     except ModelLoadError:
         raise
     except Exception as error:

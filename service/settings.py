@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     """Requests that wait together for one model are scored in one run, up to this many candidates (one
     request is never split)."""
 
+    candidate_cache_bytes: int = Field(default=32 << 20, ge=0, le=1 << 36)
+    """Memory each loaded model version of a worker may take to remember encoded candidates by their raw bytes, so that
+    an ad that is sent again is not decoded again; some 60,000 ads of 300 bytes. 0: none."""
+
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
     asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time

@@ -14,6 +14,8 @@ ALLOWED = {
     "models": {"numpy", "pydantic", "yaml"},
     "service": {
         "models",
+        "backports",
+        "compression",  # of the standard library from Python 3.14 on
         "fastapi",
         "httptools",
         "msgspec",

@@ -78,7 +78,8 @@ class TeacherOutputs:
             weights = self.gate_weights(gate, out_of_sample=out_of_sample)
         if aggregate == "probabilities":
             assert weights is not None
-            scaled = gate.scale * self.logits.astype(np.float64) + gate.bias
+            scale, bias = gate.scales(self.unseen if out_of_sample else None)
+            scaled = np.reshape(scale, (-1, 1)) * self.logits.astype(np.float64) + np.reshape(bias, (-1, 1))
             logit = mixed_logit(torch.from_numpy(scaled), torch.from_numpy(weights), temperature).numpy()
         else:
             logit = self.ensemble_logit(gate, out_of_sample=out_of_sample)

@@ -90,6 +90,8 @@ class Gate:
     scale: float
     bias: float
     chosen: Literal["gate", "average"]
+    scale_of_some: tuple[float, float] | None = None
+    """Scale and bias where only some teachers have a say, as in labels out of sample: a mean of fewer spreads wider."""
 
     @property
     def teachers(self) -> int:
@@ -124,7 +126,18 @@ class Gate:
         """z_E: [n, M] -> [n]."""
         z = np.asarray(teacher_logits, dtype=np.float64)
         weighted = self.gate_weights(z, hints, unseen) * np.array(self.signs) * z
-        return np.asarray(self.scale * weighted.sum(axis=1) + self.bias)
+        scale, bias = self.scales(unseen)
+        return np.asarray(scale * weighted.sum(axis=1) + bias)
+
+    def scales(
+        self, unseen: NDArray[np.bool_] | None = None
+    ) -> tuple[float | NDArray[np.float64], float | NDArray[np.float64]]:
+        """Scale and bias: of every row, or with `unseen` [n, M] of each, [n]."""
+        if unseen is None or self.scale_of_some is None:
+            return self.scale, self.bias
+        by_all = unseen.all(axis=1)
+        scale, bias = self.scale_of_some
+        return np.where(by_all, self.scale, scale), np.where(by_all, self.bias, bias)
 
     def rescaled(self, scale: float, bias: float) -> Gate:
         """The gate whose logit is scale * z_E + bias."""
@@ -138,6 +151,8 @@ class Gate:
     def from_json(cls, values: dict[str, Any]) -> Gate:
         """What `to_json` gave."""
         tuples = {name: tuple(values[name]) for name in ("biases", "signs")}
+        if values.get("scale_of_some") is not None:
+            tuples["scale_of_some"] = tuple(values["scale_of_some"])
         return cls(**values | tuples | {"matrix": tuple(tuple(row) for row in values["matrix"])})
 
 
@@ -246,6 +261,9 @@ def fit_gate(
     together with its teachers is only scaled and decided on; one that does not learn by clicks imitates the
     `student_logit` [n]. `correction` (`negatives.py`) is for logits on B and C;
     training rows are those that teachers saw, and need none.
+
+    Where some training rows are new to only some teachers, what those say together has a scale and bias of its own,
+    fitted on the clicks of such rows: none of the teachers that speak has learned from them.
     """
     options = options or GateOptions()
     learn_from = rows_b
@@ -270,7 +288,10 @@ def fit_gate(
         for name, rival in (("average", average), ("gate", gate))
     }
     is_kept = not options.fallback or evidence["gate_ce_c"] < evidence["average_ce_c"]
-    return GateResult(gate if is_kept else average, average, evidence)
+    kept = gate if is_kept else average
+    if rows_train is not None and unseen is not None:
+        kept = _scaled_of_some(kept, teacher_logits, label, hints if is_kept else (), rows_train, unseen)
+    return GateResult(kept, average, evidence)
 
 
 def cross_entropy(logit: ArrayLike, label: ArrayLike) -> float:
@@ -398,6 +419,26 @@ def _scaled(
     """The gate with the scale and bias that fit clicks best."""
     platt = fit_platt(gate.ensemble_logit(z, hints), y, correction=correction)
     return gate.rescaled(platt.scale, platt.bias)
+
+
+def _scaled_of_some(
+    gate: Gate,
+    teacher_logits: NDArray[np.floating],
+    label: NDArray[np.floating],
+    hints: Sequence[NDArray[np.floating]],
+    rows: NDArray[np.integer],
+    unseen: NDArray[np.bool_],
+) -> Gate:
+    """The gate with the scale and bias that fit the clicks of training rows best which some teachers, not all, saw."""
+    rows = rows[unseen[rows].any(axis=1) & ~unseen[rows].all(axis=1)]
+    if len(rows) == 0:
+        return gate
+    inputs = teacher_logits.shape[1] + sum(hint.shape[1] for hint in hints)
+    rows = rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
+    plain = replace(gate, scale=1.0, bias=0.0, scale_of_some=None)
+    mixed = plain.ensemble_logit(teacher_logits[rows], [hint[rows] for hint in hints], unseen[rows])
+    platt = fit_platt(mixed, label[rows])
+    return replace(gate, scale_of_some=(platt.scale, platt.bias))
 
 
 def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:

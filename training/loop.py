@@ -37,6 +37,7 @@ from training.precision import Precision, products_in
 from training.shares import Share
 from training.warm import Start
 from training.zoo import Encoded, Fields, build, check_options
+from training.zoo.embedding import FieldEmbedding
 
 SCORE_ROWS = 8192
 
@@ -499,10 +500,15 @@ def _plain(fields: Fields, side: str) -> int:
 
 
 def embedding_penalty(network: nn.Module, batch: Encoded, weight: float) -> Tensor | float:
-    """`weight` times half the squared length of the vectors that the batch looks up, a row."""
+    """`weight` times half the squared length of the vectors that the batch looks up, a row: a pooled sequence is one
+    vector, of an unpooled one each element is."""
     if not weight:
         return 0.0
-    return weight * (0.5 * network.embedding(batch).joined().square().sum(dim=(1, 2)).mean())  # type: ignore[operator, no-any-return]
+    embedding: FieldEmbedding = network.embedding  # type: ignore[assignment]
+    penalty: Tensor = embedding(batch).joined().square().sum(dim=(1, 2)).mean()
+    for name in embedding.unpooled:
+        penalty = penalty + embedding.elements(batch, name)[1:].square().sum() / len(batch.candidates)
+    return weight * (0.5 * penalty)
 
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:

@@ -341,7 +341,8 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negative
     facts["reliability"] = nested(
         {name: reliability(log.label[test], sigmoid(logit[test])) for name, logit in after.items()}
     )
-    facts["kl_ensemble_student"] = kl_divergence(after["ensemble"][test], after["student"][test])
+    for key, rows in (("kl_ensemble_student", test), ("kl_ensemble_student_train", train)):
+        facts[key] = kl_divergence(after["ensemble"][rows], after["student"][rows])
     facts["platt"] = nested({name: [pair.scale, pair.bias] for name, pair in platt.items()})
     facts["fits"] = nested(
         {name: _history(fits[name]) for name in ("student", "control")}

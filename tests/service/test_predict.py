@@ -1,6 +1,7 @@
 """POST /predict and its sisters: what is answered, to whom it is attributed, and that every way in agrees."""
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,9 @@ def test_both_ways_refuse_a_broken_or_oversized_body_alike(repository: Path):
                 (b"x" * 3000, [("content-type", "application/json")]),
                 (b"x" * 3000, [("content-length", "3000")]),
                 (b"{}", [("content-type", "text/plain")]),
+                (b"{}", [("content-encoding", "br")]),
                 (b"{}", [("content-encoding", "gzip")]),
+                (gzip.compress(b" " * 3000 + b"{}"), [("content-encoding", "gzip")]),
             ):
                 ways = (app, app.serve_by_fastapi)
                 pairs.append(tuple([await ask(way, "/predict", body, headers=headers) for way in ways]))

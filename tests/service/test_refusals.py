@@ -123,7 +123,9 @@ CASES: list[Case] = [
         Code.UNSUPPORTED_MEDIA_TYPE, None, None)),
     ("latin-1", "/predict", raw("{}", **{"content-type": "application/json; charset=latin-1"}), *(
         Code.UNSUPPORTED_MEDIA_TYPE, None, None)),
-    ("gzip", "/predict", raw(b"\x1f\x8b", **{"content-encoding": "gzip"}), Code.UNSUPPORTED_ENCODING, None, None),
+    ("brotli", "/predict", raw(b"\x1b", **{"content-encoding": "br"}), Code.UNSUPPORTED_ENCODING, None, None),
+    ("gzip twice", "/predict", raw(b"", **{"content-encoding": "gzip, gzip"}), Code.UNSUPPORTED_ENCODING, None, None),
+    ("half of gzip", "/predict", raw(b"\x1f\x8b", **{"content-encoding": "gzip"}), Code.MALFORMED_ENCODING, None, None),
     ("a list", "/predict", {"json": [request_of(1)]}, Code.INVALID_REQUEST, None, None),
     ("a string", "/predict", {"json": SECRET}, Code.INVALID_REQUEST, None, None),
     ("null", "/predict", {"json": None, **raw("null")}, Code.INVALID_REQUEST, None, None),
@@ -583,7 +585,7 @@ def test_many_exponents_change_nothing_but_the_decoder(value: Any, spoil: bytes,
     def outcome(content: bytes) -> Any:
         try:
             request = decode_request(content, 1000, lambda: "id")
-            refuse_wide_integers(request, content)
+            refuse_wide_integers(request.members, content)
         except Refusal as refusal:  # which of two faults is named is left open
             return refusal.status
         return {name: repr(member) for name, member in request.members.items() if name != "z"}

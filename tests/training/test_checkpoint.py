@@ -274,12 +274,7 @@ PROGRAM = """
         steps = plan(load_recipe(sys.argv[2]), [1], runs=runs, data=None)
         run_steps([steps.seeds[0].fits["teachers.dnn"].first], runs, workers=1, watcher=Watcher())
 """
-FIT = {
-    "learning_rate": 0.01,
-    "batch_rows": 32,
-    "max_epochs": 40,
-    "patience": 40,
-}  # long enough for a first checkpoint to be due
+FIT = {"learning_rate": 0.01, "batch_rows": 64, "max_epochs": 40, "patience": 40}  # time for a checkpoint
 SMALL = {"network": "dnn", "options": {"dim": 2, "hidden": [8], "init_sd": 0.1}}
 RECIPE = {
     "name": "tiny",

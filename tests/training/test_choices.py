@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from training.encoded_log import EncodedLog, Part
+from training.gate import cross_entropy
 from training.metrics import auc
 from training.pipeline import Plan, SeedSteps, measured, plan
 from training.recipe import load_recipe
@@ -216,7 +217,9 @@ def test_labels_of_copies_come_from_those_that_did_not_see_the_row(runs: Path):
     z, seen = (np.stack([np.load(fit / file)[rows] for fit in fits], 1) for file in ("logit.npy", "seen.npy"))
     found, gate = facts["gate"]["labels"], facts["gate"]["gate"]
     assert found["share_by_some"] == 1.0
-    assert found["unseen"]["auc"] == pytest.approx(auc(log.label[rows], gate["scale"] * z[~seen] + gate["bias"]))
+    scale, bias = gate["scale_of_some"]
+    assert found["unseen"]["auc"] == pytest.approx(auc(log.label[rows], z[~seen]))
+    assert found["unseen"]["logloss"] == pytest.approx(cross_entropy(scale * z[~seen] + bias, log.label[rows]))
     assert found["all"]["auc"] != found["unseen"]["auc"]
     assert list(facts["test"]["teachers"]) == ["dnn-1", "dnn-2", "dnn-3"]
 

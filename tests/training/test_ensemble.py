@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,21 @@ def test_out_of_sample_each_row_is_labelled_by_those_it_is_new_to(outputs: Teach
     alone = outputs.logits[: ROWS // 2][outputs.unseen[: ROWS // 2]]
     np.testing.assert_allclose(found.logit[: ROWS // 2], 1.3 * alone - 0.2, rtol=1e-5)
     np.testing.assert_array_equal(found.logit[ROWS // 2 :], targets(outputs).logit[ROWS // 2 :])
+
+
+def test_out_of_sample_labels_of_some_have_their_own_scale_and_bias(outputs: TeacherOutputs):
+    """As logits, and as a mean of probabilities."""
+    gate = replace(GATE, scale_of_some=(0.7, 0.1))
+    assert outputs.unseen is not None
+    alone = outputs.logits[: ROWS // 2][outputs.unseen[: ROWS // 2]]
+
+    for aggregate in ("logits", "probabilities"):
+        found, all_of_them = (
+            outputs.targets(gate, aggregate=aggregate, temperature=1.0, out_of_sample=new, with_hints=False).logit
+            for new in (True, False)
+        )
+        np.testing.assert_allclose(found[: ROWS // 2], 0.7 * alone + 0.1, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found[ROWS // 2 :], all_of_them[ROWS // 2 :])
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -367,6 +368,37 @@ def test_a_row_weighs_only_the_teachers_that_it_may() -> None:
     np.testing.assert_allclose(alpha[0], [of_all[0, 0] / (1 - of_all[0, 1]), 0, of_all[0, 2] / (1 - of_all[0, 1])])
     np.testing.assert_allclose(alpha[1], [0, 1, 0])
     np.testing.assert_allclose(gate.ensemble_logit(z, unseen=unseen)[1], gate.scale * z[1, 1] + gate.bias)
+
+
+def test_labels_out_of_sample_have_a_scale_of_their_own() -> None:
+    """One noisy teacher of three spreads wider than the mean of three: on the scale of all its labels would be too
+    sure of themselves. Neither what all teachers say nor which gate is chosen is touched by it."""
+    rng = np.random.default_rng(15)
+    truth = rng.normal(-1, 1, ROWS + 12_000)
+    train, b, c = np.arange(12_000), 12_000 + B, 12_000 + C
+    label = clicks_of(truth, rng)
+    z = truth[:, None] + rng.normal(0, 1.5, (len(truth), 3))
+    unseen = np.ones(z.shape, dtype=bool)
+    unseen[train] = np.eye(3, dtype=bool)[rng.integers(0, 3, len(train))]
+    unseen[train[:2000]] = True  # rows that are new to everybody
+    some = train[2000:]
+
+    def fitted(rows_train: np.ndarray | None) -> GateResult:
+        options = GateOptions(form="static")
+        return fit_gate(z, label, rows_b=b, rows_c=c, rows_train=rows_train, unseen=unseen, options=options)
+
+    gate, without = fitted(train).gate, fitted(None).gate
+
+    before, after = (g.ensemble_logit(z[some], unseen=unseen[some]) for g in (without, gate))
+    assert fit_platt(before, label[some]).scale < 0.7
+    assert fit_platt(after, label[some]).scale == pytest.approx(1, abs=5e-3)  # the prior holds it near 1 twice
+    assert sigmoid(after).mean() == pytest.approx(label[some].mean(), abs=1e-6)
+    assert replace(gate, scale_of_some=None) == without
+    for rows in (train[:2000], b):
+        np.testing.assert_array_equal(
+            gate.ensemble_logit(z[rows], unseen=unseen[rows]), without.ensemble_logit(z[rows])
+        )
+    assert Gate.from_json(json.loads(json.dumps(gate.to_json()))) == gate
 
 
 def test_a_gate_learned_with_its_teachers_is_scaled_and_decided_on_like_any() -> None:

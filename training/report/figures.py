@@ -102,6 +102,7 @@ def build_report(
         "gate": _gate(measures),
         "curves": _curves(measures),
         "kl_ensemble_student": [measure["kl_ensemble_student"] for measure in measures],
+        "kl_ensemble_student_train": [measure.get("kl_ensemble_student_train") for measure in measures],
         "sweep": sweep,
         "search": search,
         "recipe": dict(recipe),
@@ -110,6 +111,7 @@ def build_report(
     }
     if all("as_served" in measure for measure in measures):  # the log has fields that a request does not
         report["as_served"] = _by_model(measures, "as_served")
+        summary["as_served"] = _summary(report["as_served"])
     report["answer"] = _answer(report)
     report["targets"] = judge(report)
     report["answer"] |= {
@@ -208,6 +210,10 @@ def _answer(report: Mapping[str, Any]) -> Tree:
         "kept_is_sure": _is_sure(_first(ensemble)),
         "standard_errors": _standard_errors(_first(gain)),
         "student_less_ensemble": _first(find_difference(report, "student", "ensemble", headline)),
+        "kl_from_ensemble": {
+            "test": _spread(report["kl_ensemble_student"]),
+            "train": _spread(report["kl_ensemble_student_train"]),
+        },
         "times_cheaper_than_ensemble": {
             count: cost["ensemble"][count]["p50_ms"] / cost["student"][count]["p50_ms"] for count in COUNTS
         },

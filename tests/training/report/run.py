@@ -48,6 +48,7 @@ def measure(seed: int = 1, *, gain: float = 0.0124, truth: bool = True, **change
         "before_refit": before,
         "reliability": {name: bins for name in models if name != "teachers"} | {"teachers": {"fm": bins, ODD: bins}},
         "kl_ensemble_student": 0.0021,
+        "kl_ensemble_student_train": 0.0019,
         "platt": {"student": [1.05, -0.02], "ensemble": [1.0, 0.01], "teachers": {"fm": [1, 0], ODD: [1, 0]}},
         "fits": {
             "student": {

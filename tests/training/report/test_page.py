@@ -235,7 +235,7 @@ def test_a_page_without_sweep_or_published_models_is_a_page():
 def test_a_report_of_before_is_a_page_too():
     """report.json of an earlier version lacks what was added since."""
     found = report()
-    for key in ("kept_is_sure", "standard_errors", "student_less_ensemble"):
+    for key in ("kept_is_sure", "standard_errors", "student_less_ensemble", "kl_from_ensemble"):
         del found["answer"][key]
     del found["search"], found["choices"], found["gate"]["labels"]
     found["recipe"] = {"name": "synthetic", "source": {"kind": "synthetic"}, "student": {"fit": {"max_epochs": 30}}}
@@ -243,10 +243,42 @@ def test_a_report_of_before_is_a_page_too():
     Page(render(found))
 
 
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        (0.0004, "nats away (KL), of the rows it learned from 0.0004: it knows its own labels better than"),
+        (0.0019, "it has not learned its own labels either. A larger student"),
+        (None, None),
+    ],
+)
+def test_a_student_below_its_ensemble_has_its_reason_said(train: float | None, reason: str | None):
+    """From rows it learned from and rows it did not; nothing where it is not below, or the run is of before."""
+    found = report()
+    found["answer"]["kl_from_ensemble"] = {"test": {"mean": 0.0021, "sd": None}, "train": train and {"mean": train}}
+
+    found["answer"]["student_less_ensemble"] |= {"mean": -0.004}
+    assert reason in text_of(found, "answer") if reason else "nats away" not in text_of(found, "answer")
+
+    found["answer"]["student_less_ensemble"] |= {"mean": 0.001}
+    assert "nats away" not in text_of(found, "answer")
+
+
 def text_of(found: dict[str, Any], anchor: str) -> str:
     """All that a section says."""
     page = Page(render(found))
     return "".join(text for text, around in page.texts if any(a.get("id") == anchor for _, a in around))
+
+
+def test_figures_as_served_stand_beside_those_of_the_log():
+    """Of a log with fields that a request lacks; of another there is nothing to say."""
+    served = {model: measure()["test"][model] | {"auc": 0.6789} for model in ("student", "ensemble")}
+    served["teachers"] = {}
+
+    said = text_of(report(*(measure(seed, as_served=served) for seed in (1, 2, 3))), "models")
+
+    assert "As they are served" in said
+    assert "0.6789" in said
+    assert "As they are served" not in text_of(report(), "models")
 
 
 def test_what_was_trained_is_said_in_words():

@@ -86,6 +86,7 @@ def _why(v: Values) -> str:
             f"The student’s difference from the control is {v.show('/answer/standard_errors', 'ratio')} standard "
             "errors of the seeds; the luck of which impressions are test rows comes on top."
         )
+    said += _below_the_ensemble(v)
     verdict = v.get("/answer/verdict")
     if verdict == "ahead":
         said.append("Three seeds would show how far it depends on the random start.")
@@ -103,6 +104,28 @@ def _why(v: Values) -> str:
                 "higher kd_weight or more epochs are what to try."
             )
     return f'<p class="why">{" ".join(said)}</p>'
+
+
+REMEMBERED = 0.5
+"""Of its distance from the ensemble on new rows: nearer than this where it learned, it has its labels by heart."""
+
+
+def _below_the_ensemble(v: Values) -> list[str]:
+    """What keeps a student below its ensemble: its size, or the rows it had."""
+    less, kl = v.get("/answer/student_less_ensemble"), v.get("/answer/kl_from_ensemble") or {}
+    if not less or less["mean"] >= 0 or not kl.get("train") or not kl.get("test"):
+        return []
+    test, train = (v.show(f"/answer/kl_from_ensemble/{part}/mean", "figure") for part in ("test", "train"))
+    far = (
+        f"From what the ensemble says of test rows the student is {test} nats away (KL), of the rows it learned from "
+        f"{train}:"
+    )
+    if kl["train"]["mean"] < REMEMBERED * kl["test"]["mean"]:
+        return [
+            f"{far} it knows its own labels better than what lies between them. More rows, l2 or dropout are what to "
+            "try, before a larger student."
+        ]
+    return [f"{far} it has not learned its own labels either. A larger student or more epochs are what to try."]
 
 
 def _missed(v: Values) -> str:
