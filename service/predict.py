@@ -134,16 +134,12 @@ def _malformed(body: bytes, what: str) -> Refusal:
     return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
 
 
-def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
-    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
-
-    Of two members with one name the last counts, as in every common JSON reader.
-    """
+def decode_json(body: bytes) -> Any:
+    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`."""
     try:
         if len(body) > LONG_BODY and _has_many_exponents(body):
-            members = _decode_exponents(body)
-        else:
-            members = msgspec.json.decode(body)
+            return _decode_exponents(body)
+        return msgspec.json.decode(body)
     except msgspec.ValidationError:
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
     except UnicodeDecodeError:
@@ -153,6 +149,14 @@ def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) 
         raise _malformed(body, "it ends too early" if what == "Input data was truncated" else what) from None
     except RecursionError:
         raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
+
+
+def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
+    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
+
+    Of two members with one name the last counts, as in every common JSON reader.
+    """
+    members = decode_json(body)
     if type(members) is not dict:
         raise Refusal(Code.INVALID_REQUEST, f"expected an object, got {describe(members)}")
     get = members.get
