@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training import parallel
+from training.allocator import keep_freed_memory
 from training.checkpoint import Checkpoint
 from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
@@ -387,6 +388,7 @@ def run_epochs(
 
     The learner is left with its last step's weights. With a checkpoint, goes on from where that stands.
     """
+    keep_freed_memory()
     shuffler = np.random.default_rng([seed, 1])
     optimizer = Optimizer(
         learner,
@@ -510,6 +512,7 @@ def answers(
     log: EncodedLog, network: nn.Module, rows: NDArray[np.integer]
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Logits and hints of `rows` in evaluation mode, piece by piece: which of them, [b], and [b, H] or None."""
+    keep_freed_memory()
     network.eval()
     for start in range(0, len(rows), SCORE_ROWS):
         piece = slice(start, min(start + SCORE_ROWS, len(rows)))
