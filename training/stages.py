@@ -10,7 +10,7 @@ when the step is built again, and is gone when the step is complete. A text `IF_
 told if memory runs out, because a process that the kernel killed for that says nothing any more.
 
 Steps without an order between them run side by side, one process a core with one thread each: the numbers are the same
-whatever runs beside them.
+whatever runs beside them. Of those that may use a GPU (`Step.device`) each GPU has one at a time.
 
 This file knows nothing about clicks or networks; `pipeline.py` says which steps there are.
 """
@@ -84,6 +84,9 @@ class Step:
     behind it goes first. No part of the key."""
     if_out_of_memory: str = ""
     """What to lower then, where the step itself says nothing better. No part of the key."""
+    device: str = ""
+    """Where it computes, as `devices.py` has it; `run` is handed `device`, such as cpu or cuda:0. Empty: on the CPU,
+    and `run` is told nothing. What is asked for by name is part of the key, but for the number of the GPU."""
 
     @functools.cached_property
     def key(self) -> str:
@@ -95,6 +98,8 @@ class Step:
             "needs": {name: step.key for name, step in self.needs.items()},
             "code": {path: source_hash(path) for path in sorted(reached(self.code))},
         }
+        if self.device not in ("", "auto"):
+            facts["device"] = self.device.partition(":")[0]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def folder(self, runs: Path) -> Path:
@@ -287,6 +292,8 @@ def _drive(
     who: dict[str, int] = {}
     waiting = dict(sorted(missing.items(), key=lambda item: -way[item[0]]))
     running: dict[Future[float], Step] = {}
+    taken: dict[str, str] = {}
+    """GPUs in use, by the key of the step that has one."""
     failure: TrainingError | None = None
     failed: dict[str, TrainingError] = {}
 
@@ -301,15 +308,20 @@ def _drive(
     while running or (waiting and failure is None):
         if failure is None:
             ready = [s for s in waiting.values() if not any(n.key in missing for n in s.needs.values())]
-            for step in ready[: workers - len(running)]:
+            for step in ready:
+                device = _free_device(step, taken)
+                if device is None or len(running) == workers:
+                    continue
+                taken |= {step.key: device} if device.startswith("cuda") else {}
                 del waiting[step.key]
-                running[pool.submit(_build, *_order(step, runs))] = step
+                running[pool.submit(_build, *_order(step, runs, device))] = step
                 watcher.started(step)
         done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
         processes |= dict(pool._processes or {})
         hear()
         for future in done:
             step = running.pop(future)
+            taken.pop(step.key, None)
             try:
                 watcher.finished(step, future.result())
                 del missing[step.key]
@@ -344,9 +356,21 @@ def _drive(
     return failed
 
 
-def _order(step: Step, runs: Path) -> tuple[str, str, str, str, dict[str, Any]]:
+def _free_device(step: Step, taken: Mapping[str, str]) -> str | None:
+    """Where a step may start now: `cpu`, or a GPU that no other step has; None where all of them are taken."""
+    if not step.device:
+        return "cpu"
+    from training.devices import gpus  # torch, which workers are not to import before they have set their threads
+
+    known = gpus(step.device)
+    return next((name for name in known if name not in taken.values()), None) if known else "cpu"
+
+
+def _order(step: Step, runs: Path, device: str) -> tuple[str, str, str, str, dict[str, Any]]:
     """A step as plain values, so that it travels to a worker whatever start method Python uses."""
     arguments = dict(step.arguments) | {name: needed.folder(runs) for name, needed in step.needs.items()}
+    if step.device:
+        arguments["device"] = device
     if step.places:
         arguments["places"] = dict(step.places)
     return step.key, step.run.__module__, step.run.__qualname__, str(step.folder(runs)), arguments
@@ -402,6 +426,9 @@ def _build(key: str, module: str, function: str, folder: str, arguments: dict[st
             said = str(error).strip().partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
             raise OutOfMemoryError(said or "no memory") from None
         raise
+    finally:
+        if "torch" in sys.modules:
+            importlib.import_module("training.devices").give_memory_back()
     shutil.rmtree(building / UNDER_WAY, ignore_errors=True)
     building.rename(final)
     return time.monotonic() - started
