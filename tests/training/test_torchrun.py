@@ -41,23 +41,23 @@ PROGRAM = """
     from tests.training.test_stages import Notes
     from training.errors import TrainingError
 
-    runs, recipe, *how = sys.argv[1:]
+    runs, recipe, target, *how = sys.argv[1:]
     if torchrun.is_follower():
         if "dies" in how:
             calls, really = [], parallel.sum_gradients
             def sum_gradients(weights):
                 calls.append(1)
-                if len(calls) == 30:  # in the second epoch of the first fit
+                if len(calls) == 30:  # in the second epoch
                     os.kill(os.getpid(), signal.SIGKILL)
                 really(weights)
             parallel.sum_gradients = sum_gradients
         sys.exit(torchrun.follow())
-    listen_to_signals()
     if __name__ == "__main__":
+        listen_to_signals()
         with torchrun.leading():
-            steps = plan(load_recipe(recipe), [1], runs=Path(runs), data=None)
+            fit = plan(load_recipe(recipe), [1], runs=Path(runs), data=None).seeds[0].fits[target].first
             try:
-                run_steps([seed.measure for seed in steps.seeds], Path(runs), workers=2, watcher=Notes())
+                run_steps([fit], Path(runs), workers=2, watcher=Notes())
             except TrainingError as error:
                 print(f"refused: {error}", file=sys.stderr, flush=True)
                 sys.exit(1)
@@ -88,44 +88,48 @@ def fits_of(plan_: Plan) -> dict[str, Step]:
     return {name: step for name, step in both if step.is_shared}
 
 
-@pytest.mark.parametrize("scheme", ["pretrain", "cotrain"])
-def test_a_run_of_two_processes_is_that_of_one(scheme: str, recipe: Path, tmp_path: Path) -> None:
-    """Every network's logits and epochs, to rounding; and under the same keys: one process may go on with it."""
-    recipe.write_text(json.dumps(RECIPE | {"scheme": scheme}))
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-    by_two, by_one = tmp_path / "by-two", tmp_path / "by-one"
-
-    done = torchrun(str(program), str(by_two), str(recipe))
-    run_steps([laid_out(recipe, by_one).seeds[0].measure], by_one, workers=2, watcher=Notes())
-
-    assert done.returncode == 0, done.stderr
-    plan_ = laid_out(recipe, by_two)
-    assert all(step.is_done(by_two) for step in in_order([plan_.seeds[0].measure]))
-    assert not list(by_two.glob("*/.building-*"))
-    fits = fits_of(plan_)
-    assert len(fits) == (8 if scheme == "pretrain" else 2)
-    for name, step in fits.items():
-        for file in step.folder(by_one).rglob("logit.npy"):
-            ours = by_two / file.relative_to(by_one)
-            np.testing.assert_allclose(np.load(ours), np.load(file), atol=1e-4, err_msg=name)
-            facts = [json.loads((path.parent / "fit.json").read_text()) for path in (ours, file)]
+def same_fits(steps: dict[str, Step], ours: Path, theirs: Path) -> None:
+    """Every row's logit, to rounding, and as many epochs."""
+    for name, step in steps.items():
+        for file in step.folder(theirs).rglob("logit.npy"):
+            own = ours / file.relative_to(theirs)
+            np.testing.assert_allclose(np.load(own), np.load(file), atol=1e-4, err_msg=name)
+            facts = [json.loads((path.parent / "fit.json").read_text()) for path in (own, file)]
             assert facts[0]["epochs"] == facts[1]["epochs"]
             assert len(facts[0]["history"]) == len(facts[1]["history"])
 
 
-def test_the_command_itself_is_shared_out_by_torchrun(recipe: Path, tmp_path: Path) -> None:
-    """`torchrun -m training run`: one report, one path printed, and what a single process finds done."""
-    out = tmp_path / "out"
+def test_a_run_of_two_processes_is_that_of_one(recipe: Path, tmp_path: Path) -> None:
+    """`torchrun -m training run`: the numbers of one process under the same keys, one report, one path printed."""
+    by_two, by_one = tmp_path / "by-two", tmp_path / "by-one"
+    measure = laid_out(recipe, by_one).seeds[0].measure
 
-    done = torchrun("-m", "training", "run", str(recipe), "--out", str(out))
+    done = torchrun("-m", "training", "run", str(recipe), "--out", str(by_two))
+    run_steps([measure], by_one, workers=2, watcher=Notes())
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(out / "report.json")]
-    assert sorted(path.name for path in (out / "repository").iterdir()) == ["control", "ensemble", "student"]
-    watcher = Notes()
-    run_steps([laid_out(recipe, out).seeds[0].measure], out, workers=1, watcher=watcher)
-    assert watcher.was_finished == []
+    assert done.stdout.splitlines() == [str(by_two / "report.json")]
+    assert sorted(path.name for path in (by_two / "repository").iterdir()) == ["control", "ensemble", "student"]
+    plan_ = laid_out(recipe, by_two)
+    assert all(step.is_done(by_two) for step in in_order([plan_.seeds[0].measure]))
+    assert not list(by_two.glob("*/.building-*"))
+    assert len(fits_of(plan_)) == 8
+    same_fits(fits_of(plan_), by_two, by_one)
+
+
+def test_teachers_and_a_student_at_once_are_shared_too(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(json.dumps(RECIPE | {"scheme": "cotrain"}))
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    by_two, by_one = tmp_path / "by-two", tmp_path / "by-one"
+    step = laid_out(recipe, by_one).seeds[0].fits["student"].first
+
+    done = torchrun(str(program), str(by_two), str(recipe), "student")
+    run_steps([step], by_one, workers=1, watcher=Notes())
+
+    assert done.returncode == 0, done.stderr
+    assert step.is_done(by_two)
+    same_fits({"together": step.needs["source"]}, by_two, by_one)
 
 
 def test_a_refusal_is_said_once_and_ends_every_process(recipe: Path, tmp_path: Path) -> None:
@@ -141,15 +145,15 @@ def test_a_process_that_dies_ends_the_run_which_then_goes_on(recipe: Path, tmp_p
     program, runs = tmp_path / "program.py", tmp_path / "runs"
     program.write_text(textwrap.dedent(PROGRAM))
 
-    done = torchrun(str(program), str(runs), str(recipe), "dies")
+    done = torchrun(str(program), str(runs), str(recipe), "teachers.deepfm", "dies")
 
     assert done.returncode != 0
     assert "exitcode  : -9" in done.stderr  # torchrun's own report
-    plan_ = laid_out(recipe, runs)
-    assert plan_.prepare.is_done(runs)
-    assert not any(step.is_done(runs) for step in fits_of(plan_).values())
+    step = laid_out(recipe, runs).seeds[0].fits["teachers.deepfm"].first
+    assert step.needs["prepared"].is_done(runs)
+    assert not step.is_done(runs)
 
-    again = torchrun(str(program), str(runs), str(recipe))
+    again = torchrun(str(program), str(runs), str(recipe), "teachers.deepfm")
 
     assert again.returncode == 0, again.stderr
-    assert plan_.seeds[0].measure.is_done(runs)
+    assert step.is_done(runs)
