@@ -147,17 +147,11 @@ class Encoder:
 
         A column of another length is refused, also where its name is no field.
         """
-        side = self._candidates
-        for name, column in columns.items():
-            known = name if name in side.name_set else None
-            if not isinstance(column, list | tuple):
-                raise EncodeError(known, f"a list of {n} values", describe(column))
-            if len(column) != n:
-                raise EncodeError(known, f"a list of {n} values", f"a list of {len(column)}")
-        absent = (None,) * n
-        given = [columns.get(name, absent) for name in side.names]
-        ignored = n * (len(columns) - len(side.name_set & columns.keys()))
-        return side.encode(given, n, ignored)
+        return _encode_columns_of(self._candidates, columns, n)
+
+    def encode_context_columns(self, columns: Mapping[str, Sequence[object]], n: int) -> EncodedRows:
+        """N contexts that differ, a list of n values a field, ids [N, Fc]; as `encode_candidate_columns`."""
+        return _encode_columns_of(self._context, columns, n)
 
     def encode_columns(self, columns: Mapping[str, Column]) -> EncodedColumns:
         """A chunk of a log, by field name; every field of the schema, all of one length.
@@ -244,6 +238,20 @@ class _Side:
             sequences[field.name] = ragged
             _count(field.name, ragged[0], missing, unknown)
         return EncodedRows(np.ascontiguousarray(ids.T), sequences, missing, unknown, ignored)
+
+
+def _encode_columns_of(side: _Side, columns: Mapping[str, Sequence[object]], n: int) -> EncodedRows:
+    """n rows of one side of a request, a list a field."""
+    for name, column in columns.items():
+        known = name if name in side.name_set else None
+        if not isinstance(column, list | tuple):
+            raise EncodeError(known, f"a list of {n} values", describe(column))
+        if len(column) != n:
+            raise EncodeError(known, f"a list of {n} values", f"a list of {len(column)}")
+    absent = (None,) * n
+    given = [columns.get(name, absent) for name in side.names]
+    ignored = n * (len(columns) - len(side.name_set & columns.keys()))
+    return side.encode(given, n, ignored)
 
 
 def rows_of(schema: FeatureSchema, columns: Mapping[str, Column]) -> int:

@@ -21,7 +21,7 @@ import functools
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -156,6 +156,26 @@ class Metrics:
         self.log_dropped = counter(
             "retort_log_dropped_total", "Records that the exposure log could not keep.", ["reason"]
         )
+        self.inferences = counter(
+            "retort_inferences_total",
+            "Requests of the Open Inference Protocol, by model version and outcome.",
+            ["model", "version", "outcome"],
+        )
+        self.inference_seconds = counter(
+            "retort_inference_seconds_total",
+            "Where their time went: success, fail, queue, compute_input, compute_infer, compute_output.",
+            ["model", "version", "part"],
+        )
+        self.inference_candidates = counter(
+            "retort_inference_candidates_total", "Candidates scored in those requests.", ["model", "version"]
+        )
+        self.inference_last = Gauge(
+            "retort_inference_last_timestamp_seconds",
+            "When the last of those requests was answered, since 1970.",
+            ["model", "version"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.candidate_cache = counter(
             "retort_candidate_cache_total",
             "Candidates looked up by their raw bytes, hit or miss, and entries evicted to make room.",
@@ -200,6 +220,17 @@ class Metrics:
         if self.directory is None:
             return prometheus_client.generate_latest(self.registry)
         return prometheus_client.generate_latest(_SlotCollector(self.directory, self._families))
+
+    def samples(self, prefix: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """(name, labels, value) of every sample whose name begins so, over all workers."""
+        if self.directory is None:
+            families = self.registry.collect()
+        else:
+            families = _SlotCollector(self.directory, self._families).collect()
+        for family in families:
+            for sample in family.samples:
+                if sample.name.startswith(prefix):
+                    yield sample.name, sample.labels, sample.value
 
 
 # How workers share them: memory-mapped files, one of each kind a slot.

@@ -26,13 +26,12 @@ from starlette.types import Receive, Scope
 
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
-from service.asgi import Answer, ClientGoneError, read_body, refuse
+from service.asgi import FIRST_BYTE, Answer, ClientGoneError, read_body, refuse
 from service.candidates import Envelope, has_wide_integer, take_apart
 from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, find_version
-from service.protocol import FIRST_BYTE
 from service.registry import Version
 from service.scorer import Floats, Job, ScoringQueue
 
@@ -135,16 +134,12 @@ def _malformed(body: bytes, what: str) -> Refusal:
     return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
 
 
-def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
-    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
-
-    Of two members with one name the last counts, as in every common JSON reader.
-    """
+def decode_json(body: bytes) -> Any:
+    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`."""
     try:
         if len(body) > LONG_BODY and _has_many_exponents(body):
-            members = _decode_exponents(body)
-        else:
-            members = msgspec.json.decode(body)
+            return _decode_exponents(body)
+        return msgspec.json.decode(body)
     except msgspec.ValidationError:
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
     except UnicodeDecodeError:
@@ -154,6 +149,14 @@ def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) 
         raise _malformed(body, "it ends too early" if what == "Input data was truncated" else what) from None
     except RecursionError:
         raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
+
+
+def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
+    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
+
+    Of two members with one name the last counts, as in every common JSON reader.
+    """
+    members = decode_json(body)
     if type(members) is not dict:
         raise Refusal(Code.INVALID_REQUEST, f"expected an object, got {describe(members)}")
     get = members.get
@@ -388,13 +391,13 @@ class Predictor:
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
             if self.is_full:  # before the body is read, where that is known already
-                return self._turned_away(target)
+                return self.turn_away_from(target)
             if self.plan is None:
                 raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
             body, coding = await read_body(scope, receive, self.max_body_bytes)
             # Admitted only now: a place held by half a body would be one for nothing.
             if self.is_full:
-                return self._turned_away(target)
+                return self.turn_away_from(target)
             if coding is not None:
                 body = expand(body, coding, self.max_body_bytes)
         except Refusal as refusal:
@@ -423,7 +426,8 @@ class Predictor:
         self._metrics.count_refusal(Code.OVERLOADED)
         return self._overloaded
 
-    def _turned_away(self, target: Target) -> Answer:
+    def turn_away_from(self, target: Target) -> Answer:
+        """The same, counted as an answer of the route too."""
         self._metrics.count_request(target.route, self._overloaded.status)
         return self.turn_away()
 

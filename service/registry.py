@@ -28,7 +28,7 @@ from typing import TypeVar
 
 from models.bundle import read_bundle
 from models.errors import BundleError, ModelNotFoundError, ModelsError
-from models.versions import LATEST, LIVE_FILE, Repository
+from models.versions import LATEST, LIVE_FILE, NONE, Repository, Wish
 from service.errors import LoadDeferredError, ModelLoadError
 from service.metrics import Metrics
 from service.scorer import Scorer
@@ -58,6 +58,8 @@ class _Wish:
     """To try, best first."""
     is_pinned: bool = False
     """Whether the live file names a version."""
+    is_unwanted: bool = False
+    """Whether the live file says that the model is not to be served."""
     problem: str | None = None
     """Why the live file is no use."""
 
@@ -138,13 +140,21 @@ class Registry:
             except (BundleError, OSError) as error:
                 wishes.append(_Wish(name, frozenset(versions), edit, problem=str(error)))
                 continue
+            if wish == NONE:
+                wishes.append(_Wish(name, frozenset(versions), edit, is_unwanted=True))
+                continue
             wanted = tuple(reversed(versions)) if wish == LATEST else (wish,)
             wishes.append(_Wish(name, frozenset(versions), edit, wanted, is_pinned=wish != LATEST))
         return wishes
 
     async def _follow(self, wish: _Wish) -> None:
-        """Makes the best version that loads the live one of its model."""
+        """Makes the best version that loads the live one of its model, or none where none is wanted."""
         problem = wish.problem
+        if wish.is_unwanted:
+            if wish.name in self.followed:
+                problem = f"the live file of {wish.name} says none, but an experiment follows it"
+            elif self.live.pop(wish.name, None) is not None:
+                logger.info("model %s is no longer served: its live file says so", wish.name)
         for version in wish.versions:
             try:
                 await self.load(wish.name, version)
@@ -253,6 +263,30 @@ class Registry:
             ended = monotonic()
             self._next_extra = ended + (ended - began) / LOAD_SHARE
             self._is_loading_extra = False
+
+    def versions(self, name: str) -> list[int]:
+        """The model's versions that the repository had when it was looked at last, ascending."""
+        return sorted(self._present.get(name, ()))
+
+    def states(self) -> list[tuple[str, int, str | None]]:
+        """(model, version, why it is not loaded or None where it is) of everything in the repository."""
+        found: list[tuple[str, int, str | None]] = []
+        for name in sorted(self._present):
+            for version in self.versions(name):
+                reason = None
+                if (name, version) not in self.loaded:
+                    refused = self._refused.get((name, version))
+                    reason = "not loaded" if refused is None else f"refused ({refused[1]})"
+                found.append((name, version, reason))
+        return found
+
+    def needs(self, name: str) -> bool:
+        """Whether an experiment needs the model."""
+        return name in self.followed or any(model == name for model, _ in self.pinned)
+
+    async def write_live(self, name: str, wish: Wish) -> None:
+        """Writes a model's live file, off the loop. Raises as `Repository.write_live`."""
+        await self.look(lambda: self._repository.write_live(name, wish))
 
     def refusals(self) -> list[str]:
         """Why versions were refused, for people."""

@@ -11,11 +11,14 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "RETORT_"
 TRAINING_PREFIX = "RETORT_TRAINING_"  # the offline program's and the tests' own; none of ours
+
+SECRETS = frozenset(("admin_token",))
+"""Settings that are variables alone."""
 
 
 class Settings(BaseSettings):
@@ -90,6 +93,14 @@ class Settings(BaseSettings):
 
     metrics_directory: Path | None = None
     """Folder for the workers' metric files, emptied at start. Default: a new temporary folder."""
+
+    admin_token_file: Path | None = None
+    """File that holds the admin token: at least 32 printable characters, `openssl rand -hex 32` makes one. Who sends it
+    as `Authorization: Bearer …` may load and unload models; every change is audited in the log. Without a token nobody
+    may. Read once."""
+
+    admin_token: SecretStr | None = None
+    """The admin token itself; a variable and no option, because options are seen by every user of the machine."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""
