@@ -17,10 +17,10 @@ export RETORT_TRAINING_DATA ?=
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run train serve test soak lint format bench clean
+.PHONY: help run train serve test soak conformance lint format bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Retort needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: say make PYTHON=python3.11")'
@@ -44,6 +44,9 @@ test: $(INSTALLED)  ## the whole suite, under 15 minutes on 2 cores
 
 soak: $(INSTALLED)  ## the long forms: full recipes, hundreds of kills, soaks
 	$(PY) -m pytest -m soak
+
+conformance: $(INSTALLED)  ## clients of Triton, KServe and MLServer from PyPI against the service (needs a package index)
+	$(PY) -m tests.conformance
 
 lint: $(INSTALLED)  ## ruff and mypy (strict on models/ and service/)
 	$(BIN)/ruff check .

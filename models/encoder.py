@@ -50,7 +50,7 @@ Ragged = tuple[NDArray[np.int32], NDArray[np.int32]]
 """A sequence field of n rows: ids [K] and offsets [n + 1]; an empty sequence is the single id 0."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class EncodedRows:
     """n encoded rows of a request: its context (n = 1) or its candidates.
 
@@ -106,6 +106,11 @@ class Encoder:
         """Rows each field's embedding table needs: its ids are 0 to size - 1. In schema order."""
         return {name: table.size for name, table in self._tables.items()}
 
+    @property
+    def candidate_names(self) -> frozenset[str]:
+        """The fields that a candidate's object may have."""
+        return self._candidates.name_set
+
     def to_vocabularies(self) -> dict[str, list[str] | list[float]]:
         """What `Encoder(schema, ...)` takes to be this encoder again."""
         return {name: table.values for name, table in self._tables.items() if not isinstance(table, HashTable)}
@@ -142,17 +147,11 @@ class Encoder:
 
         A column of another length is refused, also where its name is no field.
         """
-        side = self._candidates
-        for name, column in columns.items():
-            known = name if name in side.name_set else None
-            if not isinstance(column, list | tuple):
-                raise EncodeError(known, f"a list of {n} values", describe(column))
-            if len(column) != n:
-                raise EncodeError(known, f"a list of {n} values", f"a list of {len(column)}")
-        absent = (None,) * n
-        given = [columns.get(name, absent) for name in side.names]
-        ignored = n * (len(columns) - len(side.name_set & columns.keys()))
-        return side.encode(given, n, ignored)
+        return _encode_columns_of(self._candidates, columns, n)
+
+    def encode_context_columns(self, columns: Mapping[str, Sequence[object]], n: int) -> EncodedRows:
+        """N contexts that differ, a list of n values a field, ids [N, Fc]; as `encode_candidate_columns`."""
+        return _encode_columns_of(self._context, columns, n)
 
     def encode_columns(self, columns: Mapping[str, Column]) -> EncodedColumns:
         """A chunk of a log, by field name; every field of the schema, all of one length.
@@ -239,6 +238,20 @@ class _Side:
             sequences[field.name] = ragged
             _count(field.name, ragged[0], missing, unknown)
         return EncodedRows(np.ascontiguousarray(ids.T), sequences, missing, unknown, ignored)
+
+
+def _encode_columns_of(side: _Side, columns: Mapping[str, Sequence[object]], n: int) -> EncodedRows:
+    """n rows of one side of a request, a list a field."""
+    for name, column in columns.items():
+        known = name if name in side.name_set else None
+        if not isinstance(column, list | tuple):
+            raise EncodeError(known, f"a list of {n} values", describe(column))
+        if len(column) != n:
+            raise EncodeError(known, f"a list of {n} values", f"a list of {len(column)}")
+    absent = (None,) * n
+    given = [columns.get(name, absent) for name in side.names]
+    ignored = n * (len(columns) - len(side.name_set & columns.keys()))
+    return side.encode(given, n, ignored)
 
 
 def rows_of(schema: FeatureSchema, columns: Mapping[str, Column]) -> int:

@@ -1,7 +1,7 @@
 """The repository: which models there are, in which versions, and which version is live.
 
     <root>/<name>/<version>/   a bundle; versions are 1, 2, 3, ..., written once and never edited
-    <root>/<name>/live         a version's number, or `latest`; absent means latest. Roll-back is writing it
+    <root>/<name>/live         a version's number, `latest` or `none`; absent means latest. Roll-back is writing it
 
 Anything else in there (a bundle half written, an editor's backup) is passed over. Names that come from outside
 never become a path before they were checked.
@@ -9,9 +9,11 @@ never become a path before they were checked.
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from models.checksums import read_regular
 from models.errors import BundleError, ModelNotFoundError
@@ -19,6 +21,10 @@ from models.manifest import NAME_PATTERN
 
 LIVE_FILE = "live"
 LATEST: Literal["latest"] = "latest"
+NONE: Literal["none"] = "none"
+"""In a live file: the model is not to be served."""
+
+Wish: TypeAlias = int | Literal["latest", "none"]
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -45,15 +51,18 @@ class Repository:
         return versions
 
     def live(self, name: str) -> int:
-        """The version to serve: the one that `live` names, or the latest. Raises as `wish` does."""
+        """The version to serve: the one that `live` names, or the latest. Raises as `wish` does, and
+        `ModelNotFoundError` for a model that is not to be served."""
         wish = self.wish(name)
+        if wish == NONE:
+            raise ModelNotFoundError(f"the live file of {name} says {NONE}: it is not served")
         return self.versions(name)[-1] if wish == LATEST else wish
 
-    def wish(self, name: str) -> int | Literal["latest"]:
+    def wish(self, name: str) -> Wish:
         """What the model's live file says; `latest` where there is none.
 
         Raises `ModelNotFoundError` for an unknown model; `BundleError` for a live file that says neither a
-        number nor `latest`, or a version that is not there.
+        number, `latest` nor `none`, or a version that is not there.
         """
         versions = self.versions(name)
         path = self.root / name / LIVE_FILE
@@ -65,11 +74,31 @@ class Repository:
             raise BundleError(path, f"cannot be read: {error.strerror}") from None
         if text == LATEST:
             return LATEST
+        if text == NONE:
+            return NONE
         if not _VERSION.fullmatch(text):
-            raise BundleError(path, "expected a version's number, or latest")
+            raise BundleError(path, "expected a version's number, latest or none")
         if int(text) not in versions:
             raise BundleError(path, f"names version {text}, which is not there; there are: {_listed(versions)}")
         return int(text)
+
+    def write_live(self, name: str, wish: Wish) -> None:
+        """Makes the live file say so, all of it or nothing. Raises `ModelNotFoundError` for an unknown model or
+        version, `OSError` where it cannot be written."""
+        if isinstance(wish, int):
+            self.path(name, wish)
+        else:
+            self.versions(name)
+        path = self.root / name / LIVE_FILE
+        beside = path.with_name(f".{LIVE_FILE}.{secrets.token_hex(8)}")
+        try:
+            with beside.open("x", encoding="ascii") as file:
+                file.write(f"{wish}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def path(self, name: str, version: int) -> Path:
         """The folder of one version. Raises `ModelNotFoundError`."""

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from models.problems import problems_of
 from service.errors import ConfigError
 from service.logs import configure_logging
-from service.settings import PREFIX, Settings
+from service.settings import PREFIX, SECRETS, Settings
 
 logger = logging.getLogger("service")
 
@@ -34,6 +34,7 @@ Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the 
 
 routes      POST /predict, /models/{name}/predict, /models/{name}/versions/{version}/predict
             GET /health/live, /health/ready, /metrics, /experiments, /docs
+            /v2/... is the Open Inference Protocol; loading and unloading models there takes the admin token
 files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is served:
             a number, or `latest`. Publish by renaming a finished folder into place, roll back by writing `live`;
             the experiment file is replaced the same way. All workers follow within a second; what cannot be used
@@ -54,6 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
+        if name in SECRETS:
+            continue
         option = "--" + name.replace("_", "-")
         text = " ".join((field.description or "").split()).replace("%", "%%")
         if not field.is_required() and field.default is not None:
@@ -90,6 +93,9 @@ def read_settings(arguments: Sequence[str]) -> Settings:
 
 def check_files(settings: Settings) -> None:
     """Refuses at once what no worker could work with."""
+    from service.admin.token import read_token
+
+    read_token(settings)
     if not settings.repository.is_dir():
         raise ConfigError(f"--repository: no folder {settings.repository}")
     if settings.experiments is not None:
@@ -101,10 +107,10 @@ def check_files(settings: Settings) -> None:
 def show_example(settings: Settings, host: str, port: int) -> None:
     """Prints a curl line that works, with raw features from a live bundle's golden rows, and the real answer."""
     from models.golden import GOLDEN_FILE
-    from models.versions import Repository
+    from models.versions import NONE, Repository
 
     repository = Repository(settings.repository)
-    name = repository.names()[-1]
+    name = [name for name in repository.names() if repository.wish(name) != NONE][-1]
     golden = json.loads((repository.path(name, repository.live(name)) / GOLDEN_FILE).read_text(encoding="utf-8"))
     first = max(golden["requests"], key=lambda request: sum(v is not None for v in request["context"].values()))
     body = json.dumps(

@@ -17,16 +17,23 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
 from service import descriptions, page
+from service.admin.gate import Gate, guard
+from service.admin.repository import ModelControl
+from service.admin.token import read_token
 from service.asgi import CLOSE, Answer, refuse, send_answer
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.metrics import CONTENT_TYPE, Metrics
+from service.oip import routes as oip
+from service.oip.descriptions import OPERATIONS as OIP_OPERATIONS
+from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, Inference
+from service.oip.statistics import Statistics
 from service.plan import Plan, RunningExperiment, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
@@ -39,6 +46,8 @@ logger = logging.getLogger(__name__)
 MODEL_ROUTE = "/models/{name}/predict"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
 _NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
+_SCORED_ROUTES = (PREDICT.route, MODEL_ROUTE, VERSION_ROUTE, INFER_ROUTE, INFER_VERSION_ROUTE)
+_INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _MODEL_PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict")
 
 
@@ -52,6 +61,8 @@ class Service(FastAPI):
             version="1",
             docs_url=None,  # a page of our own
             redoc_url=None,
+            openapi_url=None,  # a route like any other, behind the gate
+            dependencies=[Depends(guard)],
             redirect_slashes=False,  # a redirect would repeat the host and the query that a client sent
             lifespan=type(self)._lifespan,
             default_response_class=Response,
@@ -66,7 +77,10 @@ class Service(FastAPI):
         self.draining = False
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
-        self._registry = Registry(settings.repository, metrics, settings.max_loaded_extra)
+        self.gate = Gate(read_token(settings))
+        self._registry = Registry(
+            settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes
+        )
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
             metrics,
@@ -75,15 +89,31 @@ class Service(FastAPI):
             max_in_flight=settings.max_in_flight,
             max_run_rows=settings.max_run_rows,
             load_version=self._load_version,
+            remembers=settings.candidate_cache_bytes > 0,
+        )
+        self.statistics = Statistics(metrics)
+        self.inference = Inference(
+            self.predictor,
+            metrics,
+            self.statistics,
+            max_candidates=settings.max_candidates,
+            load_version=self._load_version,
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
+        self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
         _add_routes(self)
+        oip.add_routes(self)
         _add_error_handlers(self)
 
     @property
     def plan(self) -> Plan | None:
         """What is served right now; None until the first models are proven."""
         return self.predictor.plan
+
+    @property
+    def registry(self) -> Registry:
+        """What is loaded, and what could be."""
+        return self._registry
 
     async def until_ready(self) -> None:
         """Returns when requests can be answered."""
@@ -106,11 +136,27 @@ class Service(FastAPI):
             reasons.append("models are being loaded and golden-checked")
         return tuple(reasons)
 
+    def require_ready(self) -> None:
+        """Raises `Refusal` with the reasons where requests should be sent elsewhere."""
+        reasons = self.reasons_not_ready()
+        if reasons:
+            raise Refusal(Code.NOT_READY, "not ready to serve", reasons=reasons)
+
+    def require_plan(self) -> Plan:
+        """What is served; `Refusal` until there is anything."""
+        if self.plan is None:
+            raise Refusal(Code.NOT_READY, "not ready to serve", reasons=self.reasons_not_ready())
+        return self.plan
+
+    async def answer_inference(self, target: Target, request: Request) -> Response:
+        """The slow way to what `__call__` answers at once."""
+        return _response(await self.inference.respond(target, request.scope, request.receive))
+
     def openapi(self) -> dict[str, Any]:
         """FastAPI's description of the routes, with what their requests and answers really are."""
         if self.openapi_schema is None:
             schema = super().openapi()
-            for (method, path), described in descriptions.OPERATIONS.items():
+            for (method, path), described in (descriptions.OPERATIONS | OIP_OPERATIONS).items():
                 schema["paths"][path][method] |= described
             schema.pop("components", None)  # FastAPI's own validation errors, which no route here answers with
             self.openapi_schema = schema
@@ -178,6 +224,12 @@ class Service(FastAPI):
                 if answer is not None:
                     await send_answer(send, receive, answer, self.draining)
                 return
+            target = find_inference(scope["path"])
+            if target is not None:
+                answer = await self.inference.respond(target, scope, receive)
+                if answer is not None:
+                    await send_answer(send, receive, answer, self.draining)
+                return
         if scope["path"].isprintable():
             await self.serve_by_fastapi(scope, receive, send)
         else:  # Starlette's patterns end in `$`, which would take a line feed for the end
@@ -201,8 +253,8 @@ class Service(FastAPI):
             await super().__call__(scope, receive, watch)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            if route not in (PREDICT.route, MODEL_ROUTE, VERSION_ROUTE) or scope["method"] != "POST":
-                self.metrics.count_request(route, status)  # the predictor has counted its own
+            if route not in _SCORED_ROUTES or scope["method"] != "POST":
+                self.metrics.count_request(route, status)  # what scores has counted its own
 
 
 def find_target(path: str) -> Target | None:
@@ -214,6 +266,15 @@ def find_target(path: str) -> Target | None:
         return None
     name, version = match.groups()
     return Target(MODEL_ROUTE if version is None else VERSION_ROUTE, name, version)
+
+
+def find_inference(path: str) -> Target | None:
+    """Which route of the Open Inference Protocol a path is, if it is one that scores."""
+    match = _INFER_PATH.fullmatch(path) if path.startswith("/v2/") else None
+    if match is None:
+        return None
+    name, version = match.groups()
+    return Target(INFER_ROUTE if version is None else INFER_VERSION_ROUTE, name, version)
 
 
 def create_app(settings: Settings, metrics: Metrics | None = None) -> Service:
@@ -287,9 +348,7 @@ def _add_routes(app: Service) -> None:
         summary="Should requests be sent here?",
     )
     async def ready() -> Response:
-        reasons = app.reasons_not_ready()
-        if reasons:
-            raise Refusal(Code.NOT_READY, "not ready to serve", reasons=reasons)
+        app.require_ready()
         return _json({"status": "ready"})
 
     @app.get(
@@ -301,6 +360,10 @@ def _add_routes(app: Service) -> None:
         # In a thread: adding up many workers' files takes milliseconds that requests need not wait for.
         text = await asyncio.to_thread(app.metrics.exposition)
         return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return _json(app.openapi())
 
     docs_page = functools.cache(lambda: page.render(app.openapi()))
 
@@ -314,7 +377,7 @@ def _add_routes(app: Service) -> None:
         summary="Every running experiment",
     )
     async def experiments() -> Response:
-        running = _plan_of(app).experiments.values()
+        running = app.require_plan().experiments.values()
         return _json({"experiments": [describe_experiment(experiment) for experiment in running]})
 
     @app.get(
@@ -323,16 +386,10 @@ def _add_routes(app: Service) -> None:
         summary="One running experiment",
     )
     async def experiment(name: str) -> Response:
-        running = _plan_of(app).experiments.get(name)
+        running = app.require_plan().experiments.get(name)
         if running is None:
             raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
         return _json(describe_experiment(running))
-
-
-def _plan_of(app: Service) -> Plan:
-    if app.plan is None:
-        raise Refusal(Code.NOT_READY, "not ready to serve", reasons=app.reasons_not_ready())
-    return app.plan
 
 
 def describe_experiment(running: RunningExperiment) -> dict[str, object]:

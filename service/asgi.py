@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,6 +17,9 @@ from service.errors import PROBLEM_JSON, Code, Refusal
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 27
 
+FIRST_BYTE = "retort.first_byte"
+"""In a scope's state: when the first byte of the request was there, in `perf_counter` seconds."""
+
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
 
@@ -26,8 +28,7 @@ class ClientGoneError(Exception):
     """The client went away before its request was complete: nobody is left to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole answer: status, body, and the headers beside content type and length."""
 
     status: int

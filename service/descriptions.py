@@ -172,6 +172,24 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNEQUAL_COLUMNS: Refusal(
         Code.UNEQUAL_COLUMNS, "expected columns of one length, got 2 and 3", field="candidates"
     ),
+    Code.UNAUTHORIZED: Refusal(Code.UNAUTHORIZED, "expected the header Authorization: Bearer <admin token>"),
+    Code.ADMIN_OFF: Refusal(
+        Code.ADMIN_OFF,
+        "this route is for administrators, and none is appointed: give the service a token of at least 32 bytes with "
+        "--admin-token-file or RETORT_ADMIN_TOKEN",
+    ),
+    Code.MODEL_IN_USE: Refusal(
+        Code.MODEL_IN_USE,
+        "an experiment needs this model: take it out of the experiment file first",
+        field="name",
+    ),
+    Code.LOAD_REFUSED: Refusal(
+        Code.LOAD_REFUSED, "this version was refused at load (golden); the log says why", field="version"
+    ),
+    Code.INVALID_TENSOR: Refusal(
+        Code.INVALID_TENSOR, "field 'price': expected 16 bytes of data for its shape, got 12", field="price"
+    ),
+    Code.UNKNOWN_OUTPUT: Refusal(Code.UNKNOWN_OUTPUT, "outputs[0]: expected one of pctr, logit", field="outputs"),
     Code.NO_CATALOGUE: Refusal(
         Code.NO_CATALOGUE, "no catalogue is registered: send `candidates`", field="candidate_ids"
     ),

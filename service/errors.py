@@ -65,6 +65,8 @@ class Code(enum.StrEnum):
     MALFORMED_JSON = "malformed_json"
     NUMBER_OUT_OF_RANGE = "number_out_of_range"
     TOO_DEEP = "too_deep"
+    UNAUTHORIZED = "unauthorized"
+    ADMIN_OFF = "admin_off"
     NOT_FOUND = "not_found"
     UNKNOWN_EXPERIMENT = "unknown_experiment"
     UNKNOWN_ARM = "unknown_arm"
@@ -72,6 +74,8 @@ class Code(enum.StrEnum):
     UNKNOWN_VERSION = "unknown_version"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
+    MODEL_IN_USE = "model_in_use"
+    LOAD_REFUSED = "load_refused"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
@@ -81,6 +85,8 @@ class Code(enum.StrEnum):
     EMPTY_CANDIDATES = "empty_candidates"
     TOO_MANY_CANDIDATES = "too_many_candidates"
     UNEQUAL_COLUMNS = "unequal_columns"
+    INVALID_TENSOR = "invalid_tensor"
+    UNKNOWN_OUTPUT = "unknown_output"
     NO_CATALOGUE = "no_catalogue"
     INVALID_ID = "invalid_id"
     INVALID_DEADLINE = "invalid_deadline"
@@ -108,6 +114,8 @@ PROBLEMS: dict[Code, Problem] = {
     Code.MALFORMED_JSON: Problem(400, "The body is not valid JSON"),
     Code.NUMBER_OUT_OF_RANGE: Problem(400, "A number is outside the range of its kind"),
     Code.TOO_DEEP: Problem(400, "The JSON is nested too deeply"),
+    Code.UNAUTHORIZED: Problem(401, "The admin token is missing or wrong"),
+    Code.ADMIN_OFF: Problem(403, "Administration is off"),
     Code.NOT_FOUND: Problem(404, "No such route"),
     Code.UNKNOWN_EXPERIMENT: Problem(404, "No such experiment"),
     Code.UNKNOWN_ARM: Problem(404, "No such arm"),
@@ -115,8 +123,10 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_VERSION: Problem(404, "No such version"),
     Code.METHOD_NOT_ALLOWED: Problem(405, "Method not allowed"),
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
+    Code.MODEL_IN_USE: Problem(409, "The model is in use"),
+    Code.LOAD_REFUSED: Problem(409, "The model cannot be loaded"),
     Code.BODY_TOO_LARGE: Problem(413, "The body is too large"),
-    Code.UNSUPPORTED_MEDIA_TYPE: Problem(415, "The body is not application/json"),
+    Code.UNSUPPORTED_MEDIA_TYPE: Problem(415, "The body is of another type than expected"),
     Code.UNSUPPORTED_ENCODING: Problem(415, "The body is compressed in a way that is not read"),
     Code.INVALID_REQUEST: Problem(422, "The request is invalid"),
     Code.WRONG_TYPE: Problem(422, "A value has the wrong type"),
@@ -124,6 +134,8 @@ PROBLEMS: dict[Code, Problem] = {
     Code.EMPTY_CANDIDATES: Problem(422, "The candidate list is empty"),
     Code.TOO_MANY_CANDIDATES: Problem(422, "Too many candidates"),
     Code.UNEQUAL_COLUMNS: Problem(422, "Candidate columns differ in length"),
+    Code.INVALID_TENSOR: Problem(422, "A tensor is invalid"),
+    Code.UNKNOWN_OUTPUT: Problem(422, "The model has no such output"),
     Code.NO_CATALOGUE: Problem(422, "No catalogue"),
     Code.INVALID_ID: Problem(422, "An id is invalid"),
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),

@@ -25,6 +25,8 @@ class _JsonFormatter(logging.Formatter):
             "process": os.getpid(),
             "message": record.getMessage(),
         }
+        if (facts := getattr(record, "facts", None)) is not None:  # an audited change: members, not text in text
+            members = {**members, **facts, "message": "audit"}
         if record.exc_info:
             members["traceback"] = self.formatException(record.exc_info)
         return json.dumps(members)
@@ -40,6 +42,7 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("service.admin.audit").setLevel(logging.INFO)  # who changed what is told at every level
     # uvicorn tells of each connection's ordinary end at info; we say ourselves when we start and stop.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -7,34 +7,53 @@ around the scores, the metrics to count in) is put together here, once a plan an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import orjson
-from prometheus_client import Counter
+from numpy.typing import NDArray
 
+from models.graph import CANDIDATES, CONTEXT, ids_input
+from models.schema import FeatureSchema
+from models.tables import UNKNOWN
 from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import Assigner
 from service.experiments.file import Arm, Experiment, ExperimentFile
-from service.metrics import Bins, Metrics
+from service.metrics import Bins, Metrics, adder
 from service.registry import Registry, Version
 from service.scorer import Scorer
 
 
 class FieldCounts:
-    """The children of the metrics by field, of one model's schema."""
+    """Counts missing and unknown values by field, from what a model's runs are fed: once a run, however many requests
+    share it."""
 
-    def __init__(self, scorer: Scorer, metrics: Metrics) -> None:
-        names = [field.name for field in scorer.bundle.schema.fields if field.role != "training_only"]
-        self.missing = {name: metrics.missing_values.labels(name) for name in names}
-        self.unknown = {name: metrics.unknown_values.labels(name) for name in names}
+    def __init__(self, schema: FeatureSchema, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._sides = [
+            (CONTEXT, self._children(field.name for field in schema.context_id_fields)),
+            (CANDIDATES, self._children(field.name for field in schema.candidate_id_fields)),
+            *((ids_input(field.name), self._children([field.name])) for field in schema.sequence_fields),
+        ]
 
-    def add(self, missing: Mapping[str, int], unknown: Mapping[str, int]) -> None:
-        """Counts what an encoder counted in one request."""
-        for name, count in missing.items():
-            self.missing[name].inc(count)
-        for name, count in unknown.items():
-            self.unknown[name].inc(count)
+    def _children(self, names: Iterable[str]) -> list[Callable[[float], object]]:
+        """Two for each field: by id, which is 0 for missing and 1 for unknown."""
+        metrics = self._metrics
+        return [
+            adder(family.labels(name)) for name in names for family in (metrics.missing_values, metrics.unknown_values)
+        ]
+
+    def add(self, inputs: Mapping[str, NDArray[np.int32]]) -> None:
+        """Counts the values of one run's inputs."""
+        for name, children in self._sides:
+            ids = inputs[name].ravel()
+            low = (ids <= UNKNOWN).nonzero()[0]
+            if len(low):
+                places = 2 * (low % (len(children) // 2)) + ids[low]
+                for count, add in zip(np.bincount(places).tolist(), children, strict=False):
+                    if count:
+                        add(count)
 
 
 class Served:
@@ -44,9 +63,8 @@ class Served:
         "arm",
         "durations",
         "experiment",
-        "exposures",
+        "expose",
         "fallback",
-        "fields",
         "refused",
         "scorer",
         "tail",
@@ -80,10 +98,11 @@ class Served:
         outcome = "ok" if fallback is None else "fallback"
         self.durations = Bins(metrics.request_duration.labels(*labels, outcome))
         self.refused = Bins(metrics.request_duration.labels(*labels, "refused"))
-        self.exposures: Counter | None = None
+        self.expose: Callable[[float], object] | None = None
         if experiment is not None and arm is not None:
-            self.exposures = metrics.exposures.labels(experiment, arm)
-        self.fields = FieldCounts(scorer, metrics)
+            self.expose = adder(metrics.exposures.labels(experiment, arm))
+        scorer.count_inputs = FieldCounts(bundle.schema, metrics).add
+        scorer.candidates.count = metrics.count_cache
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +133,18 @@ class RunningExperiment:
     spec: Experiment
     assigner: Assigner
     arms: tuple[RunningArm, ...]
+    routes: tuple[Chosen, ...] = field(init=False)
+    """Where the enrolled units of each arm go, and in the last place those that are not: made once, not a request."""
+
+    def __post_init__(self) -> None:
+        control = self.arms[0]
+        answering = [control if arm.halted else arm for arm in self.arms]
+        routes = [
+            Chosen(answers.served, answers.fallback, arm.name, enrolled=True)
+            for arm, answers in zip(self.arms, answering, strict=True)
+        ]
+        outside = Chosen(answering[0].served, answering[0].fallback, control.name)
+        object.__setattr__(self, "routes", (*routes, outside))
 
     def choose(self, unit: str, forced_arm: str | None) -> Chosen:
         """The arm of a unit, or the one that the request forces. A halted arm's units get control."""
@@ -123,10 +154,7 @@ class RunningExperiment:
                 raise Refusal(Code.UNKNOWN_ARM, "the experiment has no such arm", field="arm")
             arm = self.arms[index]
             return Chosen(arm.served, arm.fallback, arm.name, enrolled=False, forced=True)
-        assignment = self.assigner.assign(unit)
-        arm = self.arms[assignment.arm]
-        answering = self.arms[0] if arm.halted else arm
-        return Chosen(answering.served, answering.fallback, arm.name, assignment.enrolled)
+        return self.routes[self.assigner.place(unit)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

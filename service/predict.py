@@ -12,7 +12,6 @@ Runs on the event loop and holds nothing between requests but counts.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import re
@@ -25,15 +24,15 @@ import msgspec
 import orjson
 from starlette.types import Receive, Scope
 
-from models.encoder import EncodedRows
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
-from service.asgi import JSON, Answer, ClientGoneError, read_body, refuse
+from service.asgi import FIRST_BYTE, Answer, ClientGoneError, read_body, refuse
+from service.candidates import Envelope, has_wide_integer, take_apart
 from service.compression import expand
 from service.errors import Code, Refusal
-from service.metrics import Metrics
+from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, find_version
-from service.protocol import FIRST_BYTE
+from service.registry import Version
 from service.scorer import Floats, Job, ScoringQueue
 
 logger = logging.getLogger(__name__)
@@ -60,8 +59,6 @@ _NO_WIDE_INTEGER = re.compile(
     re.DOTALL,
 )
 """JSON tokens up to the next integer of 19 digits or more; without backtracking, so in linear time."""
-_WIDE = b"0" * 19
-"""A JSON integer beyond 64 bits has at least 19 digits."""
 _NO_HALF_PAIR = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).)*+", re.DOTALL)
 """Text up to the next escaped surrogate that is not part of a pair."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -79,12 +76,9 @@ class Target(NamedTuple):
 PREDICT = Target("/predict")
 
 
-Work = Callable[[bytes, float, Plan], Awaitable[Answer]]
-"""(body, when its first byte came, what is served) -> answer."""
-
-
 class PredictRequest:
-    """A decoded request. Exactly one of `rows` and `columns` is there, with `count` candidates."""
+    """A decoded request with `count` candidates, in `rows` or in `columns`; in neither, and without `members`, where
+    they are known by their bytes (`candidates.py`)."""
 
     __slots__ = (
         *("arm", "columns", "context", "count", "deadline_seconds"),
@@ -101,7 +95,7 @@ class PredictRequest:
     arm: str | None
     deadline_seconds: float | None
     ignored: int
-    members: dict[str, Any]
+    members: dict[str, Any] | None
 
 
 def _has_many_exponents(body: bytes) -> bool:
@@ -111,7 +105,7 @@ def _has_many_exponents(body: bytes) -> bool:
 def _decode_exponents(body: bytes) -> Any:
     """What msgspec makes of a body, from another decoder: msgspec takes 7 us for 5e-324, which makes half a second
     of a megabyte. This one makes floats of integers beyond 64 bits, so they are looked for."""
-    if _WIDE in body.translate(_DIGITS_TO_ZERO):
+    if has_wide_integer(body):
         place = 0
         while (place := _NO_WIDE_INTEGER.match(body, place).end()) < len(body):  # type: ignore[union-attr]
             digits = _DIGITS.match(body, place)
@@ -170,27 +164,38 @@ def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) 
     request.members = members
     request.ignored = len(members.keys() - _MEMBERS)
 
-    given = get("request_id")
-    request.request_id = new_id() if given is None else _checked_id(given, "request_id")
-    given = get("unit_id")
-    if given is None:
-        request.unit = request.request_id
-    elif type(given) is int:
-        if not SMALLEST_INTEGER <= given <= LARGEST_INTEGER:
-            raise _wrong_type("unit_id", "an integer of at most 64 bits", given)
-        request.unit = str(given)
-    else:
-        request.unit = _checked_id(given, "unit_id")
-    request.experiment = _optional_string(get("experiment"), "experiment")
-    request.arm = _optional_string(get("arm"), "arm")
-    given = get("deadline_ms")
-    request.deadline_seconds = None if given is None else _checked_deadline(given)
-    given = get("context")
-    if given is not None and type(given) is not dict:
-        raise _wrong_type("context", "an object", given)
-    request.context = given or {}
+    names = ("request_id", "unit_id", "context", "experiment", "arm", "deadline_ms")
+    _take_members(request, new_id, *map(get, names))
     _take_candidates(request, get("candidates"), get("candidate_ids"), max_candidates)
     return request
+
+
+def _take_members(
+    request: PredictRequest,
+    new_id: Callable[[], str],
+    request_id: Any,
+    unit: Any,
+    context: Any,
+    experiment: Any,
+    arm: Any,
+    deadline_ms: Any,
+) -> None:
+    """Checks every member but the candidates; None is absent."""
+    request.request_id = new_id() if request_id is None else _checked_id(request_id, "request_id")
+    if unit is None:
+        request.unit = request.request_id
+    elif type(unit) is int:
+        if not SMALLEST_INTEGER <= unit <= LARGEST_INTEGER:
+            raise _wrong_type("unit_id", "an integer of at most 64 bits", unit)
+        request.unit = str(unit)
+    else:
+        request.unit = _checked_id(unit, "unit_id")
+    request.experiment = _optional_string(experiment, "experiment")
+    request.arm = _optional_string(arm, "arm")
+    request.deadline_seconds = None if deadline_ms is None else _checked_deadline(deadline_ms)
+    if context is not None and type(context) is not dict:
+        raise _wrong_type("context", "an object", context)
+    request.context = context or {}
 
 
 def _take_candidates(request: PredictRequest, candidates: Any, ids: Any, max_candidates: int) -> None:
@@ -274,12 +279,18 @@ def _checked_deadline(value: Any) -> float:
     return value / 1000.0
 
 
+def refuse_encoding(error: EncodeError) -> Refusal:
+    """What a value that does not fit its field is refused with."""
+    code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
+    return Refusal(code, str(error), field=error.field, row=error.row)
+
+
 def refuse_wide_integers(members: Any, body: bytes) -> None:
     """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
 
     Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
     """
-    if _WIDE not in body.translate(_DIGITS_TO_ZERO):
+    if not has_wide_integer(body):
         return
     waiting: list[Any] = [members]
     while waiting:
@@ -290,6 +301,48 @@ def refuse_wide_integers(members: Any, body: bytes) -> None:
             waiting.extend(value)
         elif type(value) is int and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
             raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
+
+
+class Call(Job):
+    """One admitted request, from its bytes to its answer."""
+
+    __slots__ = (
+        *("answer", "body", "chosen", "decoded", "encoding"),
+        *("pieces", "plan", "request", "served", "started", "target", "way"),
+    )
+
+    request: PredictRequest
+    served: Served
+    decoded: float
+    """Seconds that decoding took."""
+    encoding: float
+
+    def __init__(
+        self,
+        finish: Callable[[Any], object],
+        target: Target,
+        body: bytes,
+        started: float,
+        answer: Callable[[Answer], object],
+        plan: Plan,
+    ) -> None:
+        self.finish = finish
+        self.pctr = self.error = None
+        self.target = target
+        self.body = body
+        self.started = started
+        self.answer = answer
+        self.plan = plan
+        self.pieces: list[bytes] | None = None
+        """Its candidates as `take_apart` cut them out, where it did."""
+        self.chosen: Chosen | None = None
+        self.way = 0
+        """How many of the ways to answer, `chosen.served` and `chosen.fallback`, have been tried."""
+        self.is_abandoned = False
+
+
+class _NewError(Exception):
+    """The candidates have to be decoded: the cache does not know them."""
 
 
 class Predictor:
@@ -304,16 +357,28 @@ class Predictor:
         max_in_flight: int,
         max_run_rows: int,
         load_version: Callable[[str, int], Awaitable[Served]],
+        remembers: bool = True,
     ) -> None:
-        """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`."""
+        """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`. `remembers`:
+        whether models keep encoded candidates by their raw bytes."""
         self.plan: Plan | None = None
         self.in_flight = 0
+        self.max_body_bytes = max_body_bytes
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
         self._max_candidates = max_candidates
         self._max_in_flight = max_in_flight
         self._load_version = load_version
-        self._queue = ScoringQueue(max_run_rows)
+        self._remembers = remembers
+        self._bringing: set[asyncio.Task[None]] = set()
+        self.queue = ScoringQueue(max_run_rows)
+        self._count_fallback = adder(metrics.deadline_fallbacks)
+        self._count_ignored = adder(metrics.ignored_fields)
+        stages = metrics.stages
+        self._observe_decode = stages["decode"].observe
+        self._observe_encode = stages["encode"].observe
+        self._observe_queue = stages["queue"].observe
+        self._observe_score = stages["score"].observe
+        self._observe_reply = stages["reply"].observe
         prefix = secrets.token_hex(8)
         numbers = itertools.count()
         self._new_id = lambda: f"{prefix}-{next(numbers):x}"
@@ -323,136 +388,260 @@ class Predictor:
 
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
-        return await self.admit(target.route, scope, receive, functools.partial(self._predict, target))
-
-    async def admit(
-        self, route: str, scope: Scope, receive: Receive, work: Work, accepted: tuple[bytes, ...] = (JSON,)
-    ) -> Answer | None:
-        """What `work` answers to a body that was admitted, or a refusal; counted under `route` either way."""
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
-            answer = await self._admit(scope, receive, work, accepted, started)
+            if self.is_full:  # before the body is read, where that is known already
+                return self.turn_away_from(target)
+            if self.plan is None:
+                raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
+            body, coding = await read_body(scope, receive, self.max_body_bytes)
+            # Admitted only now: a place held by half a body would be one for nothing.
+            if self.is_full:
+                return self.turn_away_from(target)
+            if coding is not None:
+                body = expand(body, coding, self.max_body_bytes)
         except Refusal as refusal:
-            self._metrics.count_refusal(refusal.code)
-            answer = refuse(refusal)
+            return self._refused(target, refusal)
         except ClientGoneError:
             return None
-        except Exception:
-            logger.exception("a request to %s failed", route)
-            self._metrics.count_refusal(Code.INTERNAL)
-            answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
-        self._metrics.count_request(route, answer.status)
-        return answer
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-    async def _admit(
-        self, scope: Scope, receive: Receive, work: Work, accepted: tuple[bytes, ...], started: float
-    ) -> Answer:
-        """Admits a request once its body is there: a place held by half a body would be one for nothing."""
-        if self.in_flight >= self._max_in_flight:  # before the body is read, where that is known already
-            return self._turn_away()
-        if self.plan is None:
-            raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
-        body, coding = await read_body(scope, receive, self._max_body_bytes, accepted)
-        if self.in_flight >= self._max_in_flight:
-            return self._turn_away()
-        self.in_flight += 1
+        def answer(given: Answer) -> None:
+            if not answered.done():
+                answered.set_result(given)
+
+        call = self.begin(target, body, started, answer)
         try:
-            if coding is not None:
-                body = expand(body, coding, self._max_body_bytes)
-            return await work(body, started, self.plan)
+            return await answered
         finally:
-            self.in_flight -= 1
+            call.is_abandoned = True
 
-    def _turn_away(self) -> Answer:
+    @property
+    def is_full(self) -> bool:
+        """Whether a request that comes now is turned away."""
+        return self.in_flight >= self._max_in_flight
+
+    def turn_away(self) -> Answer:
+        """The answer to a request beyond what is admitted; its refusal is counted."""
         self._metrics.count_refusal(Code.OVERLOADED)
         return self._overloaded
 
-    async def _predict(self, target: Target, body: bytes, started: float, plan: Plan) -> Answer:
-        began = perf_counter()
-        request = decode_request(body, self._max_candidates, self._new_id)
-        decoded = perf_counter()
-        stages = self._metrics.stages
-        stages["decode"].observe(decoded - began)
-        chosen = await self._choose(target, request, plan)
-        served = chosen.served
-        try:
-            served, pctr, replying = await self._score(request, chosen, body, started)
-        except Refusal:
-            served.refused.observe(perf_counter() - started)
-            raise
-        request_id = orjson.dumps(request.request_id)
-        scores = orjson.dumps(pctr, option=orjson.OPT_SERIALIZE_NUMPY)
-        reply = b'{"request_id":' + request_id + served.tail + scores + b"}"
-        self._metrics.candidate_bins.observe(request.count)
-        self._metrics.pctr_bins.observe_many(pctr)
-        if served.exposures is not None:
-            served.exposures.inc()
-        if served.fallback is not None:
-            self._metrics.deadline_fallbacks.inc()
-        ended = perf_counter()
-        stages["reply"].observe(ended - replying)
-        served.durations.observe(ended - started)
-        return Answer(200, reply)
+    def turn_away_from(self, target: Target) -> Answer:
+        """The same, counted as an answer of the route too."""
+        self._metrics.count_request(target.route, self._overloaded.status)
+        return self.turn_away()
 
-    async def _choose(self, target: Target, request: PredictRequest, plan: Plan) -> Chosen:
+    def begin(self, target: Target, body: bytes, started: float, answer: Callable[[Answer], object]) -> Call:
+        """Admits a whole request and takes it as far as the queue; nothing here waits. The plan must be there.
+
+        `answer` is called once, with what is to be sent: before this returns where the request is refused, else in a
+        later turn of the loop. Whoever no longer wants it sets `is_abandoned` of what is returned.
+        """
+        assert self.plan is not None
+        call = Call(self.finish, target, body, started, answer, self.plan)
+        self.in_flight += 1
+        try:
+            if not (self._remembers and self._begin_quickly(call)):
+                self._begin(call)
+        except Exception as error:
+            self._end(call, self._refusal_of(call, error))
+        return call
+
+    def _begin_quickly(self, call: Call) -> bool:
+        """Queues a request whose candidates are known by their bytes; False, and nothing done, where it is not one.
+
+        Refuses nothing: what cannot be answered this way goes the usual way, which says why.
+        """
+        began = perf_counter()
+        taken = take_apart(call.body, self._max_candidates)
+        if taken is None:
+            return False
+        envelope, text, call.pieces = taken
+        try:
+            call.request = _request_in(envelope, len(call.pieces), self._new_id)
+            call.decoded = perf_counter() - began
+            chosen = self._choose(call)
+            if not isinstance(chosen, Chosen):
+                return False
+            call.chosen = chosen
+            self._go_on(call, text)
+        except (Refusal, _NewError):
+            call.chosen, call.way = None, 0
+            return False
+        return True
+
+    def _begin(self, call: Call) -> None:
+        began = perf_counter()
+        call.request = decode_request(call.body, self._max_candidates, self._new_id)
+        call.decoded = perf_counter() - began
+        chosen = self._choose(call)
+        if isinstance(chosen, Chosen):
+            call.chosen = chosen
+            self._go_on(call, call.body)
+        else:
+            task = asyncio.get_running_loop().create_task(self._bring(call, *chosen))
+            self._bringing.add(task)
+            task.add_done_callback(self._bringing.discard)
+
+    async def _bring(self, call: Call, name: str, version: int) -> None:
+        """Goes on with a request once the version that it names is loaded."""
+        try:
+            call.chosen = Chosen(await self._load_version(name, version))
+            self._go_on(call, call.body)
+        except Exception as error:
+            self._end(call, self._refusal_of(call, error))
+
+    def _choose(self, call: Call) -> Chosen | Version:
+        """Where a request goes, or the version that has to be loaded for it."""
+        request, target = call.request, call.target
         if target.model is None:
-            return plan.choose(request.experiment, request.arm, request.unit)
+            return call.plan.choose(request.experiment, request.arm, request.unit)
         for name in ("experiment", "arm"):
             if getattr(request, name) is not None:
                 raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
-        served = find_version(plan, target.model, target.version)
-        if isinstance(served, Served):
-            return Chosen(served)
-        name, version = served
-        return Chosen(await self._load_version(name, version))
+        served = find_version(call.plan, target.model, target.version)
+        return Chosen(served) if isinstance(served, Served) else served
 
-    async def _score(
-        self, request: PredictRequest, chosen: Chosen, body: bytes, started: float
-    ) -> tuple[Served, Floats, float]:
-        """(what answered, pctr [count], when the scores were there); in time, or `Refusal`."""
-        due = None if request.deadline_seconds is None else started + request.deadline_seconds
-        stages = self._metrics.stages
-        count = request.count
-        for served in (chosen.served, chosen.fallback):
+    def _go_on(self, call: Call, text: bytes) -> None:
+        """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none.
+
+        `text`: all that has been decoded of the body, where an integer beyond 64 bits may have passed.
+        """
+        chosen, request = call.chosen, call.request
+        assert chosen is not None
+        due = call.due = None if request.deadline_seconds is None else call.started + request.deadline_seconds
+        call.rows = request.count
+        while call.way < 2:
+            served = chosen.served if call.way == 0 else chosen.fallback
+            call.way += 1
             if served is None:
                 continue
-            scorer = served.scorer
             began = perf_counter()
-            if due is not None and began + scorer.estimate.seconds(count) > due:
+            if due is not None and began + served.scorer.estimate.seconds(request.count) > due:
                 continue
-            context, candidates = self._encode(served, request, body)
-            queued = perf_counter()
-            stages["encode"].observe(queued - began)
-            job = Job(scorer, context, candidates, count, due, asyncio.get_running_loop().create_future(), queued)
-            self._queue.submit(job)
-            pctr = await job.done
-            if pctr is None:
-                continue
-            stages["queue"].observe(job.began - queued)
-            stages["score"].observe(job.ended - job.began)
-            now = perf_counter()
-            if due is not None and now > due:
-                break
-            return served, pctr, now
+            call.served, call.scorer = served, served.scorer
+            self._encode(call, text)
+            call.queued = perf_counter()
+            call.encoding = call.queued - began
+            self.queue.submit(call)
+            return
         raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
 
-    def _encode(self, served: Served, request: PredictRequest, body: bytes) -> tuple[EncodedRows, EncodedRows]:
-        encoder = served.scorer.bundle.encoder
+    def _encode(self, call: Call, text: bytes) -> None:
+        """Sets `context` and `candidates`. Raises `Refusal`, or `_NewError` where the candidates were not decoded and
+        the cache does not know them either."""
+        request, scorer = call.request, call.scorer
+        encoder = scorer.bundle.encoder
         try:
             context = encoder.encode_context(request.context)
             if request.rows is not None:
                 candidates = encoder.encode_candidates(request.rows)
-            else:
-                assert request.columns is not None
+            elif request.columns is not None:
                 candidates = encoder.encode_candidate_columns(request.columns, request.count)
+            else:
+                assert call.pieces is not None
+                known = scorer.candidates.encode(call.pieces)
+                if known is None:
+                    raise _NewError
+                candidates = known
         except EncodeError as error:
-            code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
-            raise Refusal(code, str(error), field=error.field, row=error.row) from None
+            raise refuse_encoding(error) from None
         ignored = request.ignored + context.ignored + candidates.ignored
         if ignored:
-            refuse_wide_integers(request.members, body)
-            self._metrics.ignored_fields.inc(ignored)
-        for side in (context, candidates):
-            if side.missing or side.unknown:
-                served.fields.add(side.missing, side.unknown)
-        return context, candidates
+            if request.members is not None:
+                refuse_wide_integers(request.members, text)
+            elif context.ignored and has_wide_integer(text):
+                raise _NewError
+            self._count_ignored(ignored)
+        if call.pieces is not None and request.rows is not None:
+            scorer.candidates.learn(call.body, call.pieces, request.rows, candidates)
+        call.context, call.candidates = context, candidates
+
+    def finish(self, call: Call) -> None:
+        """Answers a request that has left the queue, or sends it another way."""
+        if call.is_abandoned:
+            self._end(call, None)
+            return
+        try:
+            if call.error is not None:
+                raise call.error
+            if call.pctr is None:
+                self._try_another(call)
+            else:
+                self._end(call, self._reply(call, call.pctr))
+        except Exception as error:
+            self._end(call, self._refusal_of(call, error))
+
+    def _try_another(self, call: Call) -> None:
+        try:
+            self._go_on(call, b"" if call.request.members is None else call.body)
+        except _NewError:
+            before = call.request
+            call.request = decode_request(call.body, self._max_candidates, self._new_id)
+            call.request.request_id, call.request.unit = before.request_id, before.unit
+            call.way -= 1
+            self._go_on(call, call.body)
+
+    def _reply(self, call: Call, pctr: Floats) -> Answer:
+        replying = perf_counter()
+        if call.due is not None and replying > call.due:
+            raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
+        served, metrics = call.served, self._metrics
+        request_id = orjson.dumps(call.request.request_id)
+        scores = orjson.dumps(pctr, option=orjson.OPT_SERIALIZE_NUMPY)
+        body = b"".join((b'{"request_id":', request_id, served.tail, scores, b"}"))
+        self._observe_decode(call.decoded)
+        self._observe_encode(call.encoding)
+        self._observe_queue(call.began - call.queued)
+        self._observe_score(call.ended - call.began)
+        metrics.candidate_bins.observe(call.rows)
+        metrics.pctr_bins.observe_many(pctr)
+        if served.expose is not None:
+            served.expose(1)
+        if served.fallback is not None:
+            self._count_fallback(1)
+        metrics.count_request(call.target.route, 200)
+        ended = perf_counter()
+        self._observe_reply(ended - replying)
+        served.durations.observe(ended - call.started)
+        return Answer(200, body)
+
+    def _end(self, call: Call, answer: Answer | None) -> None:
+        self.in_flight -= 1
+        if answer is not None and not call.is_abandoned:
+            call.answer(answer)
+
+    def _refusal_of(self, call: Call, error: Exception) -> Answer:
+        """The answer to a request that went wrong; counted."""
+        if not isinstance(error, Refusal):
+            if error is not call.error:  # that one is logged with its run
+                logger.error("a request to %s failed", call.target.route, exc_info=error)
+            error = Refusal(Code.INTERNAL, "the service failed; the failure is logged")
+        elif call.chosen is not None:
+            call.chosen.served.refused.observe(perf_counter() - call.started)
+        return self._refused(call.target, error)
+
+    def _refused(self, target: Target, refusal: Refusal) -> Answer:
+        self._metrics.count_refusal(refusal.code)
+        answer = refuse(refusal)
+        self._metrics.count_request(target.route, answer.status)
+        return answer
+
+
+def _request_in(envelope: Envelope, count: int, new_id: Callable[[], str]) -> PredictRequest:
+    """The request of an envelope whose candidates are known by their bytes; the same checks as `decode_request`."""
+    request = PredictRequest()
+    request.members = request.rows = request.columns = None
+    request.ignored = 0
+    request.count = count
+    _take_members(
+        request,
+        new_id,
+        envelope.request_id,
+        envelope.unit_id,
+        envelope.context,
+        envelope.experiment,
+        envelope.arm,
+        envelope.deadline_ms,
+    )
+    return request

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 from models.bundle import read_bundle
 from models.errors import BundleError, ModelNotFoundError, ModelsError
-from models.versions import LATEST, LIVE_FILE, Repository
+from models.versions import LATEST, LIVE_FILE, NONE, Repository, Wish
 from service.errors import LoadDeferredError, ModelLoadError
 from service.metrics import Metrics
 from service.scorer import Scorer
@@ -58,6 +58,8 @@ class _Wish:
     """To try, best first."""
     is_pinned: bool = False
     """Whether the live file names a version."""
+    is_unwanted: bool = False
+    """Whether the live file says that the model is not to be served."""
     problem: str | None = None
     """Why the live file is no use."""
 
@@ -74,11 +76,13 @@ def fingerprint_of(path: Path) -> Fingerprint | None:
 class Registry:
     """The loaded versions of one worker. Call its methods on the event loop."""
 
-    def __init__(self, root: Path, metrics: Metrics, max_extra: int) -> None:
-        """`max_extra`: how many versions that nothing but single requests asks for stay loaded."""
+    def __init__(self, root: Path, metrics: Metrics, max_extra: int, candidate_cache_bytes: int = 0) -> None:
+        """`max_extra`: how many versions that nothing but single requests asks for stay loaded.
+        `candidate_cache_bytes`: what each loaded version may remember of candidates."""
         self._repository = Repository(root)
         self._metrics = metrics
         self._max_extra = max_extra
+        self._candidate_cache_bytes = candidate_cache_bytes
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="retort-load")
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="retort-look")
         self._loading: dict[Version, asyncio.Future[Scorer]] = {}
@@ -136,13 +140,21 @@ class Registry:
             except (BundleError, OSError) as error:
                 wishes.append(_Wish(name, frozenset(versions), edit, problem=str(error)))
                 continue
+            if wish == NONE:
+                wishes.append(_Wish(name, frozenset(versions), edit, is_unwanted=True))
+                continue
             wanted = tuple(reversed(versions)) if wish == LATEST else (wish,)
             wishes.append(_Wish(name, frozenset(versions), edit, wanted, is_pinned=wish != LATEST))
         return wishes
 
     async def _follow(self, wish: _Wish) -> None:
-        """Makes the best version that loads the live one of its model."""
+        """Makes the best version that loads the live one of its model, or none where none is wanted."""
         problem = wish.problem
+        if wish.is_unwanted:
+            if wish.name in self.followed:
+                problem = f"the live file of {wish.name} says none, but an experiment follows it"
+            elif self.live.pop(wish.name, None) is not None:
+                logger.info("model %s is no longer served: its live file says so", wish.name)
         for version in wish.versions:
             try:
                 await self.load(wish.name, version)
@@ -200,7 +212,7 @@ class Registry:
             raise ModelLoadError(name, *before[1:])
         loop = asyncio.get_running_loop()
         try:
-            scorer = await loop.run_in_executor(self._loader, _build, name, path)
+            scorer = await loop.run_in_executor(self._loader, _build, name, path, self._candidate_cache_bytes)
         except ModelLoadError as error:
             self._refused[key] = (signature, error.reason, str(error))
             self._metrics.model_load_failures.labels(name, error.reason).inc()
@@ -252,6 +264,30 @@ class Registry:
             self._next_extra = ended + (ended - began) / LOAD_SHARE
             self._is_loading_extra = False
 
+    def versions(self, name: str) -> list[int]:
+        """The model's versions that the repository had when it was looked at last, ascending."""
+        return sorted(self._present.get(name, ()))
+
+    def states(self) -> list[tuple[str, int, str | None]]:
+        """(model, version, why it is not loaded or None where it is) of everything in the repository."""
+        found: list[tuple[str, int, str | None]] = []
+        for name in sorted(self._present):
+            for version in self.versions(name):
+                reason = None
+                if (name, version) not in self.loaded:
+                    refused = self._refused.get((name, version))
+                    reason = "not loaded" if refused is None else f"refused ({refused[1]})"
+                found.append((name, version, reason))
+        return found
+
+    def needs(self, name: str) -> bool:
+        """Whether an experiment needs the model."""
+        return name in self.followed or any(model == name for model, _ in self.pinned)
+
+    async def write_live(self, name: str, wish: Wish) -> None:
+        """Writes a model's live file, off the loop. Raises as `Repository.write_live`."""
+        await self.look(lambda: self._repository.write_live(name, wish))
+
     def refusals(self) -> list[str]:
         """Why versions were refused, for people."""
         return [message for _, _, message in self._refused.values()] + [
@@ -269,7 +305,7 @@ class Registry:
             logger.info("model %s version %d is released", *key)
 
 
-def _build(name: str, path: Path) -> Scorer:
+def _build(name: str, path: Path, candidate_cache_bytes: int) -> Scorer:
     """Reads, verifies, loads and proves a bundle; every failure is a `ModelLoadError` with a reason."""
     try:
         bundle = read_bundle(path)
@@ -278,7 +314,7 @@ def _build(name: str, path: Path) -> Scorer:
     except Exception as error:
         raise ModelLoadError(name, "error", f"{path}: {type(error).__name__}: {error}") from error
     try:
-        return Scorer(bundle)
+        return Scorer(bundle, candidate_cache_bytes)
     except ModelLoadError:
         raise
     except Exception as error:

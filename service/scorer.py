@@ -14,9 +14,10 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,13 @@ from models.encoder import EncodedRows
 from models.errors import BundleError
 from models.golden import check_golden
 from models.graph import LOGIT, PCTR, TEACHER_LOGITS, graph_inputs, input_names
+from service.candidates import CandidateCache
 from service.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 
 
 class TimeEstimate:
@@ -70,13 +73,17 @@ class TimeEstimate:
 class Scorer:
     """One bundle's graph, loaded and proven: the golden rows come out as the manifest says, or it is not built."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, candidate_cache_bytes: int = 0) -> None:
         """Loads the graph and scores the golden rows: warm-up, parity check and readiness check in one.
 
         Raises `ModelLoadError` with reason `graph` (onnxruntime refuses it, or its inputs are not the
         schema's) or `golden` (it scores, but not as it should).
         """
         self.bundle = bundle
+        self.candidates = CandidateCache(bundle.encoder, candidate_cache_bytes)
+        """Encoded candidates by their raw bytes; theirs is this version's meaning, and its life."""
+        self.count_inputs: Callable[[Mapping[str, Ids]], object] = lambda inputs: None
+        """Told of what each run was fed."""
         self.estimate = TimeEstimate()
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -91,8 +98,12 @@ class Scorer:
             reason = f"onnxruntime cannot load it: {type(error).__name__}"
             raise ModelLoadError(bundle.name, "graph", f"{bundle.model_path}: {reason}") from error
         self._check_signature()
-        # Plain run(): IO binding, new or kept, and ready-made OrtValues were measured and are no faster here.
-        self._run = self._session.run
+        # IO binding, new or kept, and ready-made OrtValues were measured and are no faster here. What run() of the
+        # Python class adds is a check of the inputs' names, 5 us a run, of which `_check_signature` has made sure.
+        inner: Any = self._session._sess.run
+        self._run: Callable[[list[str], Mapping[str, Ids]], list[Floats]] = lambda outputs, feeds: inner(
+            outputs, feeds, None
+        )
         try:
             check_golden(bundle.golden, self._score_golden, bundle.path)
         except BundleError as error:
@@ -128,9 +139,19 @@ class Scorer:
     def score(self, contexts: Sequence[EncodedRows], candidates: Sequence[EncodedRows]) -> Floats:
         """R encoded requests with N candidates in all -> pctr float32 [N], in their order."""
         started = perf_counter()
-        (pctr,) = self._run([PCTR], graph_inputs(contexts, candidates))
+        inputs = graph_inputs(contexts, candidates)
+        (pctr,) = self._run([PCTR], inputs)
         self.estimate.observe(len(pctr), perf_counter() - started)
-        return pctr  # type: ignore[no-any-return]
+        self.count_inputs(inputs)
+        return pctr
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[np.int32]]) -> list[Floats]:
+        """The named outputs, each [N] or [N, M], for the graph's inputs as they are: ids are not checked here."""
+        started = perf_counter()
+        found: list[Floats] = self._run(list(outputs), dict(feeds))
+        self.estimate.observe(len(found[0]), perf_counter() - started)
+        self.count_inputs(feeds)
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -143,12 +164,18 @@ class Job:
     rows: int
     due: float | None
     """`perf_counter` time after which an answer is of no use."""
-    done: asyncio.Future[Floats | None]
-    """pctr [rows], or None: it could not have been ready in time and was not run."""
+    finish: Callable[[Job], object]
+    """Called once on the event loop, with one of: `pctr`; an `error`; neither, where it could not have been ready in
+    time and was not run, or was abandoned."""
     queued: float
     began: float = 0.0
     """When its run began and ended, for the stage metrics."""
     ended: float = 0.0
+    pctr: Floats | None = None
+    """[rows], where it was run."""
+    error: Exception | None = None
+    is_abandoned: bool = False
+    """Nobody waits for it any more: it is not run."""
 
 
 class ScoringQueue:
@@ -161,50 +188,72 @@ class ScoringQueue:
         self._scheduled = False
 
     def submit(self, job: Job) -> None:
-        """Queues a job; its future is resolved in a later turn of the loop."""
+        """Queues a job; it is finished in a later turn of the loop."""
         jobs = self._waiting.get(job.scorer)
         if jobs is None:
             jobs = self._waiting[job.scorer] = deque()
         jobs.append(job)
         if not self._scheduled:
             self._scheduled = True
-            job.done.get_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    async def score(
+        self, scorer: Scorer, context: EncodedRows, candidates: EncodedRows, rows: int, due: float | None
+    ) -> Job:
+        """Queues what is encoded and waits; the job that comes back is finished."""
+        done: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+
+        def finish(job: Job) -> None:
+            if not done.done():
+                done.set_result(job)
+
+        job = Job(scorer, context, candidates, rows, due, finish, perf_counter())
+        self.submit(job)
+        try:
+            return await done
+        finally:
+            job.is_abandoned = True
 
     def _turn(self) -> None:
         scorer, jobs = next(iter(self._waiting.items()))
         del self._waiting[scorer]
-        batch = self._take(scorer, jobs)
+        batch, vain = self._take(scorer, jobs)
         if jobs:
             self._waiting[scorer] = jobs  # behind the other models
         if batch:
             self._score(scorer, batch)
+        # Only now: what is finished may submit anew, for another model.
+        for job in vain:
+            _finish(job)
+        for job in batch:
+            _finish(job)
         self._scheduled = bool(self._waiting)
         if self._scheduled:
             asyncio.get_running_loop().call_soon(self._turn)
 
-    def _take(self, scorer: Scorer, jobs: deque[Job]) -> list[Job]:
-        """Jobs for one run. Those that cannot be ready in time are told so instead, and none is made late by
-        the company of others."""
+    def _take(self, scorer: Scorer, jobs: deque[Job]) -> tuple[list[Job], list[Job]]:
+        """(jobs for one run, jobs that are not run): none is made late by the company of others."""
         batch: list[Job] = []
+        vain: list[Job] = []
         rows = 0
         due = math.inf
         now = perf_counter()
         while jobs and (not batch or rows + jobs[0].rows <= self._max_rows):
             job = jobs[0]
-            job_due = math.inf if job.due is None else job.due
-            if job.done.done():  # nobody waits for it any more
-                jobs.popleft()
-            elif now + scorer.estimate.seconds(job.rows) > job_due:
-                jobs.popleft()
-                job.done.set_result(None)
-            elif batch and now + scorer.estimate.seconds(rows + job.rows) > min(due, job_due):
-                break
-            else:
-                jobs.popleft()
-                batch.append(job)
-                rows += job.rows
+            if job.is_abandoned:
+                vain.append(jobs.popleft())
+                continue
+            if job.due is not None or due < math.inf:
+                job_due = math.inf if job.due is None else job.due
+                if now + scorer.estimate.seconds(job.rows) > job_due:
+                    vain.append(jobs.popleft())
+                    continue
+                if batch and now + scorer.estimate.seconds(rows + job.rows) > min(due, job_due):
+                    break
                 due = min(due, job_due)
-        return batch
+            batch.append(jobs.popleft())
+            rows += job.rows
+        return batch, vain
 
     def _score(self, scorer: Scorer, batch: list[Job]) -> None:
         began = perf_counter()
@@ -213,13 +262,18 @@ class ScoringQueue:
         except Exception as error:
             logger.exception("model %s version %d failed", scorer.bundle.name, scorer.bundle.version)
             for job in batch:
-                if not job.done.done():
-                    job.done.set_exception(error)
+                job.error = error
             return
         ended = perf_counter()
         start = 0
         for job in batch:
             job.began, job.ended = began, ended
-            if not job.done.done():
-                job.done.set_result(pctr[start : start + job.rows])
+            job.pctr = pctr[start : start + job.rows]
             start += job.rows
+
+
+def _finish(job: Job) -> None:
+    try:
+        job.finish(job)
+    except Exception:  # a fault in one request's end is not the others'
+        logger.exception("the end of a request failed")

@@ -11,11 +11,14 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "RETORT_"
 TRAINING_PREFIX = "RETORT_TRAINING_"  # the offline program's and the tests' own; none of ours
+
+SECRETS = frozenset(("admin_token",))
+"""Settings that are variables alone."""
 
 
 class Settings(BaseSettings):
@@ -63,6 +66,10 @@ class Settings(BaseSettings):
     """Requests that wait together for one model are scored in one run, up to this many candidates (one
     request is never split)."""
 
+    candidate_cache_bytes: int = Field(default=32 << 20, ge=0, le=1 << 36)
+    """Memory each loaded model version of a worker may take to remember encoded candidates by their raw bytes, so that
+    an ad that is sent again is not decoded again; some 60,000 ads of 300 bytes. 0: none."""
+
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
     asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time
@@ -86,6 +93,14 @@ class Settings(BaseSettings):
 
     metrics_directory: Path | None = None
     """Folder for the workers' metric files, emptied at start. Default: a new temporary folder."""
+
+    admin_token_file: Path | None = None
+    """File that holds the admin token: at least 32 printable characters, `openssl rand -hex 32` makes one. Who sends it
+    as `Authorization: Bearer …` may load and unload models; every change is audited in the log. Without a token nobody
+    may. Read once."""
+
+    admin_token: SecretStr | None = None
+    """The admin token itself; a variable and no option, because options are seen by every user of the machine."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""

@@ -55,6 +55,7 @@ class Watcher:
         self._fixed: dict[tuple[str, str], int] = {}
         self._seen: Fingerprint | None = None
         self._waiting_for_models: tuple[int, ExperimentFile] | None = None
+        self._looking = asyncio.Lock()
 
     async def start(self) -> None:
         """Loads what is there and publishes the first plan; raises what should stop the program.
@@ -81,7 +82,7 @@ class Watcher:
     async def follow(self) -> None:
         """Follows the disk for ever."""
         await asyncio.gather(
-            self._repeat(self._look_at_repository, "the repository"),
+            self._repeat(self.look_at_repository, "the repository"),
             self._repeat(self._look_at_experiments, "the experiment file"),
         )
 
@@ -96,10 +97,12 @@ class Watcher:
                 logger.exception("looking at %s failed", what)
                 await asyncio.sleep(1.0)
 
-    async def _look_at_repository(self) -> None:
-        if await self._registry.refresh():
-            self._rebuild()  # before what is no longer live is released
-            self._registry.release()
+    async def look_at_repository(self) -> None:
+        """Follows what the repository says now; returns when it is served, or refused."""
+        async with self._looking:
+            if await self._registry.refresh():
+                self._rebuild()  # before what is no longer live is released
+                self._registry.release()
 
     async def _look_at_experiments(self) -> None:
         path = self._settings.experiments

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoint import Checkpoint
+from training.devices import CPU
 from training.divergence import Setting
 from training.encoded_log import EncodedLog, Part
 from training.loop import (
@@ -147,12 +148,12 @@ class EnsembleTargets:
     rows: NDArray[np.int64] | None = None
     """The rows of the log that the arrays are about, ascending; None for all."""
 
-    def of(self, rows: NDArray[np.int64]) -> Target:
+    def of(self, rows: NDArray[np.int64], device: torch.device = CPU) -> Target:
         """Those rows as tensors, float32."""
         places = rows if self.rows is None else np.searchsorted(self.rows, rows)
 
         def tensor(values: NDArray[np.floating]) -> Tensor:
-            return torch.from_numpy(np.asarray(values[places], dtype=np.float32))
+            return torch.from_numpy(np.asarray(values[places], dtype=np.float32)).to(device)
 
         weights = None if self.gate_weights is None else tensor(self.gate_weights)
         return Target(tensor(self.logit), weights, tuple(tensor(hint) for hint in self.hints))
@@ -282,11 +283,12 @@ class StudentLearner(Learner):
         self.options, self.targets = options, targets
         width = spec.hint_width(log.fields) if options.needs_student_hint else None
         self.imitation = Imitation(options, width, [hint.shape[1] for hint in targets.hints], correction)
-        self._label = np.asarray(log.label, dtype=np.float32)
+        self._labels = log.labels
 
     def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
         logit, hint = self.network(batch)
-        loss, shown = self.imitation(logit, hint, torch.from_numpy(self._label[rows]), self.targets.of(rows))
+        label = self._labels(rows)
+        loss, shown = self.imitation(logit, hint, label, self.targets.of(rows, label.device))
         penalty = embedding_penalty(self.network, batch, self.options.embedding_l2)
         return Loss(loss + penalty, {"train_loss": loss, **shown})
 
@@ -307,8 +309,8 @@ def measure_student(
     served, wanted = np.empty((2, len(rows)), dtype=np.float32)
     hint_loss = 0.0
     for piece, logit, hint in answers(log, network, rows):
-        target = targets.of(rows[piece])
-        served[piece], wanted[piece] = logit.numpy(), target.logit.numpy()
+        target = targets.of(rows[piece], log.device)
+        served[piece], wanted[piece] = logit.cpu().numpy(), target.logit.cpu().numpy()
         if imitation.hint is not None:
             with torch.inference_mode():
                 hint_loss += imitation.hint(hint, target)[0].item() * len(logit) / len(rows)

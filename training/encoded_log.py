@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.devices import CPU
+from training.resident import ResidentLog, bytes_of, fits, refuse_unknown
 from training.whole import write_whole
 from training.zoo.embedding import Encoded, Fields, FieldSpec
 
@@ -64,6 +66,10 @@ class EncodedLog:
     time: NDArray[np.int64]
     fixed: Mapping[int, int] = dataclass_field(default_factory=dict)
     """Columns of `ids` that every batch has one id in, whatever the log says: what a network is not to see."""
+    device: torch.device = CPU
+    """Where batches and labels are wanted."""
+    resident: ResidentLog | None = None
+    """The log in the memory of that device, where it fits."""
 
     @classmethod
     def open(cls, folder: Path | str) -> EncodedLog:
@@ -117,22 +123,45 @@ class EncodedLog:
         plain = [spec.name for spec in self.fields if not spec.is_sequence]
         return replace(self, fixed={plain.index(name): id_ for name, id_ in ids.items()})
 
+    def on(self, device: torch.device, *, resident: bool | None = None) -> EncodedLog:
+        """The same log for networks on `device`: copied there whole if it fits (or as `resident` says), else batch by
+        batch."""
+        if device == CPU and not resident:
+            return replace(self, device=CPU, resident=None)
+        arrays = self.ids, self.label, self.sequences
+        if resident is None:
+            resident = fits(bytes_of(*arrays), device)
+        return replace(self, device=device, resident=ResidentLog(*arrays, self._sizes, device) if resident else None)
+
     def batch(self, rows: NDArray[np.integer]) -> Encoded:
-        """The rows in the row form: row i of the batch has context i."""
-        found = self.ids[rows]
+        """The rows in the row form, on the log's device: row i of the batch has context i."""
+        ids, sequences = self._read(rows) if self.resident is None else self.resident.rows(rows)
         for column, id_ in self.fixed.items():
-            found[:, column] = id_
-        ids = torch.from_numpy(found)
+            ids[:, column] = id_
         plain_context = sum(spec.side == "context" and not spec.is_sequence for spec in self.fields)
-        sequences = {
-            name: (torch.from_numpy(values), torch.from_numpy(offsets))
-            for name, (values, offsets) in ((name, _take(*pair, rows)) for name, pair in self.sequences.items())
-        }
         return Encoded(ids[:, :plain_context], ids[:, plain_context:], None, sequences)
 
     def labels(self, rows: NDArray[np.integer]) -> torch.Tensor:
-        """Clicks of the rows, float32 [B]."""
-        return torch.from_numpy(self.label[rows])
+        """Clicks of the rows, float32 [B], on the log's device."""
+        if self.resident is not None:
+            return self.resident.labels(rows)
+        return torch.from_numpy(self.label[rows]).to(self.device)
+
+    def _read(self, rows: NDArray[np.integer]) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """From disk: ids [B, fields but sequences], and sequences."""
+        ids = self.ids[rows]
+        if self.device != CPU:  # the CPU's look-ups see for themselves
+            refuse_unknown(ids, self._sizes)
+        taken = {name: _take(*pair, rows) for name, pair in self.sequences.items()}
+        return torch.from_numpy(ids).to(self.device), {
+            name: (torch.from_numpy(values).to(self.device), torch.from_numpy(offsets).to(self.device))
+            for name, (values, offsets) in taken.items()
+        }
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Ids of each column of `ids`."""
+        return [spec.size for spec in self.fields if not spec.is_sequence]
 
 
 class EncodedLogWriter:

@@ -113,7 +113,7 @@ def store_hints(
             raise ValueError("expected a network with a hidden layer, got one that gives no hint")
         if stored is None:
             stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(len(log), hint.shape[1]))
-        stored[piece] = hint.clamp(-bound, bound).numpy()
+        stored[piece] = hint.clamp(-bound, bound).cpu().numpy()
         if progress is not None:
             progress(piece.stop, len(log), "hints")
     if stored is None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training import parallel
+from training.allocator import keep_freed_memory
 from training.checkpoint import Checkpoint
 from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
@@ -37,6 +38,7 @@ from training.precision import Precision, products_in
 from training.shares import Share
 from training.warm import Start
 from training.zoo import Encoded, Fields, build, check_options
+from training.zoo.embedding import FieldEmbedding
 
 SCORE_ROWS = 8192
 
@@ -216,13 +218,11 @@ class ClickLearner(Learner):
         super().__init__(spec, spec.build(log.fields), options, place)
         self.correction = correction
         """Of its logits on rows that were not sampled, see `negatives.py`."""
-        self._label = np.asarray(log.label, dtype=np.float32)
+        self._labels = log.labels
         self._embedding_l2 = options.embedding_l2
 
     def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
-        task_loss = functional.binary_cross_entropy_with_logits(
-            self.network(batch)[0], torch.from_numpy(self._label[rows])
-        )
+        task_loss = functional.binary_cross_entropy_with_logits(self.network(batch)[0], self._labels(rows))
         return Loss(task_loss + embedding_penalty(self.network, batch, self._embedding_l2), {"train_loss": task_loss})
 
     def measure(self, log: EncodedLog, rows: NDArray[np.int64]) -> dict[str, float]:
@@ -348,7 +348,8 @@ def fit_to(
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within, torch draws from this seed; afterwards its generator stands where it stood."""
-    with torch.random.fork_rng(devices=[]):
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if in_use else []):
         torch.manual_seed(seed)
         yield
 
@@ -385,9 +386,12 @@ def run_epochs(
 ) -> list[dict[str, float]]:
     """The loop: shuffle, step, average, tell; one row an epoch of what was shown and measured.
 
-    The learner is left with its last step's weights. With a checkpoint, goes on from where that stands.
+    The learner is moved to the log's device, and left there with its last step's weights. With a checkpoint, goes on
+    from where that stands.
     """
+    keep_freed_memory()
     shuffler = np.random.default_rng([seed, 1])
+    learner.to(log.device)
     optimizer = Optimizer(
         learner,
         learner.parameter_groups(),
@@ -416,7 +420,8 @@ def run_epochs(
             },
         )
 
-    identity = "" if checkpoint is None else _identity(learner, options, seed, train_rows, epochs)
+    place: list[str | int] = [log.device.type, optimizer.tables_by_rows]
+    identity = "" if checkpoint is None else _identity(learner, options, seed, train_rows, epochs, place)
     if checkpoint is not None:  # weights, two moments, the running mean, the best epoch
         checkpoint.expect(5 * sum(weight.nbytes for weight in learner.parameters()))
     if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
@@ -433,10 +438,10 @@ def run_epochs(
         shuffled_from = shuffler.bit_generator.state
         for rows in batches(shuffler.permutation(train_rows), options.batch_rows, skip=at.batches):
             own, weight = parallel.share_of(rows)
-            with products_in(options.precision):
+            with products_in(options.precision, log.device.type):
                 loss = learner.loss(log.batch(own), own)
             optimizer.step(loss.objective * weight)
-            figures = parallel.sum_figures({name: value.item() * weight for name, value in loss.shown.items()})
+            figures = parallel.sum_figures({name: value * weight for name, value in _numbers(loss.shown).items()})
             if refusal := divergence.after_step(figures, at.epoch, optimizer.steps):
                 if checkpoint is not None:  # going on from there would end here again
                     checkpoint.remove()
@@ -451,7 +456,7 @@ def run_epochs(
                 save()
         row = {"epoch": at.epoch} | {name: total / at.rows for name, total in at.totals.items()}
         with optimizer.averaged():
-            at.is_over = after_epoch(row)
+            at.is_over = parallel.first_says(after_epoch(row))
         at.history.append(row)
         at.begin_epoch()
         shuffled_from = shuffler.bit_generator.state
@@ -463,10 +468,18 @@ def run_epochs(
     return at.history
 
 
-def _identity(learner: Learner, options: FitOptions, seed: int, rows: NDArray[np.int64], epochs: int) -> str:
-    """What two fits that could go on from one another's state have in common."""
+def _numbers(shown: Mapping[str, Tensor]) -> dict[str, float]:
+    """Figures of a step as numbers: one wait for a GPU, not one a figure."""
+    found = torch.stack([value.detach().double() for value in shown.values()]).tolist()
+    return dict(zip(shown, found, strict=True))
+
+
+def _identity(
+    learner: Learner, options: FitOptions, seed: int, rows: NDArray[np.int64], epochs: int, place: Sequence[str | int]
+) -> str:
+    """What two fits that could go on from one another's state have in common; `place` is where its tables lie."""
     shapes = [[name, list(weight.shape)] for name, weight in learner.named_parameters()]
-    facts = [options.model_dump(mode="json"), seed, epochs, shapes]
+    facts = [options.model_dump(mode="json"), seed, epochs, shapes, list(place)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(rows).data)
     return digest.hexdigest()
@@ -480,7 +493,7 @@ def _generators() -> list[Tensor]:
 
 def _set_generators(states: Sequence[Tensor]) -> None:
     torch.random.set_rng_state(states[0])
-    if states[1:]:
+    if states[1:] and len(states) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states[1:])
 
 
@@ -489,15 +502,20 @@ def _plain(fields: Fields, side: str) -> int:
 
 
 def embedding_penalty(network: nn.Module, batch: Encoded, weight: float) -> Tensor | float:
-    """`weight` times half the squared length of the vectors that the batch looks up, a row."""
+    """`weight` times half the squared length of the vectors that the batch looks up, a row: a pooled sequence is one
+    vector, of an unpooled one each element is."""
     if not weight:
         return 0.0
-    return weight * (0.5 * network.embedding(batch).joined().square().sum(dim=(1, 2)).mean())  # type: ignore[operator, no-any-return]
+    embedding: FieldEmbedding = network.embedding  # type: ignore[assignment]
+    penalty: Tensor = embedding(batch).joined().square().sum(dim=(1, 2)).mean()
+    for name in embedding.unpooled:
+        penalty = penalty + embedding.elements(batch, name)[1:].square().sum() / len(batch.candidates)
+    return weight * (0.5 * penalty)
 
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:
-    """A network's weights that later steps do not change."""
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    """A network's weights that later steps do not change, in the CPU's memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
 
 
 def batches(rows: NDArray[np.int64], size: int, *, skip: int = 0) -> Iterator[NDArray[np.int64]]:
@@ -509,7 +527,11 @@ def batches(rows: NDArray[np.int64], size: int, *, skip: int = 0) -> Iterator[ND
 def answers(
     log: EncodedLog, network: nn.Module, rows: NDArray[np.integer]
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Logits and hints of `rows` in evaluation mode, piece by piece: which of them, [b], and [b, H] or None."""
+    """Logits and hints of `rows` in evaluation mode, piece by piece: which of them, [b], and [b, H] or None.
+
+    The network stands on the log's device, and so do they.
+    """
+    keep_freed_memory()
     network.eval()
     for start in range(0, len(rows), SCORE_ROWS):
         piece = slice(start, min(start + SCORE_ROWS, len(rows)))
@@ -529,7 +551,7 @@ def score(
     rows = np.arange(len(log)) if rows is None else rows
     logit = np.empty(len(rows), dtype=np.float32)
     for piece, found, _ in answers(log, network, rows):
-        logit[piece] = found.numpy()
+        logit[piece] = found.cpu().numpy()
         if progress is not None:
             progress(piece.stop, len(rows), "scoring")
     return logit

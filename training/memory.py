@@ -2,7 +2,8 @@
 
 Said before a fit begins (`stages.IF_OUT_OF_MEMORY`), because a process that the kernel kills for its memory cannot say
 it any more. Sizes of weights are exact, from the networks themselves, built without memory; a batch's are a rule of
-thumb.
+thumb. On a GPU the best epoch lies in the CPU's memory, and a log in the GPU's only where it takes no more than half of
+what is free.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ PER_EMBEDDED_NUMBER = 4
 FLOAT_BYTES = 4
 
 
-def what_to_lower(fields: Fields, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]) -> str:
+def what_to_lower(
+    fields: Fields, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int], device: str = "cpu"
+) -> str:
     """For people: needs within a hundredth of the largest, that one first, each with its setting and its value.
 
-    `networks` are trained at once, by their places in the recipe; `batch_rows` is the place of that setting, and it.
+    `networks` are trained at once on `device`, by their places in the recipe; `batch_rows` is the place of that
+    setting, and it.
     """
     needs: list[tuple[float, str]] = []
     largest = max(fields, key=lambda spec: spec.size)
@@ -43,7 +47,9 @@ def what_to_lower(fields: Fields, networks: Mapping[str, NetworkSpec], batch_row
     needs.append((batch, f"about {_shown(batch)} for a batch: lower {batch_rows[0]} (it is {batch_rows[1]})"))
     needs.sort(key=lambda need: -need[0])
     told = [text for size, text in needs if size >= needs[0][0] / 100]
-    return f"it needs {'; '.join(told)}. Or let fewer steps run side by side: --workers 1"
+    # A GPU has one step at a time already.
+    other = "train on the CPU: --set device=cpu" if device != "cpu" else "let fewer steps run side by side: --workers 1"
+    return f"it needs {'; '.join(told)}. Or {other}"
 
 
 def _sizes(spec: NetworkSpec, fields: Fields) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from training import steps
 from training.data.fingerprint import fingerprint
 from training.data.sources import FilesSettings, open_source
+from training.devices import gpus
 from training.errors import RecipeError
 from training.export import export as export_models
 from training.export import graph as draw_graph
@@ -110,6 +111,7 @@ class Plan:
 def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | None) -> Plan:
     """Lay out the steps; reads only as much of a log as its fingerprint needs."""
     recipe = loaded.recipe
+    gpus(recipe.device)  # refused before anything runs
     earlier = None if recipe.warm_start is None else Version.read(loaded.base / recipe.warm_start)
     if earlier is not None and earlier.runs == runs.resolve():
         raise RecipeError(f"warm_start: {runs}: expected another run's folder, got this run's own; say another --out")
@@ -330,8 +332,11 @@ class _SeedPlan:
         code: Any,
         weight: float = 1,
         places: Mapping[str, str] | None = None,
+        device: str = "",
+        is_shared: bool = False,
     ) -> Step:
-        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, places or {}, weight)
+        name = f"{label}-s{self.seed}"
+        return Step(stage, name, run, arguments, needs, code, places or {}, weight, device=device, is_shared=is_shared)
 
     def _twice(
         self,
@@ -349,12 +354,14 @@ class _SeedPlan:
         prepared = {"prepared": self.prepare}
         places = {**(places or {}), **(self.earlier.places if self.earlier else {})}
         begun = dict(arguments) | starts("first")
-        first = self._step(stage, label, run, begun, prepared | needs[0], code, weight, places)
+        first = self._step(
+            stage, label, run, begun, prepared | needs[0], code, weight, places, self.recipe.device, is_shared=True
+        )
         if not self.recipe.merge_validation:
             return Fit(first, first, sampled=self.sampled)
         again = prepared | needs[1] | {"first": first}
         begun = dict(arguments) | starts("again")
-        refit = self._step("refit", label, run, begun, again, code, weight, places)
+        refit = self._step("refit", label, run, begun, again, code, weight, places, self.recipe.device, is_shared=True)
         return Fit(first, refit, sampled=self.sampled)
 
     def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:
@@ -458,6 +465,7 @@ class _SeedPlan:
                     {"dtype": dtype},
                     {"prepared": self.prepare, "teacher": step},
                     _GATING,
+                    device=self.recipe.device,
                 )
                 for name, step in fits.items()
             }

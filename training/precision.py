@@ -36,7 +36,7 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
 def in_float32(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`function` of the tensors, with no product in less than float32 whatever is asked for around it."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return function(*tensors)
     with torch.autocast(device, enabled=False):
         return function(*(tensor.float() for tensor in tensors))

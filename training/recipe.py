@@ -17,6 +17,7 @@ from models.problems import problems_of, shown
 from models.schema import FeatureSchema
 from training.data.sources import FilesSettings, RealSettings
 from training.data.split import Split
+from training.devices import SETTING
 from training.distill import DistillOptions
 from training.errors import RecipeError
 from training.gate import GateOptions
@@ -120,6 +121,8 @@ class Recipe(_Settings):
     zoo: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = {}
     """Networks that only comparisons train (`training ablate`), by the name of the network: sizes and settings tuned
     like the teachers'."""
+    device: str = Field(default="auto", pattern=SETTING)
+    """Where networks train: auto (every CUDA GPU there is, else the CPU), cpu, cuda, or one GPU as cuda:0."""
     merge_validation: bool = True
     """Once epochs, gate and calibration are found, train everything again on train + validation rows."""
 

@@ -37,6 +37,7 @@ from training.size import CANDIDATES, measure_size
 from training.stages import Step, Watcher, run_steps
 from training.steps import read_json
 from training.sweep import judged
+from training.whole import write_whole
 from training.zoo import NETWORKS, options_of
 
 WIDTHS = (16, 32, 64, 128, 256)
@@ -193,7 +194,7 @@ def search(
     }
     found_all["said"] = conclusion(found_all)
     text = json.dumps(found_all, indent=1, allow_nan=False)
-    (out / "search.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(out / "search.json", text + "\n")
     as_written: Tree = json.loads(text)
     return as_written
 

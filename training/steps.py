@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from models.errors import SchemaError
 from models.schema import FeatureSchema
+from training import parallel
 from training.calibrate import Platt, fit_platt
 from training.checkpoint import Checkpoint
 from training.data.chunks import Source
@@ -75,17 +77,19 @@ def fit_network(
     start: str | None = None,
     hidden: Sequence[str] = (),
     first: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """A teacher, or a control, on hard labels; with `first`, its refit. `share` is what a copy sees of the rows.
 
     `places` says where the network stands in the recipe: one fit may stand in several. Here and below, `negatives` is
     what of the rows everyone sees, `start` the folder of an earlier fit in the run that `places` names, `hidden` are
-    fields that this network is not to see.
+    fields that this network is not to see, `device` is where it computes.
     """
-    log, when = _log(prepared, hidden), _when(first)
+    when = _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
     settings, place, sampled = FitOptions(**options), places["recipe"], Negatives(**negatives or {})
-    _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows))
+    _say_what_to_lower(folder, prepared, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows), device)
+    log = _log(prepared, hidden).on(torch.device(device))
     result = fit(
         log,
         network,
@@ -99,14 +103,18 @@ def fit_network(
         progress=report,
         checkpoint=_checkpoint(folder),
     )
-    _keep(folder, report, log, network, result)
-    _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share, sampled))
+    if parallel.is_first():
+        _keep(folder, report, log, network, result)
+        _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share, sampled))
 
 
-def store_teacher_hints(folder: Path, report: Report, *, prepared: Path, teacher: Path, dtype: str) -> None:
+def store_teacher_hints(
+    folder: Path, report: Report, *, prepared: Path, teacher: Path, dtype: str, device: str = "cpu"
+) -> None:
     """hint.npy: a teacher's hidden layer of every row, for whoever imitates or weighs hints."""
-    log = EncodedLog.open(prepared / "log")
-    width = store_hints(folder / "hint.npy", log, load_network(teacher, log.fields), dtype, progress=report)
+    log = EncodedLog.open(prepared / "log").on(torch.device(device))
+    network = load_network(teacher, log.fields).to(log.device)
+    width = store_hints(folder / "hint.npy", log, network, dtype, progress=report)
     report(1, 1, f"{width} numbers a row")
 
 
@@ -176,11 +184,13 @@ def distil(
     places: Mapping[str, str] | None = None,
     hidden: Sequence[str] = (),
     first: Path | None = None,
+    device: str = "cpu",
     **teachers: Path,
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
-    log, network, settings = _log(prepared, hidden), NetworkSpec(**spec), DistillOptions(**options)
-    _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows))
+    network, settings = NetworkSpec(**spec), DistillOptions(**options)
+    _say_what_to_lower(folder, prepared, {"student": network}, ("student.fit.batch_rows", settings.batch_rows), device)
+    log = _log(prepared, hidden).on(torch.device(device))
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
         aggregate=settings.aggregate,
@@ -201,7 +211,8 @@ def distil(
         progress=report,
         checkpoint=_checkpoint(folder),
     )
-    _keep(folder, report, log, network, result)
+    if parallel.is_first():
+        _keep(folder, report, log, network, result)
 
 
 def train_together(
@@ -219,12 +230,13 @@ def train_together(
     start: Mapping[str, str] | None = None,
     places: Mapping[str, str] | None = None,
     first: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Teachers and student at once, each in a folder of its own: teachers/<name> and student; with `first`, the refit.
 
     gate.json beside them where a gate was trained: without scale and bias, which come from rows held out.
     """
-    log, when = EncodedLog.open(prepared / "log"), _when(first, "student")
+    when = _when(first, "student")
     specs = {
         name: TeacherSpec(NetworkSpec(**teacher["spec"]), FitOptions(**teacher["options"]), teacher["place"])
         for name, teacher in teachers.items()
@@ -232,7 +244,8 @@ def train_together(
     network, settings = NetworkSpec(**spec), DistillOptions(**options)
     sampled = Negatives(**negatives or {})
     networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
-    _say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows))
+    _say_what_to_lower(folder, prepared, networks, ("student.fit.batch_rows", settings.batch_rows), device)
+    log = EncodedLog.open(prepared / "log").on(torch.device(device))
     if first is not None:
         of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
         when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
@@ -251,6 +264,8 @@ def train_together(
         progress=report,
         checkpoint=_checkpoint(folder),
     )
+    if not parallel.is_first():
+        return
     if found.gate is not None:
         write_json(folder / "gate.json", found.gate.to_json())
     for name, result in found.teachers.items():
@@ -448,12 +463,15 @@ def _log(prepared: Path, hidden: Sequence[str]) -> EncodedLog:
 
 
 def _say_what_to_lower(
-    folder: Path, log: EncodedLog, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int]
+    folder: Path, prepared: Path, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int], device: str
 ) -> None:
     """Leave the advice where it is found if memory runs out."""
+    if not parallel.is_first():
+        return
+    fields = EncodedLog.open(prepared / "log").fields
     place = folder / UNDER_WAY
     place.mkdir(parents=True, exist_ok=True)
-    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows), encoding="utf-8")
+    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(fields, networks, batch_rows, device), encoding="utf-8")
 
 
 def _start(folder: str | None, places: Mapping[str, str] | None) -> Start | None:
@@ -471,7 +489,7 @@ def _checkpoint(folder: Path) -> Checkpoint:
 def _keep(folder: Path, report: Report, log: EncodedLog, network: NetworkSpec, result: FitResult) -> None:
     """A fit on disk, every row's logit beside it for all who need it, and a word on what came out."""
     result.save(folder, network)
-    np.save(folder / "logit.npy", score(log, load_network(folder, log.fields), progress=report))
+    np.save(folder / "logit.npy", score(log, load_network(folder, log.fields).to(log.device), progress=report))
     best = result.history[result.epochs - 1]
     shown = {"KL": "valid_kl", "AUC": "valid_auc"}
     figures = [f"{title} {best[name]:.4g}" for title, name in shown.items() if name in best]

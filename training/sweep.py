@@ -30,6 +30,7 @@ from training.metrics import auc, logloss, sigmoid
 from training.pipeline import plan
 from training.recipe import Recipe, load_recipe
 from training.stages import Step, Watcher, run_steps
+from training.whole import write_whole
 
 LEARNING_RATES = (0.002, 0.004, 0.008, 0.016)
 INIT_SDS = (0.03, 0.1, 0.3, 0.5)
@@ -97,7 +98,7 @@ def sweep(
         "settings": settings,
         "trials": trials,
     }
-    found_at(out, sides).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(found_at(out, sides), json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -174,7 +174,8 @@ class Together(Learner):
             [width for width in widths if width is not None],
             correction,
         )
-        self._label = np.asarray(log.label, dtype=np.float32)
+        self.labels = log.labels
+        """Clicks of rows, [B]."""
 
     def setting(self, figure: str) -> Setting:
         of_teachers, _, place = figure.rpartition("_")
@@ -194,10 +195,6 @@ class Together(Learner):
         if self.options.aggregate == "probabilities":
             logit = mixed_logit(told.logits.detach(), weights, self.options.temperature)
         return Target(logit, weights, tuple(hint.detach() for hint in told.hints))
-
-    def labels(self, rows: NDArray[np.int64]) -> Tensor:
-        """Clicks, [B]."""
-        return torch.from_numpy(self._label[rows])
 
     def penalty(self, batch: Encoded) -> Tensor | float:
         """L2 of every network's own option."""
@@ -298,7 +295,8 @@ def mutual_loss(logits: Tensor, label: Tensor, kd_weight: float) -> Tensor:
     taught = (torch.softmax(-score, dim=0) * from_teacher).sum()
 
     apart = (pctr.unsqueeze(2) - fixed.unsqueeze(1)).square().mean(dim=0)  # [P, P]: i from j
-    better = (score.unsqueeze(0) - score.unsqueeze(1)).masked_fill(torch.eye(peers, dtype=torch.bool), -torch.inf)
+    oneself = torch.eye(peers, dtype=torch.bool, device=logits.device)
+    better = (score.unsqueeze(0) - score.unsqueeze(1)).masked_fill(oneself, -torch.inf)
     among_peers = (torch.softmax(better, dim=1) * apart).sum(dim=1).mean()
     return (1 - kd_weight) * task + kd_weight * (taught + among_peers)
 
@@ -315,10 +313,10 @@ def told_of(learner: Together, log: EncodedLog, rows: NDArray[np.int64]) -> tupl
             targets.append(learner.target(told))
     hints = zip(*(target.hints for target in targets), strict=True) if learner.imitation.hint is not None else ()
     weights = [target.gate_weights for target in targets if target.gate_weights is not None]
-    return torch.cat(logits).numpy(), EnsembleTargets(
-        torch.cat([target.logit for target in targets]).numpy(),
-        torch.cat(weights).numpy(),
-        tuple(torch.cat(pieces).numpy() for pieces in hints),
+    return torch.cat(logits).cpu().numpy(), EnsembleTargets(
+        torch.cat([target.logit for target in targets]).cpu().numpy(),
+        torch.cat(weights).cpu().numpy(),
+        tuple(torch.cat(pieces).cpu().numpy() for pieces in hints),
         rows=rows,
     )
 

@@ -13,11 +13,12 @@ from decimal import Decimal
 from hashlib import sha256
 
 BUCKETS = 10_000
+OUTSIDE = -1
 
 
 def bucket_of(salt: str, unit: str) -> int:
     """The bucket, 0 to 9999, of a unit under a salt. An integer unit is hashed as its decimal digits."""
-    return int(sha256(f"{salt}:{unit}".encode()).hexdigest()[:15], 16) % BUCKETS
+    return (int.from_bytes(sha256(f"{salt}:{unit}".encode()).digest()[:8], "big") >> 4) % BUCKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,16 @@ class Assigner:
 
     def assign(self, unit: str) -> Assignment:
         """The arm of a unit, by its bucket. Outside the layer's share or the coverage: control, not enrolled."""
+        place = self.place(unit)
+        return Assignment(0, enrolled=False) if place == OUTSIDE else Assignment(place, enrolled=True)
+
+    def place(self, unit: str) -> int:
+        """The same as a number: the index of the arm of an enrolled unit, else `OUTSIDE`."""
         layer = self.layer
         if layer is not None and bucket_of(layer.salt, unit) not in layer.owned:
-            return Assignment(0, enrolled=False)
+            return OUTSIDE
         bucket = bucket_of(self.salt, unit)
         for index, owned in enumerate(self.ranges):
             if owned.start <= bucket < owned.stop:
-                return Assignment(index, enrolled=True)
-        return Assignment(0, enrolled=False)
+                return index
+        return OUTSIDE

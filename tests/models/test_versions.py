@@ -85,7 +85,7 @@ def test_a_live_file_that_says_anything_else_is_refused(repository: Repository, 
     path = repository.root / "student" / "live"
     path.write_bytes(text.encode())
 
-    with pytest.raises(BundleError, match="expected a version's number, or latest") as caught:
+    with pytest.raises(BundleError, match="expected a version's number, latest or none") as caught:
         repository.live("student")
 
     assert caught.value.path == path

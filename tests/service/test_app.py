@@ -10,9 +10,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service import page
-from service.app import MODEL_ROUTE, VERSION_ROUTE, Service, find_target
+from service.app import MODEL_ROUTE, VERSION_ROUTE, Service, find_inference, find_target
 from service.descriptions import PREDICT_REQUEST_SCHEMA
 from service.errors import PROBLEMS, Code
+from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE
 from service.predict import Target
 from tests.service.running import make_app, metric, request_of
 
@@ -25,6 +26,21 @@ ROUTES = {
     ("get", "/metrics"),
     ("get", "/experiments"),
     ("get", "/experiments/{name}"),
+    ("get", "/v2"),
+    ("get", "/v2/health/live"),
+    ("get", "/v2/health/ready"),
+    ("get", "/v2/models/stats"),
+    ("get", "/v2/models/{name}"),
+    ("get", "/v2/models/{name}/ready"),
+    ("get", "/v2/models/{name}/stats"),
+    ("post", INFER_ROUTE),
+    ("get", "/v2/models/{name}/versions/{version}"),
+    ("get", "/v2/models/{name}/versions/{version}/ready"),
+    ("get", "/v2/models/{name}/versions/{version}/stats"),
+    ("post", INFER_VERSION_ROUTE),
+    ("post", "/v2/repository/index"),
+    ("post", "/v2/repository/models/{name}/load"),
+    ("post", "/v2/repository/models/{name}/unload"),
 }
 
 
@@ -57,11 +73,12 @@ def test_every_route_shows_what_it_takes_and_what_it_answers(openapi: dict[str, 
                 assert list(response["content"]) == ["application/problem+json"]
         if method == "post":
             body = operation["requestBody"]["content"]["application/json"]
-            assert body["examples"].keys() == {"rows", "columns"}
+            assert body["schema"]["properties"], path
+            assert body["examples"], path
 
 
 def test_every_status_that_a_predict_route_gives_is_described(openapi: dict[str, Any]):
-    """Each refusal of the table, but those that belong to no route or to another."""
+    """Each refusal of the table, but those that belong to no route or to another; so do those that score by OIP."""
     elsewhere = {Code.NOT_FOUND, Code.METHOD_NOT_ALLOWED}
     shown = set()
     for (method, _), operation in operations(openapi).items():
@@ -187,6 +204,23 @@ def test_the_metrics_are_in_the_text_format(client: TestClient):
 
     assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert metric(reply.text, "retort_model_info", model="student", version="1") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("/v2/models/a/infer", Target(INFER_ROUTE, "a")),
+        ("/v2/models/a/versions/3/infer", Target(INFER_VERSION_ROUTE, "a", "3")),
+        ("/v2/models//infer", None),
+        ("/v2/models/a/b/infer", None),
+        ("/v2/models/a/infer/", None),
+        ("/models/a/infer", None),
+    ],
+)
+def test_the_fast_path_takes_inferences_too(path: str, target: Target | None):
+    """Everything else of /v2 is FastAPI's to route."""
+    assert find_inference(path) == target
+    assert find_target(path) is None
 
 
 @pytest.mark.parametrize(

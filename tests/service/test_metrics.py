@@ -51,7 +51,14 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
     found = declared(Metrics())
 
     assert {name: found.get(name) for name in CONTRACT} == CONTRACT
-    assert found.keys() - CONTRACT.keys() == {"retort_worker_starts_total"}
+    assert found.keys() - CONTRACT.keys() == {
+        "retort_candidate_cache_total",
+        "retort_worker_starts_total",
+        "retort_inferences_total",
+        "retort_inference_seconds_total",
+        "retort_inference_candidates_total",
+        "retort_inference_last_timestamp_seconds",
+    }
 
 
 def test_every_metric_has_help_in_the_exposition():

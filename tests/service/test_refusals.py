@@ -476,6 +476,8 @@ def test_every_code_in_the_table_is_produced_by_a_request():
     """The cases above, and the tests that go with them, leave out no code."""
     shown_elsewhere = {Code.METHOD_NOT_ALLOWED, Code.OVERLOADED, Code.NOT_READY, Code.INTERNAL}
     shown_elsewhere |= {Code.VERSION_DEFERRED}  # test_registry.py
+    shown_elsewhere |= {Code.INVALID_TENSOR, Code.UNKNOWN_OUTPUT}  # oip/test_inference.py
+    shown_elsewhere |= {Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.MODEL_IN_USE, Code.LOAD_REFUSED}  # admin/
     shown_elsewhere |= {Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE}  # test_protocol.py
 
     assert {case[3] for case in CASES} | shown_elsewhere == set(Code) == set(PROBLEMS) == set(REFUSAL_EXAMPLES)

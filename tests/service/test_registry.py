@@ -310,7 +310,8 @@ def test_a_storm_of_versions_loads_one_and_asks_the_rest_to_come_back(own_reposi
 
     async def storm(app: Service) -> tuple[list[Reply], float]:
         asking = [asyncio.create_task(ask_version(app, version)) for version in range(1, 21)]
-        await asyncio.sleep(0)
+        for _ in range(3):  # one to read, one to ask for the version, one to be refused
+            await asyncio.sleep(0)
         waiting, live = app.predictor.in_flight, await version_of(app)
         assert (waiting, live) == (1, 21)
         replies = [await task for task in asking]

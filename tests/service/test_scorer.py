@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.bundle import read_bundle
 from models.encoder import EncodedRows
 from service.errors import ModelLoadError
-from service.scorer import Job, Scorer, ScoringQueue, TimeEstimate
+from service.scorer import Scorer, ScoringQueue, TimeEstimate
 from tests.models.tiny_bundle import REQUESTS, tiny_model
 from tests.service.bundles import write_other_inputs, write_slow_ensemble, write_wrong_golden
 
@@ -124,10 +124,10 @@ def rows(*ids: int) -> EncodedRows:
 async def submit(
     queue: ScoringQueue, scorer: CountingScorer, *ids: int, due: float | None = None
 ) -> list[float] | None:
-    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    queue.submit(Job(scorer, rows(0), rows(*ids), len(ids), due, done, time.perf_counter()))  # type: ignore[arg-type]
-    pctr = await done
-    return None if pctr is None else pctr.tolist()
+    job = await queue.score(scorer, rows(0), rows(*ids), len(ids), due)  # type: ignore[arg-type]
+    if job.error is not None:
+        raise job.error
+    return None if job.pctr is None else job.pctr.tolist()
 
 
 def test_what_waits_together_is_scored_together():

@@ -338,6 +338,10 @@ def test_a_burst_beyond_the_cap_is_refused_at_once(tmp_path: Path):
     with running_service(tmp_path / "log", *options) as running, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", running.port)
         clients = [stack.enter_context(socket.create_connection(address, PATIENCE_SECONDS)) for _ in range(20)]
+        for client in clients:  # or they are accepted one after the other, and scored in between
+            client.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            while not client.recv(65536).endswith(b"}"):
+                pass
         for client in clients:
             client.sendall(request)
         replies = [client.recv(65536) for client in clients]

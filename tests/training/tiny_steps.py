@@ -46,6 +46,12 @@ def wait_for(folder: Path, report: Report, *, file: str) -> None:
         time.sleep(0.02)
 
 
+def say_where(folder: Path, report: Report, *, device: str) -> None:
+    """Writes the device it was given, and takes a moment for others to begin beside it."""
+    time.sleep(0.2)
+    (folder / "device").write_text(device)
+
+
 def say_who(folder: Path, report: Report) -> None:
     """Writes its process id and never ends."""
     (folder / "pid").write_text(str(os.getpid()))
@@ -76,6 +82,11 @@ def demand(folder: Path, report: Report, *, kind: str) -> None:
 
     if kind == "numpy":
         np.zeros(1 << 60, dtype=np.int8)
+    elif kind == "cuda":  # as its allocator says it
+        raise torch.cuda.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.00 GiB of which 1.50 "
+            "GiB is free."
+        )
     elif kind == "torch":
         torch.zeros(1 << 60, dtype=torch.int8)
     else:

@@ -111,6 +111,7 @@ def build_report(
     }
     if all("as_served" in measure for measure in measures):  # the log has fields that a request does not
         report["as_served"] = _by_model(measures, "as_served")
+        summary["as_served"] = _summary(report["as_served"])
     report["answer"] = _answer(report)
     report["targets"] = judge(report)
     report["answer"] |= {

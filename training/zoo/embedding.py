@@ -149,6 +149,11 @@ class Wanted:
             kernels.scatter_pooled(into, one.ids, one.offsets, one.first, one.empty, one.place, given)
 
 
+def have_kernels(table: Tensor) -> bool:
+    """Whether the compiled look-ups of `kernels.py` reach a table: where they do not, torch's operators do the same."""
+    return table.device.type == "cpu"
+
+
 def unknown_id() -> IndexError:
     """What to raise at an id that its field has not."""
     return IndexError("expected every id in 0..size-1 of its field, got one outside; prepare the log again")
@@ -216,7 +221,7 @@ class FieldEmbedding(nn.Module):
 
     def _rows(self, batch: Encoded) -> Tensor:
         """The row form: every vector of every row, [N, F, D]."""
-        if self.table.device.type == "cpu":
+        if have_kernels(self.table):
             return self._wanted_rows(self._wanted(batch))
         sides = {"context": batch.context + self.first_context, "candidate": batch.candidates + self.first_candidate}
         vectors: list[Tensor] = []
@@ -229,7 +234,7 @@ class FieldEmbedding(nn.Module):
         first, size = self._unpooled[name]
         ids, _ = batch.sequences[name]
         with_missing = torch.cat([ids.new_full((1,), MISSING_ID), ids])
-        if batch.request_index is None and self.table.device.type == "cpu":
+        if batch.request_index is None and have_kernels(self.table):
             where = np.array([[first], [size], [0]])
             return self._wanted_rows(Wanted(1, with_missing.unsqueeze(1).numpy(), where)).squeeze(1)
         return self._look_up(with_missing + first)

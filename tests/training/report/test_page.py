@@ -269,6 +269,18 @@ def text_of(found: dict[str, Any], anchor: str) -> str:
     return "".join(text for text, around in page.texts if any(a.get("id") == anchor for _, a in around))
 
 
+def test_figures_as_served_stand_beside_those_of_the_log():
+    """Of a log with fields that a request lacks; of another there is nothing to say."""
+    served = {model: measure()["test"][model] | {"auc": 0.6789} for model in ("student", "ensemble")}
+    served["teachers"] = {}
+
+    said = text_of(report(*(measure(seed, as_served=served) for seed in (1, 2, 3))), "models")
+
+    assert "As they are served" in said
+    assert "0.6789" in said
+    assert "As they are served" not in text_of(report(), "models")
+
+
 def test_what_was_trained_is_said_in_words():
     said = text_of(report(), "trained")
 

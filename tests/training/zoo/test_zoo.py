@@ -104,6 +104,10 @@ def test_embedding_l2_is_half_the_squared_length_of_the_vectors_of_a_row(name: s
 
     vectors = network.embedding(batch).joined().detach()
     expected = sum(0.5 * float(vector @ vector) for row in vectors for vector in row) / len(vectors)
+    for history in network.embedding.unpooled:  # DIN's: not pooled, so each element counts
+        elements = network.embedding.elements(batch, history)[1:].detach()
+        assert len(elements) > 0
+        expected += sum(0.5 * float(vector @ vector) for vector in elements) / len(vectors)
     assert penalty.item() == pytest.approx(0.1 * expected, rel=1e-4)
     assert network.embedding.table.grad.abs().max() > 0
 

@@ -37,7 +37,24 @@ def every_model(v: Values) -> str:
         note += "<p>Validation rows were not learned from, so both controls are one network.</p>"
     heads = ["test rows", *(METRICS[name][0] for name in shown)]
     body = note + table(heads, rows, strong=0, label="Every model on test rows")
-    return section("Every model, and the controls", body + _seeds(v) + _on_train(v), "models")
+    return section("Every model, and the controls", body + _as_served(v) + _seeds(v) + _on_train(v), "models")
+
+
+def _as_served(v: Values) -> str:
+    """With what stands in for fields that a request does not have; nothing where the log has none such."""
+    shown = [name for name in METRICS if v.has(f"/summary/as_served/student/{name}")]
+    if not shown:
+        return ""
+    rows = [
+        [label, *(v.spread(f"{at}/{name}", METRICS[name][1]) for name in shown)]
+        for label, at in models_of(v, "summary", "as_served")
+    ]
+    note = (
+        "<p>The log has fields that a request does not, a position for one. Above, models had them of each row; here, "
+        "as in service, the value that the schema puts in their place.</p>"
+    )
+    heads = ["test rows, as served", *(METRICS[name][0] for name in shown)]
+    return "<h3>As they are served</h3>" + note + table(heads, rows, strong=0, label="Every model as it is served")
 
 
 def _seeds(v: Values) -> str:

@@ -1,0 +1,138 @@
+"""Every route is denied unless it is allow-listed here; what is not public takes the admin token.
+
+The gate is a dependency of the whole application, so that a route added tomorrow is closed until it is listed. The two
+kinds of routes answered in front of FastAPI, predict and infer, are public and bound themselves.
+
+    no token is set                 403 admin_off, saying how to set one
+    none is sent, or another        401 unauthorized
+    headers, or a body, too long    431, 413 before anything is read
+
+The token is compared in constant time, as a digest, so that not even its length shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from time import monotonic
+
+from fastapi import Request
+
+from service.admin import audit
+from service.admin.token import MIN_TOKEN_BYTES
+from service.asgi import CLOSE
+from service.errors import Code, Refusal
+
+HEAD_BYTES = 1 << 14
+"""Of a route that is not scored at: paths, a token and the headers that clients add."""
+BODY_BYTES = 1 << 16
+
+NOTE_SECONDS = 1.0
+
+PUBLIC = frozenset(
+    (
+        ("POST", "/predict"),
+        ("POST", "/models/{name}/predict"),
+        ("POST", "/models/{name}/versions/{version}/predict"),
+        ("GET", "/health/live"),
+        ("GET", "/health/ready"),
+        ("GET", "/metrics"),
+        ("GET", "/experiments"),
+        ("GET", "/experiments/{name}"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/v2"),
+        ("GET", "/v2/health/live"),
+        ("GET", "/v2/health/ready"),
+        ("GET", "/v2/models/stats"),
+        ("GET", "/v2/models/{name}"),
+        ("GET", "/v2/models/{name}/ready"),
+        ("GET", "/v2/models/{name}/stats"),
+        ("POST", "/v2/models/{name}/infer"),
+        ("GET", "/v2/models/{name}/versions/{version}"),
+        ("GET", "/v2/models/{name}/versions/{version}/ready"),
+        ("GET", "/v2/models/{name}/versions/{version}/stats"),
+        ("POST", "/v2/models/{name}/versions/{version}/infer"),
+    )
+)
+SCORING = frozenset(path for method, path in PUBLIC if method == "POST")
+"""Routes whose heads and bodies have the bounds of the protocol and of `--max-body-bytes` instead."""
+
+_OFF = Refusal(
+    Code.ADMIN_OFF,
+    f"this route is for administrators, and none is appointed: give the service a token of at least {MIN_TOKEN_BYTES} "
+    "bytes with --admin-token-file or RETORT_ADMIN_TOKEN",
+)
+_CHALLENGE = (b"www-authenticate", b'Bearer realm="retort"')
+_UNAUTHORIZED = Refusal(
+    Code.UNAUTHORIZED, "expected the header Authorization: Bearer <admin token>", headers=(_CHALLENGE,)
+)
+_HEAD_TOO_LONG = Refusal(Code.HEADERS_TOO_LARGE, f"the headers may have at most {HEAD_BYTES} bytes", headers=(CLOSE,))
+_BODY_TOO_LONG = Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {BODY_BYTES} bytes", headers=(CLOSE,))
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """Somebody who showed the token. `name` tells one token from another without giving it away."""
+
+    name: str
+    address: str | None
+
+
+class Gate:
+    """What stands before every route of one application."""
+
+    def __init__(self, token: str | None) -> None:
+        self._digest = None if token is None else hashlib.sha256(token.encode()).digest()
+        self._denied = 0
+        self._next_note = 0.0  # `monotonic` time
+
+    def check(self, request: Request) -> None:
+        """Lets a request to a public route pass, and one with the token to any other; else `Refusal`."""
+        path = request.scope["route"].path
+        if path not in SCORING:
+            _check_sizes(request)
+        if (request.method, path) not in PUBLIC:
+            try:
+                self.admit(request)
+            except Refusal as refusal:
+                self._note(request, path, refusal.code)
+                raise
+
+    def admit(self, request: Request) -> Admin:
+        """Who sends this, or `Refusal` where it is nobody who may."""
+        if self._digest is None:
+            raise _OFF
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
+        if not hmac.compare_digest(digest, self._digest) or scheme.lower() != "bearer":
+            raise _UNAUTHORIZED
+        return Admin(f"token-{self._digest.hex()[:8]}", _address(request))
+
+    def _note(self, request: Request, path: str, code: Code) -> None:
+        """Tells of a request that was denied, once a second at most: whoever floods us is not to flood the log."""
+        self._denied += 1
+        if self._digest is not None and monotonic() >= self._next_note:
+            self._next_note = monotonic() + NOTE_SECONDS
+            action = f"{request.method} {path}"
+            audit.record(None, _address(request), action, None, str(code), denied=self._denied)
+
+
+def _address(request: Request) -> str | None:
+    return None if request.client is None else request.client.host
+
+
+async def guard(request: Request) -> None:
+    """The gate as a dependency of every route."""
+    request.app.gate.check(request)
+
+
+def _check_sizes(request: Request) -> None:
+    size = 0
+    for name, value in request.scope["headers"]:
+        size += len(name) + len(value) + 4
+        if name == b"content-length" and (len(value) > 18 or int(value) > BODY_BYTES):
+            raise _BODY_TOO_LONG
+    if size > HEAD_BYTES:
+        raise _HEAD_TOO_LONG

@@ -1,0 +1,222 @@
+"""POST /v2/models/{name}[/versions/{version}]/infer, bytes to bytes.
+
+Admitted, refused and counted by the same rules as /predict, and scored by the same runs: what asks for `pctr` alone
+and shares one context joins the queue of the worker; anything else is a run of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+import numpy as np
+import orjson
+from starlette.types import Receive, Scope
+
+from models.graph import GATE_WEIGHTS, LOGIT, PCTR, TEACHER_LOGITS
+from service.asgi import JSON, Answer, ClientGoneError, read_body, refuse
+from service.compression import SHORT_ANSWER, accepted_coding, compress, expand
+from service.errors import Code, Refusal
+from service.metrics import Metrics
+from service.oip.features import encode_features
+from service.oip.request import InferenceRequest, decode_inference, header_length
+from service.oip.statistics import ModelCounts, Statistics
+from service.plan import Plan, Served, find_version
+from service.predict import RETRY_AFTER, Predictor, Target
+from service.protocol import FIRST_BYTE
+from service.scorer import Floats, Scorer
+
+logger = logging.getLogger(__name__)
+
+INFER_ROUTE = "/v2/models/{name}/infer"
+INFER_VERSION_ROUTE = "/v2/models/{name}/versions/{version}/infer"
+OCTETS = b"application/octet-stream"
+HEADER_LENGTH = b"inference-header-content-length"
+
+
+def outputs_of(scorer: Scorer) -> tuple[str, ...]:
+    """What a model can answer, in the order of its answers."""
+    return (PCTR, LOGIT, TEACHER_LOGITS, GATE_WEIGHTS) if scorer.is_ensemble else (PCTR, LOGIT)
+
+
+class Inference:
+    """Answers the infer routes of one worker; shares admission, queue and plan with its `Predictor`."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        metrics: Metrics,
+        statistics: Statistics,
+        *,
+        max_candidates: int,
+        load_version: Callable[[str, int], Awaitable[Served]],
+    ) -> None:
+        """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`."""
+        self._predictor = predictor
+        self._metrics = metrics
+        self._statistics = statistics
+        self._max_candidates = max_candidates
+        self._load_version = load_version
+
+    async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
+        """The answer to a request; None when its client went away. Never raises for what a client sent."""
+        started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
+        try:
+            answer = await self._admit(target, scope, receive, started)
+        except Refusal as refusal:
+            self._metrics.count_refusal(refusal.code)
+            answer = refuse(refusal)
+        except ClientGoneError:
+            return None
+        except Exception:
+            logger.exception("a request to %s failed", target.route)
+            self._metrics.count_refusal(Code.INTERNAL)
+            answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
+        self._metrics.count_request(target.route, answer.status)
+        return answer
+
+    async def _admit(self, target: Target, scope: Scope, receive: Receive, started: float) -> Answer:
+        """As /predict, in one count with it: before the body is read where that is known, else once it is there."""
+        predictor = self._predictor
+        if predictor.is_full:
+            return predictor.turn_away()
+        if predictor.plan is None:
+            raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
+        body, coding = await read_body(scope, receive, predictor.max_body_bytes, (JSON, OCTETS))
+        if predictor.is_full:
+            return predictor.turn_away()
+        predictor.in_flight += 1
+        try:
+            if coding is not None:
+                body = expand(body, coding, predictor.max_body_bytes)
+            return await self._infer(target, scope, body, started, predictor.plan)
+        finally:
+            predictor.in_flight -= 1
+
+    async def find(self, plan: Plan, target: Target) -> Served:
+        """The version that a path names, brought where it is not loaded; or `Refusal`."""
+        assert target.model is not None
+        served = find_version(plan, target.model, target.version)
+        return served if isinstance(served, Served) else await self._load_version(*served)
+
+    async def _infer(self, target: Target, scope: Scope, body: bytes, started: float, plan: Plan) -> Answer:
+        began = perf_counter()
+        told, accepts = None, b""
+        for name, value in scope["headers"]:
+            if name == HEADER_LENGTH:
+                told = value
+            elif name == b"accept-encoding":
+                accepts = value
+        request = decode_inference(body, header_length(told, len(body)))
+        decoded = perf_counter()
+        self._metrics.stages["decode"].observe(decoded - began)
+        served = await self.find(plan, target)
+        counts = self._statistics.of(served.scorer)
+        due = None if request.timeout_seconds is None else started + request.timeout_seconds
+        try:
+            outputs = _wanted(request, served.scorer)
+            found = await self._score(request, served, outputs, due, counts, decoded - began)
+        except Refusal:
+            seconds = perf_counter() - started
+            served.refused.observe(seconds)
+            counts.fail(seconds)
+            raise
+        replying = perf_counter()
+        answer = _reply(served, request, outputs, found, accepts)
+        self._metrics.candidate_bins.observe(len(next(iter(found.values()))))
+        if PCTR in found:
+            self._metrics.pctr_bins.observe_many(found[PCTR])
+        ended = perf_counter()
+        self._metrics.stages["reply"].observe(ended - replying)
+        served.durations.observe(ended - started)
+        counts.succeed(len(next(iter(found.values()))), ended - started, ended - replying)
+        return answer
+
+    async def _score(
+        self,
+        request: InferenceRequest,
+        served: Served,
+        outputs: Mapping[str, bool],
+        due: float | None,
+        counts: ModelCounts,
+        decoding: float,
+    ) -> dict[str, Floats]:
+        """By output, [N] or [N, M]; in time, or `Refusal`."""
+        began = perf_counter()
+        scorer = served.scorer
+        features = encode_features(scorer.bundle, request, self._max_candidates)
+        queued = perf_counter()
+        if due is not None and queued + scorer.estimate.seconds(features.count) > due:
+            raise _TOO_LATE
+        if features.ignored:
+            self._metrics.ignored_fields.inc(features.ignored)
+        if outputs.keys() == {PCTR} and features.request_index is None:
+            job = await self._predictor.queue.score(scorer, features.context, features.candidates, features.count, due)
+            if job.error is not None:
+                raise job.error
+            if job.pctr is None:
+                raise _TOO_LATE
+            found, starting = {PCTR: job.pctr}, job.began
+        else:
+            starting = perf_counter()
+            values = scorer.run(tuple(outputs), features.feeds())
+            found = dict(zip(outputs, values, strict=True))
+        now = perf_counter()
+        if due is not None and now > due:
+            raise _TOO_LATE
+        stages = self._metrics.stages
+        stages["encode"].observe(queued - began)
+        stages["queue"].observe(starting - queued)
+        stages["score"].observe(now - starting)
+        counts.spend(decoding + queued - began, starting - queued, now - starting)
+        return found
+
+
+_TOO_LATE = Refusal(Code.DEADLINE_EXCEEDED, "the model cannot answer before the timeout")
+
+
+def _wanted(request: InferenceRequest, scorer: Scorer) -> dict[str, bool]:
+    """Output -> whether as bytes; every output where none was named."""
+    offered = outputs_of(scorer)
+    if request.outputs is None:
+        return dict.fromkeys(offered, request.as_bytes)
+    for index, name in enumerate(request.outputs):
+        if name not in offered:
+            detail = f"outputs[{index}]: expected one of {', '.join(offered)}"
+            raise Refusal(Code.UNKNOWN_OUTPUT, detail, field="outputs")
+    return request.outputs
+
+
+def _reply(
+    served: Served, request: InferenceRequest, outputs: Mapping[str, bool], found: Mapping[str, Floats], accepts: bytes
+) -> Answer:
+    bundle = served.scorer.bundle
+    head: dict[str, object] = {"model_name": bundle.name, "model_version": str(bundle.version)}
+    if request.id:
+        head["id"] = request.id
+    tensors: list[dict[str, object]] = []
+    binary = []
+    for name, as_bytes in outputs.items():
+        values = np.ascontiguousarray(found[name], "<f4")
+        tensor: dict[str, object] = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
+        if as_bytes:
+            data = values.tobytes()
+            tensor["parameters"] = {"binary_data_size": len(data)}
+            binary.append(data)
+        else:
+            tensor["data"] = values.ravel()
+        tensors.append(tensor)
+    head["outputs"] = tensors
+    text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
+    headers: list[tuple[bytes, bytes]] = []
+    body, kind = text, JSON
+    if binary:
+        body, kind = b"".join((text, *binary)), OCTETS
+        headers.append((HEADER_LENGTH, b"%d" % len(text)))  # counted before compression, as Triton's clients read it
+    if accepts and len(body) >= SHORT_ANSWER:
+        coding = accepted_coding(accepts)
+        if coding is not None:
+            body = compress(body, coding)
+            headers.append((b"content-encoding", coding))
+    return Answer(200, body, kind, tuple(headers))
