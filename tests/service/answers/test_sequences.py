@@ -27,7 +27,7 @@ def test_it_is_wider_than_one_look_and_never_undefined(clock: float, expected: f
     """Looking always costs: the sequence reaches further than the interval for one look, on both forms."""
     assert critical_value(clock, expected, alpha) > fixed_value(alpha)
     assert critical_value(clock, expected, alpha, one_sided=True) > fixed_value(alpha, one_sided=True)
-    assert critical_value(clock, expected, alpha, one_sided=True) < critical_value(clock, expected, alpha)
+    assert critical_value(expected, expected, alpha, one_sided=True) < critical_value(expected, expected, alpha)
 
 
 def test_it_is_narrowest_near_where_a_decision_is_expected():
