@@ -140,6 +140,8 @@ def _flat(tensor: Tensor, data: list[Any], field: str) -> list[Any]:
     """The elements of nested lists, which have to be as the shape says; or of a flat one."""
     values = data
     if len(tensor.shape) > 1 and data and type(data[0]) is list:
+        if len(data) != tensor.shape[0]:
+            raise invalid(f"field '{field}': expected {tensor.shape[0]} rows for its shape, got {len(data)}", field)
         for length in tensor.shape[1:]:
             if not all(type(part) is list and len(part) == length for part in values):
                 raise invalid(f"field '{field}': expected data that is flat or nested as its shape", field)
