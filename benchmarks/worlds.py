@@ -128,6 +128,7 @@ def play(world: World, *, looks: int, experiments: int, seed: int, effect: float
     rng = np.random.default_rng(seed)
     active = world.active if world.same_daily else max(4, round(world.active * 60 / looks))
     units = world.pool or active
+    active = min(active, units)
     row = (2, experiments, units)
     factor = np.array([1.0, 1.0 + effect])[:, None, None]
     ctr, activity = world.ctr(rng, row), world.activity(rng, row)
