@@ -11,16 +11,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from training.encoded_log import EncodedLog, Part
 from training.loop import ClickLearner, FitOptions, NetworkSpec, run_epochs, score, seeded
 from training.metrics import logloss, sigmoid
-from training.zoo import FieldSpec
+from training.zoo import FieldEmbedding, FieldSpec
+from training.zoo.layers import SplitLinear
 
-OPTIONS = {"dim": 16, "hidden": [400, 400, 400], "init_sd": 0.0001}
+OPTIONS: dict[str, Any] = {"dim": 16, "hidden": [400, 400, 400], "init_sd": 0.0001}
 
 
 class Watch:
@@ -39,6 +42,21 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         pass
+
+
+def start_as_fuxictr(network: nn.Module) -> None:
+    """Fresh weights as FuxiCTR draws them: dense layers by Xavier's normal law without a bias, ids N(0, .0001^2).
+
+    Ours start as torch's nn.Linear does, with weights about half as large. After a single epoch the loss still shows
+    where a network began, and it is not what is compared here.
+    """
+    for part in network.modules():
+        if isinstance(part, FieldEmbedding):
+            nn.init.normal_(part.table, std=OPTIONS["init_sd"])
+        elif isinstance(part, nn.Linear | SplitLinear):
+            nn.init.xavier_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def encoded(path: str, folder: Path) -> EncodedLog:
@@ -67,6 +85,7 @@ def main() -> None:
         warm = ClickLearner(log, spec, options)  # kernels are compiled once a machine, not once an epoch
         run_epochs(log, warm, options, seed=0, train_rows=rows[: 2 * int(batch_rows)], epochs=1, after_epoch=Watch())
         learner = ClickLearner(log, spec, options)
+        start_as_fuxictr(learner.network)
         watch = Watch()
         run_epochs(log, learner, options, seed=int(seed), train_rows=rows, epochs=1, after_epoch=watch)
         found = watch.found | {"rows": len(rows)}

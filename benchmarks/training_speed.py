@@ -29,6 +29,7 @@ from benchmarks import training_log
 from benchmarks.machine import ROOT, commit, facts
 from benchmarks.results import write_block
 from benchmarks.training_epoch import OPTIONS, encoded
+from training.allocator import keep_freed_memory
 from training.loop import ClickLearner, FitOptions, NetworkSpec, seeded
 from training.optimizer import Optimizer
 from training.precision import multiplies_bfloat16
@@ -124,7 +125,7 @@ def table(found: dict[tuple[str, str], list[Turn]]) -> list[str]:
 def floor(threads: int, batch_rows: int) -> list[str]:
     """Processor milliseconds of the products of one DNN step and nothing else."""
     torch.set_num_threads(threads)
-    widths = [len(training_log.field_sizes()) * int(OPTIONS["dim"]), *OPTIONS["hidden"]]  # type: ignore[call-overload]
+    widths = [len(training_log.field_sizes()) * OPTIONS["dim"], *OPTIONS["hidden"]]
     lines = []
     for dtype in (torch.float32, torch.bfloat16):
         if dtype == torch.bfloat16 and not multiplies_bfloat16():
@@ -150,6 +151,7 @@ def floor(threads: int, batch_rows: int) -> list[str]:
 def steps(log_path: Path, batch_rows: int, rounds: int) -> list[str]:
     """Processor time of a float32 step of each network in steps of a DNN, one thread, networks taking turns."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `run_epochs` does
     with tempfile.TemporaryDirectory() as folder, seeded(0):
         log = encoded(str(log_path), Path(folder))
         options = FitOptions(batch_rows=batch_rows)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training import parallel
+from training.allocator import keep_freed_memory
 from training.checkpoint import Checkpoint
 from training.divergence import Divergence, Setting
 from training.encoded_log import EncodedLog, Part
@@ -388,6 +389,7 @@ def run_epochs(
     The learner is moved to the log's device, and left there with its last step's weights. With a checkpoint, goes on
     from where that stands.
     """
+    keep_freed_memory()
     shuffler = np.random.default_rng([seed, 1])
     learner.to(log.device)
     optimizer = Optimizer(
@@ -454,7 +456,7 @@ def run_epochs(
                 save()
         row = {"epoch": at.epoch} | {name: total / at.rows for name, total in at.totals.items()}
         with optimizer.averaged():
-            at.is_over = after_epoch(row)
+            at.is_over = parallel.first_says(after_epoch(row))
         at.history.append(row)
         at.begin_epoch()
         shuffled_from = shuffler.bit_generator.state
@@ -529,6 +531,7 @@ def answers(
 
     The network stands on the log's device, and so do they.
     """
+    keep_freed_memory()
     network.eval()
     for start in range(0, len(rows), SCORE_ROWS):
         piece = slice(start, min(start + SCORE_ROWS, len(rows)))
