@@ -19,7 +19,8 @@ FULL: dict[str, Any] = {
     "request_id": "r1", "time": 12.5, "unit": "user|1", "arm": "student", "experiment": "e", "phase": 2,
     "enrolled": True, "forced": False, "served": "student", "fallback": "", "error": False, "latency_ms": 1.5,
     "candidate": 3, "pctr": 0.25, "click": True, "click_time": 13.0, "shadow_arm": "ensemble", "shadow_pctr": 0.5,
-    "random": False, "propensity": 0.1, "target_propensity": 0.0, "earlier_impressions": 4, "earlier_clicks": 1, "device": "phone",
+    "random": False, "propensity": 0.1,
+    "target_propensity": 0.0, "earlier_impressions": 4, "earlier_clicks": 1, "device": "phone",
 }  # fmt: skip
 LEAST = {"request_id": "r2", "time": 1, "unit": 7, "arm": "student"}
 
