@@ -17,6 +17,9 @@ from service.errors import PROBLEM_JSON, Code, Refusal
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 27
 
+FIRST_BYTE = "retort.first_byte"
+"""In a scope's state: when the first byte of the request was there, in `perf_counter` seconds."""
+
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
 

@@ -26,13 +26,12 @@ from starlette.types import Receive, Scope
 
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
-from service.asgi import Answer, ClientGoneError, read_body, refuse
+from service.asgi import FIRST_BYTE, Answer, ClientGoneError, read_body, refuse
 from service.candidates import Envelope, has_wide_integer, take_apart
 from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, find_version
-from service.protocol import FIRST_BYTE
 from service.registry import Version
 from service.scorer import Floats, Job, ScoringQueue
 
@@ -99,8 +98,9 @@ class PredictRequest:
     members: dict[str, Any] | None
 
 
-def _has_many_exponents(body: bytes) -> bool:
-    return body.translate(_DIGITS_TO_ZERO).count(b"0e") > MANY_EXPONENTS
+def have_many_exponents(body: bytes) -> bool:
+    """Whether msgspec would take long over the numbers of a long body."""
+    return len(body) > LONG_BODY and body.translate(_DIGITS_TO_ZERO).count(b"0e") > MANY_EXPONENTS
 
 
 def _decode_exponents(body: bytes) -> Any:
@@ -135,10 +135,15 @@ def _malformed(body: bytes, what: str) -> Refusal:
     return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
 
 
-def decode_json(body: bytes) -> Any:
-    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`."""
+def decode_json(body: bytes, has_many_exponents: bool | None = None) -> Any:
+    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`.
+
+    `has_many_exponents` says it of all the texts of one request, where there are more than one.
+    """
+    if has_many_exponents is None:
+        has_many_exponents = have_many_exponents(body)
     try:
-        if len(body) > LONG_BODY and _has_many_exponents(body):
+        if has_many_exponents:
             return _decode_exponents(body)
         return msgspec.json.decode(body)
     except msgspec.ValidationError:
@@ -392,13 +397,13 @@ class Predictor:
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
             if self.is_full:  # before the body is read, where that is known already
-                return self._turned_away(target)
+                return self.turn_away_from(target)
             if self.plan is None:
                 raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
             body, coding = await read_body(scope, receive, self.max_body_bytes)
             # Admitted only now: a place held by half a body would be one for nothing.
             if self.is_full:
-                return self._turned_away(target)
+                return self.turn_away_from(target)
             if coding is not None:
                 body = expand(body, coding, self.max_body_bytes)
         except Refusal as refusal:
@@ -427,7 +432,8 @@ class Predictor:
         self._metrics.count_refusal(Code.OVERLOADED)
         return self._overloaded
 
-    def _turned_away(self, target: Target) -> Answer:
+    def turn_away_from(self, target: Target) -> Answer:
+        """The same, counted as an answer of the route too."""
         self._metrics.count_request(target.route, self._overloaded.status)
         return self.turn_away()
 

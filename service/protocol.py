@@ -14,6 +14,8 @@ under load the two are far apart. The guards cost nothing to a request that arri
     a client that closes its half once it has sent a request       gets its answer
     an idle connection that has to end, and a request just came    is answered first
 
+`POST /predict` in its common form is answered from here, without ASGI (`direct.py`).
+
 Refused here, a request is counted in `retort_refused_total` and nowhere else: no route ever saw it.
 """
 
@@ -28,10 +30,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.asgi import CLOSE, Answer, refuse
+from service.asgi import FIRST_BYTE as FIRST_BYTE
+from service.direct import END_OF_HEAD, Direct, Exchange
 from service.errors import Code, Refusal
 from service.listening import has_input
-
-FIRST_BYTE = "retort.first_byte"
 
 REQUEST_SECONDS = 3.0
 UNREAD_SECONDS = 10.0
@@ -91,14 +93,24 @@ class GuardedProtocol(HttpToolsProtocol):
     """Notes in `scope["state"]` when the first byte of a request was parsed, in `perf_counter` seconds, and bounds
     what a client can hold open."""
 
+    cycle: Any
+    """uvicorn's `RequestResponseCycle`, or an `Exchange`, of the last request whose head is there."""
+
     def __init__(
-        self, *, arriving: Arriving, count_refusal: Callable[[Code], object] = lambda _: None, **given: Any
+        self,
+        *,
+        arriving: Arriving,
+        count_refusal: Callable[[Code], object] = lambda _: None,
+        direct: Direct | None = None,
+        **given: Any,
     ) -> None:
-        """`arriving` is shared by a worker's connections, `count_refusal` told of requests that are refused here;
-        the rest is uvicorn's."""
+        """`arriving` is shared by a worker's connections, `count_refusal` told of requests that are refused here,
+        `direct` answers common requests without ASGI; the rest is uvicorn's."""
         super().__init__(**given)
         self._arriving = arriving
         self._count_refusal = count_refusal
+        self._direct = direct
+        self._last_answer = 0.0
         self._incomplete = False
         self._in_head = False
         self._head_bytes = 0
@@ -107,7 +119,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_deaf = False
         self._excess: tuple[Code, Answer] | None = None
         self._unread: asyncio.TimerHandle | None = None
-        self._answered: RequestResponseCycle | None = None
+        self._answered: RequestResponseCycle | Exchange | None = None
         """What uvicorn answers just now: with requests in a pipeline its `cycle` is the last of them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,6 +139,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self.transport.is_closing() or self._incomplete:
             return
+        if type(self.cycle) is Exchange:  # which leaves the timer alone: twice a request it would cost too much
+            if not self.cycle.response_complete:
+                return
+            seconds = self._last_answer + self.timeout_keep_alive - self.loop.time()
+            if seconds > 0:
+                self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+                return
         if has_input(self.transport.get_extra_info("socket").fileno()):  # a request, or blank lines
             self.timeout_keep_alive_task = self.loop.call_later(REREAD_SECONDS, self.timeout_keep_alive_handler)
         else:
@@ -175,7 +194,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-        if self._answered is not None and not self._answered.response_complete:
+        if type(self._answered) is Exchange:
+            self._answered.abandon()
+        elif self._answered is not None and not self._answered.response_complete:
             self._answered.disconnected = True
             self._answered.message_event.set()
         super().connection_lost(exc)
@@ -189,9 +210,50 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        head = b""
+        if self._direct is not None and not self._incomplete and self._may_answer_directly(before):
+            head = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
+            length = self._direct.known_length(head)
+            if length is not None and len(head) + length == len(data) and self._direct.is_open:
+                started = perf_counter()
+                self._expect(length).begin(self._direct.predictor, data[len(head) :], started)
+                return
         rest: bytes | None = data
         while rest is not None and not self._is_deaf and not self.transport.is_closing():
             rest = self._feed(rest)
+        now = self.cycle
+        if head and type(now) is Exchange and now is not before and not self._incomplete:
+            assert self._direct is not None
+            if len(head) + now.length == len(data):  # one request, which began and ended with it
+                self._direct.learn(head, now.length)
+
+    def _may_answer_directly(self, cycle: RequestResponseCycle | Exchange | None) -> bool:
+        """Whether the connection owes no answer and takes one."""
+        return (
+            (cycle is None or cycle.response_complete)
+            and not (self.flow.write_paused or self._is_deaf)
+            and not self.transport.is_closing()
+        )
+
+    def _expect(self, length: int) -> Exchange:
+        """A request that is answered directly, from now on the one that the connection is about."""
+        exchange = Exchange(length, self._answer_directly)
+        self.cycle = self._answered = exchange
+        return exchange
+
+    def _answer_directly(self, exchange: Exchange, answer: Answer) -> None:
+        assert self._direct is not None
+        defaults = self.server_state.default_headers
+        self.transport.write(self._direct.head_of(answer, defaults, exchange.keep_alive) + answer.body)
+        exchange.response_complete = True
+        if not exchange.keep_alive:
+            self.transport.close()
+        if self.pipeline or not exchange.keep_alive or self.timeout_keep_alive_task is None:
+            self.on_response_complete()
+        else:  # the same, with the timer left as it is: its handler looks when the last answer was
+            self.server_state.total_requests += 1
+            self._last_answer = self.loop.time()
 
     def _feed(self, data: bytes) -> bytes | None:
         """Parses what has arrived; returns what is to be parsed anew."""
@@ -240,8 +302,27 @@ class GuardedProtocol(HttpToolsProtocol):
         if is_encoded:
             self._excess = (Code.UNSUPPORTED_ENCODING, _ENCODED)
             raise _ExcessError
-        if not self.parser.should_upgrade():
-            super().on_headers_complete()
+        if self.parser.should_upgrade():
+            return
+        direct, parser = self._direct, self.parser
+        if (
+            direct is not None
+            and self._may_answer_directly(self.cycle)
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and parser.should_keep_alive()
+        ):
+            length = direct.length_of(self.url, self.headers)
+            if length is not None:
+                self._expect(length)
+                return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if type(self.cycle) is Exchange:
+            self.cycle.take(body)
+        else:
+            super().on_body(body)
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
@@ -255,7 +336,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._incomplete = False
         self._unset_keepalive_if_required()  # armed where the answer to an earlier request was complete first
         self._stop_waiting()
-        super().on_message_complete()
+        if type(self.cycle) is Exchange:
+            assert self._direct is not None
+            self.cycle.begin(self._direct.predictor, bytes(self.cycle.body), self.scope["state"][FIRST_BYTE])
+        else:
+            super().on_message_complete()
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

@@ -98,6 +98,7 @@ def _serve(
 ) -> int:
     import uvicorn
 
+    from service.direct import Direct
     from service.listening import has_input, is_listening, turn_away
     from service.protocol import MAX_ARRIVING, MAX_ARRIVING_BODIES, Arriving, GuardedProtocol
 
@@ -139,7 +140,12 @@ def _serve(
             yield
 
     arriving = Arriving(MAX_ARRIVING, MAX_ARRIVING_BODIES * settings.max_body_bytes)
-    protocol = functools.partial(GuardedProtocol, arriving=arriving, count_refusal=app.metrics.count_refusal)
+    protocol = functools.partial(
+        GuardedProtocol,
+        arriving=arriving,
+        count_refusal=app.metrics.count_refusal,
+        direct=Direct(app.predictor, lambda: app.draining),
+    )
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -17,6 +17,8 @@ ALLOWED = {
         "backports",
         "compression",  # of the standard library from Python 3.14 on
         "fastapi",
+        "google",  # protobuf
+        "grpc",
         "httptools",
         "msgspec",
         "numpy",
