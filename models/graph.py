@@ -30,6 +30,10 @@ TEACHER_LOGITS = "teacher_logits"
 GATE_WEIGHTS = "gate_weights"
 
 
+_ZEROS = np.zeros(1000, dtype=np.int32)
+_ZEROS.flags.writeable = False
+
+
 def ids_input(field: str) -> str:
     """The input with a sequence field's ids."""
     return f"{field}_ids"
@@ -54,10 +58,11 @@ def graph_inputs(contexts: Sequence[EncodedRows], candidates: Sequence[EncodedRo
     Request r's logits are the outputs from sum(n[:r]) on, n being the requests' numbers of candidates.
     """
     counts = [len(rows.ids) for rows in candidates]
+    alone = len(counts) == 1 and counts[0] <= len(_ZEROS)
     inputs = {
         CONTEXT: _joined([rows.ids for rows in contexts]),
         CANDIDATES: _joined([rows.ids for rows in candidates]),
-        REQUEST_INDEX: np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        REQUEST_INDEX: _ZEROS[: counts[0]] if alone else np.repeat(np.arange(len(counts), dtype=np.int32), counts),
     }
     for side in (contexts, candidates):
         for name in side[0].sequences:
