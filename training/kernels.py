@@ -19,7 +19,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types, uint32, uint64
 from numba.extending import intrinsic
 
@@ -41,7 +40,7 @@ def _float_of_bits(context: Any, bits: Any) -> Any:
     """The float32 whose bits these are, an uint32."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(values[0], ir.FloatType())
+        return builder.bitcast(values[0], context.get_value_type(types.float32))
 
     return types.float32(types.uint32), generate
 
