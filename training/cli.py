@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from models.errors import ModelsError
+from training import torchrun
 from training.errors import TrainingError
 
 DESCRIPTION = """\
@@ -27,6 +28,8 @@ Retort, offline: from a click log to models that the service can score with.
   python -m training run my/recipe.yaml --seeds 3     train on it, with the spread over three seeds
   python -m training run synthetic --set student.fit.kd_weight=0.5
   python -m training ablate synthetic --table teachers          who teaches whom: a table of the paper, on this log
+
+  torchrun --nproc-per-node 2 -m training run synthetic         each network trained by two processes at once
 
 A run is cached step by step under its folder: run it again and only what changed is done again.
 """
@@ -81,7 +84,10 @@ def main(argv: list[str]) -> int:
 
             return infer.main(argv[1:])
         arguments = _parser().parse_args(argv)
-        return int(arguments.command(arguments))
+        if torchrun.is_follower():
+            return torchrun.follow()
+        with torchrun.leading():
+            return int(arguments.command(arguments))
     except (TrainingError, ModelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

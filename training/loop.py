@@ -456,7 +456,7 @@ def run_epochs(
                 save()
         row = {"epoch": at.epoch} | {name: total / at.rows for name, total in at.totals.items()}
         with optimizer.averaged():
-            at.is_over = after_epoch(row)
+            at.is_over = parallel.first_says(after_epoch(row))
         at.history.append(row)
         at.begin_epoch()
         shuffled_from = shuffler.bit_generator.state

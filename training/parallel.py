@@ -4,7 +4,8 @@
 
 Every process sees the same log, draws the same seeds, shuffles alike and ends with the same weights: those of one
 process alone, to rounding. What is not a mean over rows is reckoned within a share: the examination of mutual learning,
-and which hidden units dropout leaves out. Without torchrun nothing here does anything.
+and which hidden units dropout leaves out. Without torchrun nothing here does anything. `torchrun.py` makes a whole run
+of this.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +22,21 @@ from torch import Tensor, distributed
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Within, this process is one of those that torchrun started; nothing where it started none."""
+def joined(store: Any = None) -> Iterator[None]:
+    """Within, this process is one of those that torchrun started; nothing where it started none.
+
+    They meet in `store`, in torchrun's own without. What lies on GPUs is summed there, one GPU a process.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    distributed.init_process_group("gloo")
+    with_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+    if with_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if with_gpus else "gloo", store=store, rank=rank, world_size=size
+    )
     try:
         yield
     finally:
@@ -63,6 +74,15 @@ def sum_gradients(weights: Sequence[Tensor]) -> None:
     pieces = torch.split(whole, [gradient.numel() for gradient in gradients])
     for gradient, found in zip(gradients, pieces, strict=True):
         gradient.copy_(found.view_as(gradient))
+
+
+def first_says(answer: bool) -> bool:
+    """The first process's answer, for all: whoever measures on another machine may round otherwise."""
+    if not is_shared():
+        return answer
+    said = torch.tensor([int(answer)])
+    distributed.broadcast(said, 0)
+    return bool(said.item())
 
 
 def sum_figures(figures: Mapping[str, float]) -> dict[str, float]:

@@ -333,8 +333,10 @@ class _SeedPlan:
         weight: float = 1,
         places: Mapping[str, str] | None = None,
         device: str = "",
+        is_shared: bool = False,
     ) -> Step:
-        return Step(stage, f"{label}-s{self.seed}", run, arguments, needs, code, places or {}, weight, device=device)
+        name = f"{label}-s{self.seed}"
+        return Step(stage, name, run, arguments, needs, code, places or {}, weight, device=device, is_shared=is_shared)
 
     def _twice(
         self,
@@ -352,12 +354,14 @@ class _SeedPlan:
         prepared = {"prepared": self.prepare}
         places = {**(places or {}), **(self.earlier.places if self.earlier else {})}
         begun = dict(arguments) | starts("first")
-        first = self._step(stage, label, run, begun, prepared | needs[0], code, weight, places, self.recipe.device)
+        first = self._step(
+            stage, label, run, begun, prepared | needs[0], code, weight, places, self.recipe.device, is_shared=True
+        )
         if not self.recipe.merge_validation:
             return Fit(first, first, sampled=self.sampled)
         again = prepared | needs[1] | {"first": first}
         begun = dict(arguments) | starts("again")
-        refit = self._step("refit", label, run, begun, again, code, weight, places, self.recipe.device)
+        refit = self._step("refit", label, run, begun, again, code, weight, places, self.recipe.device, is_shared=True)
         return Fit(first, refit, sampled=self.sampled)
 
     def _fit(self, name: str, setting: Teacher | Untaught, stage: str, place: str, share: Share | None = None) -> Fit:

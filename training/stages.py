@@ -10,7 +10,8 @@ when the step is built again, and is gone when the step is complete. A text `IF_
 told if memory runs out, because a process that the kernel killed for that says nothing any more.
 
 Steps without an order between them run side by side, one process a core with one thread each: the numbers are the same
-whatever runs beside them. Of those that may use a GPU (`Step.device`) each GPU has one at a time.
+whatever runs beside them. Of those that may use a GPU (`Step.device`) each GPU has one at a time. Where torchrun
+started several processes, one step at a time of those that are shared is done by all of them (`torchrun.py`).
 
 This file knows nothing about clicks or networks; `pipeline.py` says which steps there are.
 """
@@ -40,6 +41,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from models.errors import ModelsError
+from training import torchrun
 from training.errors import OutOfMemoryError, StepError, TrainingError
 
 Json = Any
@@ -52,6 +54,7 @@ KEPT_SECONDS = 24 * 3600
 """What another run's step under way has left is kept so long after it was last written."""
 
 _BUILDING = ".building-"
+_BY_ALL = "every process"
 _SAID_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Cannot allocate")
 
 
@@ -87,6 +90,8 @@ class Step:
     device: str = ""
     """Where it computes, as `devices.py` has it; `run` is handed `device`, such as cpu or cuda:0. Empty: on the CPU,
     and `run` is told nothing. What is asked for by name is part of the key, but for the number of the GPU."""
+    is_shared: bool = False
+    """Whether all processes of torchrun do it together; it is handed `device`. No part of the key."""
 
     @functools.cached_property
     def key(self) -> str:
@@ -293,7 +298,7 @@ def _drive(
     waiting = dict(sorted(missing.items(), key=lambda item: -way[item[0]]))
     running: dict[Future[float], Step] = {}
     taken: dict[str, str] = {}
-    """GPUs in use, by the key of the step that has one."""
+    """GPUs in use, by the key of the step that has one; `_BY_ALL` for one that all processes are on."""
     failure: TrainingError | None = None
     failed: dict[str, TrainingError] = {}
 
@@ -310,11 +315,17 @@ def _drive(
             ready = [s for s in waiting.values() if not any(n.key in missing for n in s.needs.values())]
             for step in ready:
                 device = _free_device(step, taken)
-                if device is None or len(running) == workers:
+                is_by_all = step.is_shared and torchrun.processes() > 1
+                if device is None or len(running) == workers or (is_by_all and _BY_ALL in taken.values()):
                     continue
                 taken |= {step.key: device} if device.startswith("cuda") else {}
                 del waiting[step.key]
-                running[pool.submit(_build, *_order(step, runs, device))] = step
+                order = _order(step, runs, device)
+                number = None
+                if is_by_all:
+                    taken[step.key] = _BY_ALL
+                    number = _shared_out(step, runs)
+                running[pool.submit(_build, *order, number)] = step
                 watcher.started(step)
         done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
         processes |= dict(pool._processes or {})
@@ -363,7 +374,24 @@ def _free_device(step: Step, taken: Mapping[str, str]) -> str | None:
     from training.devices import gpus  # torch, which workers are not to import before they have set their threads
 
     known = gpus(step.device)
+    if known and _BY_ALL in taken.values():  # torchrun's processes have a GPU each, and it has this one's
+        return None
     return next((name for name in known if name not in taken.values()), None) if known else "cpu"
+
+
+def _shared_out(step: Step, runs: Path) -> int | None:
+    """Tell the other processes of torchrun of a step; the order's number."""
+    arguments = dict(step.arguments) | ({"places": dict(step.places)} if step.places else {})
+    return torchrun.share_out(
+        {
+            "module": step.run.__module__,
+            "function": step.run.__qualname__,
+            "folder": str(building_folder(step.folder(runs))),
+            "arguments": arguments,
+            "needs": {name: str(needed.folder(runs)) for name, needed in step.needs.items()},
+            "device": step.device,
+        }
+    )
 
 
 def _order(step: Step, runs: Path, device: str) -> tuple[str, str, str, str, dict[str, Any]]:
@@ -404,7 +432,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _build(key: str, module: str, function: str, folder: str, arguments: dict[str, Any]) -> float:
+def _build(
+    key: str, module: str, function: str, folder: str, arguments: dict[str, Any], number: int | None = None
+) -> float:
     started = time.monotonic()
     last = 0.0
 
@@ -420,7 +450,8 @@ def _build(key: str, module: str, function: str, folder: str, arguments: dict[st
     _empty(building)
     _events.put((key, os.getpid()))
     try:
-        getattr(importlib.import_module(module), function)(building, report, **arguments)
+        with torchrun.taking_part(number):
+            getattr(importlib.import_module(module), function)(building, report, **arguments)
     except Exception as error:
         if is_out_of_memory(error):
             said = str(error).strip().partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 
 from models.errors import SchemaError
 from models.schema import FeatureSchema
+from training import parallel
 from training.calibrate import Platt, fit_platt
 from training.checkpoint import Checkpoint
 from training.data.chunks import Source
@@ -102,8 +103,9 @@ def fit_network(
         progress=report,
         checkpoint=_checkpoint(folder),
     )
-    _keep(folder, report, log, network, result)
-    _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share, sampled))
+    if parallel.is_first():
+        _keep(folder, report, log, network, result)
+        _keep_seen(folder, log, rows_to_learn_from(log, when["train"], share, sampled))
 
 
 def store_teacher_hints(
@@ -209,7 +211,8 @@ def distil(
         progress=report,
         checkpoint=_checkpoint(folder),
     )
-    _keep(folder, report, log, network, result)
+    if parallel.is_first():
+        _keep(folder, report, log, network, result)
 
 
 def train_together(
@@ -261,6 +264,8 @@ def train_together(
         progress=report,
         checkpoint=_checkpoint(folder),
     )
+    if not parallel.is_first():
+        return
     if found.gate is not None:
         write_json(folder / "gate.json", found.gate.to_json())
     for name, result in found.teachers.items():
@@ -461,6 +466,8 @@ def _say_what_to_lower(
     folder: Path, prepared: Path, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int], device: str
 ) -> None:
     """Leave the advice where it is found if memory runs out."""
+    if not parallel.is_first():
+        return
     fields = EncodedLog.open(prepared / "log").fields
     place = folder / UNDER_WAY
     place.mkdir(parents=True, exist_ok=True)
