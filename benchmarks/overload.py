@@ -1,9 +1,9 @@
 """python -m benchmarks.overload: an open loop at several loads, up to five times what the service can do.
 
-Requests come when they come (a Poisson process), whether or not earlier ones are answered, as an ad exchange sends them;
-each takes a free connection or waits for one, and its time counts from when it came. Capacity is what eight callers in
-a closed loop get. What is reported is goodput (answers with scores, as a share of capacity), how long those took, and
-what a refusal costs: the CPU time that answers with scores do not explain, a refused request.
+Requests come when they come (a Poisson process), whether or not earlier ones are answered, as an ad exchange sends
+them; each takes a free connection or waits for one, and its time counts from when it came. Capacity is what eight
+callers in a closed loop get. What is reported is goodput (answers with scores, as a share of capacity), how long those
+took, and what a refusal costs: the CPU time that answers with scores do not explain, by refused request.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class OpenLoad:
 def open_loop(
     port: int, requests: Sequence[bytes], connections: int, rate: float, seconds: float, seed: int = 1
 ) -> OpenLoad:
-    """Sends `rate` requests a second for `seconds` over so many connections. `LoadError` for any answer but 200 and 429."""
+    """Sends `rate` requests a second for `seconds`, over so many connections.
+
+    Raises `LoadError` for any answer but 200 and 429.
+    """
     gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds))
     due = np.cumsum(gaps).tolist()
     latencies: list[float] = []
@@ -134,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     server, generator = two_cores()
     pin(generator)
     lines = [
-        "| candidates | joined rows | in flight | load | goodput / capacity | p50 ms | p99 ms | refused | us a refusal |",
+        "| candidates | joined rows | in flight | load | goodput / capacity | p50, ms | p99, ms | refused | us each |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     with ExitStack() as stack:
@@ -170,9 +173,8 @@ def main(arguments: Sequence[str]) -> int:
             for (load, rows, cap), found in sorted(turns.items()):
                 share, p50, p99, refused, cost = np.median(np.array(found), axis=0)
                 told = "" if np.isnan(cost) else f"{cost:.0f}"
-                lines.append(
-                    f"| {count} | {rows} | {cap} | {load:g} | {share:.2f} | {p50:.2f} | {p99:.2f} | {refused:.0%} | {told} |"
-                )
+                what = f"| {count} | {rows} | {cap} | {load:g}"
+                lines.append(f"{what} | {share:.2f} | {p50:.2f} | {p99:.2f} | {refused:.0%} | {told} |")
     conditions = (
         f"`{shlex.join(['python', '-m', 'benchmarks.overload', *arguments])}`, {datetime.now(UTC):%Y-%m-%dT%H:%MZ}, "
         f"commit {commit()}, {machine['cpu']}, load {machine['load_before']:.2f} before the run; medians of rounds: "

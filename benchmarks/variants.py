@@ -13,7 +13,6 @@ within a round. Variants differ by a header or an option, nothing else:
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import tempfile
