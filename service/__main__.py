@@ -7,6 +7,7 @@ Exit codes: 0 stopped as asked; 2 an option, variable or file must be changed; 3
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import logging
@@ -14,6 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,7 +36,8 @@ Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the 
 
 routes      POST /predict, /models/{name}/predict, /models/{name}/versions/{version}/predict
             GET /health/live, /health/ready, /metrics, /experiments, /docs
-            /v2/... is the Open Inference Protocol; loading and unloading models there takes the admin token
+            /v2/... is the Open Inference Protocol, with --grpc-port over gRPC too; loading and unloading models there
+            takes the admin token
 files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is served:
             a number, or `latest`. Publish by renaming a finished folder into place, roll back by writing `live`;
             the experiment file is replaced the same way. All workers follow within a second; what cannot be used
@@ -96,6 +99,8 @@ def check_files(settings: Settings) -> None:
     from service.admin.token import read_token
 
     read_token(settings)
+    if settings.grpc_port is not None and not (find_spec("grpc") and find_spec("google.protobuf")):
+        raise ConfigError("--grpc-port (RETORT_GRPC_PORT): gRPC is not installed here: pip install 'retort[grpc]'")
     if not settings.repository.is_dir():
         raise ConfigError(f"--repository: no folder {settings.repository}")
     if settings.experiments is not None:
@@ -126,18 +131,25 @@ def show_example(settings: Settings, host: str, port: int) -> None:
 
 def serve(settings: Settings) -> int:
     """Serves until told to stop; returns the exit code."""
-    from service.listening import listen
+    from service.listening import listen, reserve
     from service.supervisor import Supervisor, metric_files
 
     check_files(settings)
     started = time.monotonic()
-    with metric_files(settings) as directory, listen(settings.host, settings.port) as listener:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(metric_files(settings))
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        if settings.grpc_port is not None:
+            reserved = stack.enter_context(reserve(settings.host, settings.grpc_port))
+            settings = settings.model_copy(update={"grpc_port": reserved.getsockname()[1]})
         port = listener.getsockname()[1]
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         host = f"[{reachable}]" if ":" in reachable else reachable
 
         def on_ready() -> None:
             logger.info("Retort listens on http://%s:%d (%.1f s to ready)", host, port, time.monotonic() - started)
+            if settings.grpc_port is not None:
+                logger.info("gRPC is spoken on %s:%d", host, settings.grpc_port)
             if settings.show_example:
                 try:
                     show_example(settings, reachable, port)

@@ -200,11 +200,19 @@ class Service(FastAPI):
     async def _lifespan(self) -> AsyncIterator[None]:
         """Loads and watches in the background: the process is alive at once and ready when golden rows passed."""
         watching = asyncio.create_task(self._watch())
+        rpc = None
         try:
             if self.loads_first:
                 await self._settled.wait()
+            if self.settings.grpc_port is not None:
+                from service.oip.rpc.server import RpcServer
+
+                rpc = RpcServer(self)
+                await rpc.start(self.settings.host, self.settings.grpc_port)
             yield
         finally:
+            if rpc is not None:
+                await rpc.stop(self.settings.shutdown_seconds)
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching

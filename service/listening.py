@@ -35,6 +35,24 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds a port for others of this program to listen on (SO_REUSEPORT), and never does so itself."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        holder = socket.socket(family, kind, protocol)
+        holder.bind(address)  # refused where anybody has it: SO_REUSEPORT alone would share it with another service
+        address = holder.getsockname()
+        holder.close()
+        holder = socket.socket(family, kind, protocol)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+        return holder
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+
+
 def is_listening(listener: socket.socket) -> bool:
     """Whether connections are accepted on a bound socket."""
     try:

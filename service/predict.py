@@ -102,8 +102,9 @@ class PredictRequest:
     members: dict[str, Any] | None
 
 
-def _has_many_exponents(body: bytes) -> bool:
-    return body.translate(_DIGITS_TO_ZERO).count(b"0e") > MANY_EXPONENTS
+def have_many_exponents(body: bytes) -> bool:
+    """Whether msgspec would take long over the numbers of a long body."""
+    return len(body) > LONG_BODY and body.translate(_DIGITS_TO_ZERO).count(b"0e") > MANY_EXPONENTS
 
 
 def _decode_exponents(body: bytes) -> Any:
@@ -138,10 +139,15 @@ def _malformed(body: bytes, what: str) -> Refusal:
     return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
 
 
-def decode_json(body: bytes) -> Any:
-    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`."""
+def decode_json(body: bytes, has_many_exponents: bool | None = None) -> Any:
+    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`.
+
+    `has_many_exponents` says it of all the texts of one request, where there are more than one.
+    """
+    if has_many_exponents is None:
+        has_many_exponents = have_many_exponents(body)
     try:
-        if len(body) > LONG_BODY and _has_many_exponents(body):
+        if has_many_exponents:
             return _decode_exponents(body)
         return msgspec.json.decode(body)
     except msgspec.ValidationError:

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
 
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port for the Open Inference Protocol over gRPC; 0 takes a free one and logs it. Needs the extra `grpc`. Default:
+    gRPC is not spoken."""
+
     workers: int = Field(default=1, ge=1, le=256)
     """Worker processes on the one listening socket: one a core. A worker that dies is started again."""
 

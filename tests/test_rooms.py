@@ -17,6 +17,8 @@ ALLOWED = {
         "backports",
         "compression",  # of the standard library from Python 3.14 on
         "fastapi",
+        "google",  # protobuf
+        "grpc",
         "httptools",
         "msgspec",
         "numpy",
@@ -71,6 +73,30 @@ def test_a_room_imports_only_what_it_may(room: str):
     }
 
     assert not strangers
+
+
+def test_the_statistics_need_no_web_framework():
+    """service/answers/ is arithmetic on arrays: numpy, what reads the experiment file, and nothing that serves."""
+    allowed = {"models", "numpy", "pydantic", "service"} | set(sys.stdlib_module_names)
+    may_enter = ("service.answers", "service.errors", "service.experiments")
+    sources = sorted((ROOT / "service" / "answers").glob("*.py"))
+    assert sources, "service/answers/ holds no Python file"
+
+    for path in sources:
+        modules = modules_of(path)
+        assert {name.partition(".")[0] for name in modules} <= allowed, path.name
+        assert all(name.startswith(may_enter) for name in modules if name.startswith("service")), path.name
+
+
+def modules_of(source: Path) -> set[str]:
+    """The full names of the modules that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
 
 
 def test_the_walk_finds_an_import_hidden_in_a_function(tmp_path: Path):

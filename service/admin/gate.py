@@ -96,33 +96,37 @@ class Gate:
         if path not in SCORING:
             _check_sizes(request, self._long_bodies.get(path, BODY_BYTES))
         if (request.method, path) not in PUBLIC:
-            try:
-                self.admit(request)
-            except Refusal as refusal:
-                self._note(request, path, refusal.code)
-                raise
+            self.check_token(*credentials(request), f"{request.method} {path}")
 
-    def admit(self, request: Request) -> Admin:
-        """Who sends this, or `Refusal` where it is nobody who may."""
+    def check_token(self, authorization: str, address: str | None, action: str) -> None:
+        """Lets whoever shows the token pass; else `Refusal`, and a note of what was tried."""
+        try:
+            self.admit(authorization, address)
+        except Refusal as refusal:
+            self._note(address, action, refusal.code)
+            raise
+
+    def admit(self, authorization: str, address: str | None) -> Admin:
+        """Who shows this authorization, or `Refusal` where it is nobody who may."""
         if self._digest is None:
             raise _OFF
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        scheme, _, given = authorization.partition(" ")
         digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
         if not hmac.compare_digest(digest, self._digest) or scheme.lower() != "bearer":
             raise _UNAUTHORIZED
-        return Admin(f"token-{self._digest.hex()[:8]}", _address(request))
+        return Admin(f"token-{self._digest.hex()[:8]}", address)
 
-    def _note(self, request: Request, path: str, code: Code) -> None:
+    def _note(self, address: str | None, action: str, code: Code) -> None:
         """Tells of a request that was denied, once a second at most: whoever floods us is not to flood the log."""
         self._denied += 1
         if self._digest is not None and monotonic() >= self._next_note:
             self._next_note = monotonic() + NOTE_SECONDS
-            action = f"{request.method} {path}"
-            audit.record(None, _address(request), action, None, str(code), denied=self._denied)
+            audit.record(None, address, action, None, str(code), denied=self._denied)
 
 
-def _address(request: Request) -> str | None:
-    return None if request.client is None else request.client.host
+def credentials(request: Request) -> tuple[str, str | None]:
+    """(the Authorization header, the client's address) of a request."""
+    return request.headers.get("authorization", ""), None if request.client is None else request.client.host
 
 
 async def guard(request: Request) -> None:

@@ -10,7 +10,7 @@ Answers come once this worker has followed. Every change, and every refusal of o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from models.errors import ModelNotFoundError
@@ -127,12 +127,17 @@ def wanted_version(body: bytes) -> int | None:
         return None
     if type(parameters) is not dict:
         raise _wrong_type("'parameters'", "an object", parameters)
+    return version_in(parameters)
+
+
+def version_in(parameters: Mapping[str, Any]) -> int | None:
+    """The version that the parameters of a load name, or None: the newest."""
     version: Any = parameters.get("version")
     config = parameters.get("config")
     if config is not None:
         if type(config) is not str:
             raise _wrong_type("parameter 'config'", "JSON in a string", config)
-        version = _version_in(decode_json(config.encode()))
+        version = _policy_in(decode_json(config.encode()))
     if version is None:
         return None
     number = version if type(version) is int else int(version) if _is_number(version) else 0
@@ -141,7 +146,7 @@ def wanted_version(body: bytes) -> int | None:
     return number
 
 
-def _version_in(config: Any) -> Any:
+def _policy_in(config: Any) -> Any:
     try:
         ((policy, specific),) = config["version_policy"].items()
         if policy == "latest":

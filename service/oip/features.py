@@ -24,7 +24,7 @@ from models.schema import FieldSchema
 from service.errors import Code, Refusal
 from service.oip.request import InferenceRequest
 from service.oip.tensors import BYTES, Tensor, integers, invalid, raw_values, rows_of
-from service.predict import decode_json, refuse_encoding
+from service.predict import decode_json, have_many_exponents, refuse_encoding
 
 Ids = npt.NDArray[np.int32]
 
@@ -124,12 +124,13 @@ def _values(field: FieldSchema, tensor: Tensor) -> list[Any]:
     if tensor.datatype != BYTES:
         detail = f"field '{field.name}': expected BYTES that hold a JSON list each, got {tensor.datatype}"
         raise Refusal(Code.WRONG_TYPE, detail, field=field.name)
-    return [_list(field.name, text, row) if text else None for row, text in enumerate(values)]
+    many = have_many_exponents("".join(text for text in values if text).encode("utf-8", "replace"))
+    return [_list(field.name, text, row, many) if text else None for row, text in enumerate(values)]
 
 
-def _list(name: str, text: str, row: int) -> Any:
+def _list(name: str, text: str, row: int, has_many_exponents: bool) -> Any:
     try:
-        return decode_json(text.encode())
+        return decode_json(text.encode(), has_many_exponents)
     except Refusal as refusal:
         detail = f"field '{name}': {refusal.detail} (row {row})"
         raise Refusal(refusal.code, detail, field=name, row=row) from None

@@ -7,8 +7,10 @@ and shares one context joins the queue of the worker; anything else is a run of 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import orjson
@@ -33,6 +35,12 @@ INFER_ROUTE = "/v2/models/{name}/infer"
 INFER_VERSION_ROUTE = "/v2/models/{name}/versions/{version}/infer"
 OCTETS = b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
+
+T = TypeVar("T")
+Outputs: TypeAlias = Mapping[str, bool]
+"""Output -> whether as bytes."""
+Scores: TypeAlias = Mapping[str, Floats]
+"""Output -> [N] or [N, M]."""
 
 
 def outputs_of(scorer: Scorer) -> tuple[str, ...]:
@@ -101,19 +109,40 @@ class Inference:
         return served if isinstance(served, Served) else await self._load_version(*served)
 
     async def _infer(self, target: Target, scope: Scope, body: bytes, started: float, plan: Plan) -> Answer:
-        began = perf_counter()
         told, accepts = None, b""
         for name, value in scope["headers"]:
             if name == HEADER_LENGTH:
                 told = value
             elif name == b"accept-encoding":
                 accepts = value
-        request = decode_inference(body, header_length(told, len(body)))
+
+        def read() -> InferenceRequest:
+            return decode_inference(body, header_length(told, len(body)))
+
+        def reply(served: Served, request: InferenceRequest, outputs: Outputs, found: Scores) -> Answer:
+            return _reply(served, request, outputs, found, accepts)
+
+        return await self.score(plan, target, started, read, reply)
+
+    async def score(
+        self,
+        plan: Plan,
+        target: Target,
+        started: float,
+        read: Callable[[], InferenceRequest],
+        reply: Callable[[Served, InferenceRequest, Outputs, Scores], T],
+        due: float | None = None,
+    ) -> T:
+        """What `reply` makes of the scores of the request that `read` gives: the work, whatever the envelope. Both are
+        measured. Answers by `due`, in `perf_counter` seconds, and by the request's own timeout, or raises `Refusal`."""
+        began = perf_counter()
+        request = read()
         decoded = perf_counter()
         self._metrics.stages["decode"].observe(decoded - began)
         served = await self.find(plan, target)
         counts = self._statistics.of(served.scorer)
-        due = None if request.timeout_seconds is None else started + request.timeout_seconds
+        if request.timeout_seconds is not None:
+            due = min(started + request.timeout_seconds, math.inf if due is None else due)
         try:
             outputs = _wanted(request, served.scorer)
             found = await self._score(request, served, outputs, due, counts, decoded - began)
@@ -123,7 +152,7 @@ class Inference:
             counts.fail(seconds)
             raise
         replying = perf_counter()
-        answer = _reply(served, request, outputs, found, accepts)
+        answer = reply(served, request, outputs, found)
         self._metrics.candidate_bins.observe(len(next(iter(found.values()))))
         if PCTR in found:
             self._metrics.pctr_bins.observe_many(found[PCTR])
@@ -137,11 +166,11 @@ class Inference:
         self,
         request: InferenceRequest,
         served: Served,
-        outputs: Mapping[str, bool],
+        outputs: Outputs,
         due: float | None,
         counts: ModelCounts,
         decoding: float,
-    ) -> dict[str, Floats]:
+    ) -> Scores:
         """By output, [N] or [N, M]; in time, or `Refusal`."""
         began = perf_counter()
         scorer = served.scorer
@@ -157,7 +186,8 @@ class Inference:
                 raise job.error
             if job.pctr is None:
                 raise _TOO_LATE
-            found, starting = {PCTR: job.pctr}, job.began
+            found: Scores = {PCTR: job.pctr}
+            starting = job.began
         else:
             starting = perf_counter()
             values = scorer.run(tuple(outputs), features.feeds())
@@ -188,9 +218,7 @@ def _wanted(request: InferenceRequest, scorer: Scorer) -> dict[str, bool]:
     return request.outputs
 
 
-def _reply(
-    served: Served, request: InferenceRequest, outputs: Mapping[str, bool], found: Mapping[str, Floats], accepts: bytes
-) -> Answer:
+def _reply(served: Served, request: InferenceRequest, outputs: Outputs, found: Scores, accepts: bytes) -> Answer:
     bundle = served.scorer.bundle
     head: dict[str, object] = {"model_name": bundle.name, "model_version": str(bundle.version)}
     if request.id:

@@ -58,11 +58,11 @@ def decode_inference(body: bytes, json_bytes: int) -> InferenceRequest:
     parameters = _object(members.get("parameters"), "parameters")
     tensors = _take_tensors(members.get("inputs"), memoryview(body)[json_bytes:])
     return InferenceRequest(
-        id=_checked_id(members.get("id")),
+        id=checked_id(members.get("id")),
         tensors=tensors,
         outputs=_take_outputs(members.get("outputs"), parameters),
         as_bytes=_flag(parameters, "binary_data_output"),
-        timeout_seconds=_timeout(parameters.get("timeout")),
+        timeout_seconds=checked_timeout(parameters.get("timeout")),
         ignored=len(members.keys() - _MEMBERS),
     )
 
@@ -86,7 +86,8 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _checked_id(value: Any) -> str | None:
+def checked_id(value: Any) -> str | None:
+    """A request's id: None, or at most 256 bytes."""
     if value is None:
         return None
     if type(value) is not str:
@@ -97,8 +98,8 @@ def _checked_id(value: Any) -> str | None:
     return value
 
 
-def _timeout(value: Any) -> float | None:
-    """Microseconds, as Triton has it; 0 is none."""
+def checked_timeout(value: Any) -> float | None:
+    """Seconds, of a parameter in microseconds as Triton has it; 0 is none."""
     if value is None or (type(value) is int and value == 0):
         return None
     if type(value) is not int:
@@ -131,11 +132,8 @@ def _take_tensors(given: Any, binary: memoryview) -> dict[str, Tensor]:
         name, parameters = _entry(entry, place, "inputs")
         if name in tensors:
             raise invalid(f"{place}: another tensor has its name", "inputs")
-        datatype = entry.get("datatype")
-        if type(datatype) is not str or datatype not in DATATYPES:
-            raise invalid(f"{place}.datatype: expected one of {', '.join(DATATYPES)}", "inputs")
-        if _SHARED_MEMORY in parameters:
-            raise invalid(f"{place}: shared memory is not offered: send the data", "inputs")
+        datatype = checked_datatype(entry.get("datatype"), place)
+        refuse_shared_memory(parameters, place, "inputs")
         size = parameters.get("binary_data_size")
         data = entry.get("data")
         if (size is None) == (data is None):
@@ -148,13 +146,34 @@ def _take_tensors(given: Any, binary: memoryview) -> dict[str, Tensor]:
             start += size
         elif type(data) is not list:
             raise _wrong_type(f"{place}.data", "a list", data, "inputs")
-        tensors[name] = Tensor(name, datatype, _shape(entry.get("shape"), place), data)
+        tensors[name] = Tensor(name, datatype, checked_shape(entry.get("shape"), place), data)
     if start != len(binary):
         raise invalid("expected the binary data to end with the last tensor's", "inputs")
     return tensors
 
 
-def _shape(given: Any, place: str) -> tuple[int, ...]:
+def checked_datatype(given: Any, place: str) -> str:
+    """One of `DATATYPES`."""
+    if type(given) is not str or given not in DATATYPES:
+        raise invalid(f"{place}.datatype: expected one of {', '.join(DATATYPES)}", "inputs")
+    return given
+
+
+def refuse_shared_memory(parameters: Mapping[str, Any], place: str, field: str) -> None:
+    """Refuses a tensor whose data lies elsewhere."""
+    if _SHARED_MEMORY in parameters:
+        raise invalid(f"{place}: shared memory is not offered: send the data", field)
+
+
+def checked_output(parameters: Mapping[str, Any], place: str) -> None:
+    """Refuses an output that is wanted in another way than as it is."""
+    refuse_shared_memory(parameters, place, "outputs")
+    if parameters.get("classification"):
+        raise invalid(f"{place}: classification is not offered: these are probabilities", "outputs")
+
+
+def checked_shape(given: Any, place: str) -> tuple[int, ...]:
+    """1 to 8 lengths."""
     if type(given) is not list:
         raise _wrong_type(f"{place}.shape", "a list of integers", given, "inputs")
     if not 1 <= len(given) <= MAX_DIMENSIONS or any(type(length) is not int or length < 0 for length in given):
@@ -172,9 +191,6 @@ def _take_outputs(given: Any, parameters: Mapping[str, Any]) -> dict[str, bool] 
     for index, entry in enumerate(given):
         place = f"outputs[{index}]"
         name, own = _entry(entry, place, "outputs")
-        if _SHARED_MEMORY in own:
-            raise invalid(f"{place}: shared memory is not offered", "outputs")
-        if own.get("classification"):
-            raise invalid(f"{place}: classification is not offered: these are probabilities", "outputs")
+        checked_output(own, place)
         outputs[name] = as_bytes if own.get("binary_data") is None else _flag(own, "binary_data")
     return outputs or None

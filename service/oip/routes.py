@@ -9,7 +9,7 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from service.admin.gate import BODY_BYTES
+from service.admin.gate import BODY_BYTES, credentials
 from service.admin.repository import wanted_version, wants_ready_only
 from service.asgi import JSON, read_body
 from service.compression import expand
@@ -82,7 +82,7 @@ def _add_model_routes(app: Service) -> None:
 
     @app.get(VERSION + "/stats", tags=["open inference protocol"], summary="Statistics of a version")
     async def version_statistics(name: str, version: str) -> Response:
-        found = _find(app, app.require_plan(), Target(VERSION, name, version))
+        found = find_model(app, app.require_plan(), Target(VERSION, name, version))
         return await _statistics(app, [found])
 
     @app.post(INFER_ROUTE, tags=["open inference protocol"], summary="Score rows with a model's live version")
@@ -109,7 +109,7 @@ def _add_repository_routes(app: Service) -> None:
     async def load(name: str, request: Request) -> Response:
         version = wanted_version(await _small_body(request))
         app.require_plan()
-        await app.model_control.load(app.gate.admit(request), name, version)
+        await app.model_control.load(app.gate.admit(*credentials(request)), name, version)
         return _json({})
 
     @app.post(
@@ -120,7 +120,7 @@ def _add_repository_routes(app: Service) -> None:
     async def unload(name: str, request: Request) -> Response:
         await _small_body(request)
         app.require_plan()
-        await app.model_control.unload(app.gate.admit(request), name)
+        await app.model_control.unload(app.gate.admit(*credentials(request)), name)
         return _json({})
 
 
@@ -129,7 +129,7 @@ async def _small_body(request: Request) -> bytes:
     return body if coding is None else expand(body, coding, BODY_BYTES)
 
 
-def _find(app: Service, plan: Plan, target: Target) -> tuple[str, int]:
+def find_model(app: Service, plan: Plan, target: Target) -> tuple[str, int]:
     """The model and version that a path names; `Refusal` where the repository has none such."""
     assert target.model is not None
     found = find_version(plan, target.model, target.version)
@@ -140,12 +140,17 @@ def _find(app: Service, plan: Plan, target: Target) -> tuple[str, int]:
     return found
 
 
-def _ready(app: Service, target: Target) -> Response:
-    found = _find(app, app.require_plan(), target)
+def find_loaded(app: Service, target: Target) -> tuple[str, int]:
+    """As `find_model`; `Refusal` where it is there and not loaded."""
+    found = find_model(app, app.require_plan(), target)
     if found not in app.registry.loaded:
         detail = "this version is not loaded: the first request that names it may load it"
         raise Refusal(Code.NOT_READY, detail, field="version")
-    return _json({"name": found[0], "ready": True})
+    return found
+
+
+def _ready(app: Service, target: Target) -> Response:
+    return _json({"name": find_loaded(app, target)[0], "ready": True})
 
 
 async def _metadata(app: Service, target: Target) -> Response:

@@ -35,6 +35,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """Every datatype of fixed size. BF16 is the one of the protocol's that is not read: numpy has none."""
 DATATYPES = (*DTYPES, BYTES)
 
+_BOUNDS = {
+    name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for name, dtype in DTYPES.items() if dtype.kind in "iu"
+}
+
 
 @dataclass(slots=True, eq=False)
 class Tensor:
@@ -79,8 +83,9 @@ def raw_values(tensor: Tensor, field: str) -> list[Any]:
     else:
         values = _flat(tensor, tensor.data, field)
         _CHECKS[tensor.datatype[:2]](tensor.datatype, values, field)
-        if tensor.datatype[:2] == "FP":
-            values = _rounded(tensor.datatype, values, field)
+        if tensor.datatype[:2] != "FP" or (tensor.datatype == "FP64" and int not in map(type, values)):
+            return values
+        values = _rounded(tensor.datatype, values, field)
     if tensor.datatype[:2] == "FP":
         values = [None if value != value else value for value in values]
     return values
@@ -135,6 +140,8 @@ def _flat(tensor: Tensor, data: list[Any], field: str) -> list[Any]:
     """The elements of nested lists, which have to be as the shape says; or of a flat one."""
     values = data
     if len(tensor.shape) > 1 and data and type(data[0]) is list:
+        if len(data) != tensor.shape[0]:
+            raise invalid(f"field '{field}': expected {tensor.shape[0]} rows for its shape, got {len(data)}", field)
         for length in tensor.shape[1:]:
             if not all(type(part) is list and len(part) == length for part in values):
                 raise invalid(f"field '{field}': expected data that is flat or nested as its shape", field)
@@ -172,9 +179,9 @@ def _check_floats(datatype: str, values: Sequence[Any], field: str) -> None:
 
 def _check_integers(datatype: str, values: Sequence[Any], field: str) -> None:
     _refuse_others(frozenset((int, _NONE)), f"an integer for {datatype} data", values, field)
-    bounds = np.iinfo(DTYPES[datatype])
+    least, greatest = _BOUNDS[datatype]
     present = [value for value in values if value is not None]
-    if present and not (int(bounds.min) <= min(present) and max(present) <= int(bounds.max)):
+    if present and not (least <= min(present) and max(present) <= greatest):
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, f"field '{field}': a number is beyond {datatype}", field=field)
 
 

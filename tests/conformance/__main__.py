@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ TOKEN = "conformance-" * 3
 
 CLIENTS = {
     "tritonclient[http]": (("tritonclient[http]==2.73.0",), "triton_http.py"),
+    "tritonclient[grpc]": (("tritonclient[grpc]==2.73.0",), "triton_grpc.py"),
     "kserve": (("kserve==0.21.0",), "kserve_rest.py"),
     "mlserver": (("mlserver==1.7.1",), "mlserver_infer.py"),
 }
@@ -53,7 +55,10 @@ def cases(running: Running) -> list[dict[str, Any]]:
 
 def check(client: str, python: Path, script: Path, running: Running, file: Path) -> int:
     """Runs a client's script and shows its checks; how many failed."""
-    command = [str(python), str(script), f"127.0.0.1:{running.port}", str(file), TOKEN]
+    port = running.port
+    if script.stem.endswith("_grpc"):
+        port = int(re.findall(r"gRPC is spoken on \S+:(\d+)", running.log_text())[0])
+    command = [str(python), str(script), f"127.0.0.1:{port}", str(file), TOKEN]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     checks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
     for entry in checks:
@@ -86,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         for bias in (-1.0, -2.0):
             write_tiny_bundle(repository, "control", bias=bias)
         log = Path(folder) / "log"
-        settings = ["--repository", str(repository), "--workers", "2", "--max-in-flight", "256"]
+        settings = ["--repository", str(repository), "--workers", "2", "--max-in-flight", "256", "--grpc-port", "0"]
         with running_service(log, *settings, RETORT_ADMIN_TOKEN=TOKEN) as running:
             file = Path(folder) / "cases.json"
             file.write_text(json.dumps(cases(running)))
