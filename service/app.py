@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from models.errors import ModelNotFoundError
 from service import descriptions, page
 from service.admin import audit
-from service.admin.gate import Gate, guard
+from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
 from service.asgi import CLOSE, JSON, Answer, read_body, refuse, send_answer
@@ -395,7 +395,7 @@ def _add_routes(app: Service) -> None:
     )
     async def put_catalogue(request: Request) -> Response:
         app.require_plan()
-        admin = app.gate.admit(request)
+        admin = app.gate.admit(*credentials(request))
         limit = app.settings.max_catalogue_bytes
         result, facts = str(Code.INTERNAL), {}
         try:
