@@ -84,7 +84,7 @@ def contenders(
         yield [
             stack.enter_context(_retort(bundles, workload, core, folder)),
             stack.enter_context(_naive(bundles, workload, core, folder)),
-            stack.enter_context(_floor(bundles, workload, core)),
+            stack.enter_context(floor(bundles, workload, core)),
         ]
 
 
@@ -208,7 +208,7 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path)
 
 
 @contextmanager
-def _floor(bundles: Mapping[str, Bundle], workload: Workload, core: int | None) -> Iterator[Contender]:
+def floor(bundles: Mapping[str, Bundle], workload: Workload, core: int | None) -> Iterator[Contender]:
     """session.run alone, on inputs that were made beforehand: what no service around this graph can undercut."""
     with _process(_run_sessions, core, {name: bundle.path for name, bundle in bundles.items()}, workload) as line:
         line.recv()  # the sessions stand
