@@ -66,9 +66,14 @@ _ANSWER_MEMBERS: dict[str, Any] = {
     },
     "pctr": {
         "type": "array",
-        "items": {"type": "number"},
+        "items": {"type": ["number", "null"]},
         "description": "Click probability of each candidate, in their order, as the shortest decimal that is "
-        "this float32.",
+        "this float32; null for one of `candidate_ids` that the catalogue does not know.",
+    },
+    "unknown_candidates": {
+        "type": "array",
+        "items": {"type": "integer"},
+        "description": "Indexes of those; left out where there are none.",
     },
 }
 PREDICT_ANSWER_SCHEMA: dict[str, Any] = {
@@ -371,9 +376,22 @@ CATALOGUE_BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "application/x-ndjson": {
-                "schema": {"type": "string"},
-                "example": '{"id":"a17","candidate":{"ad_id":"a17","price":0.4}}\n'
-                '{"id":"a18","candidate":{"ad_id":"a18","price":1.2}}\n',
+                "schema": {
+                    "type": "object",
+                    "description": "One such object a line.",
+                    "required": ["id", "candidate"],
+                    "properties": {
+                        "id": {"type": "string", "description": "What requests name it by; 1 to 256 bytes of UTF-8."},
+                        "candidate": {"type": "object", "description": "Raw values, as in `candidates`."},
+                    },
+                },
+                "examples": {
+                    "two ads": {
+                        "summary": "A line for each ad",
+                        "value": '{"id":"a17","candidate":{"ad_id":"a17","price":0.4}}\n'
+                        '{"id":"a18","candidate":{"ad_id":"a18","price":1.2}}\n',
+                    }
+                },
             }
         },
     }

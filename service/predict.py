@@ -450,11 +450,14 @@ class Predictor:
         assert self.plan is not None
         call = Call(self.finish, target, body, started, answer, self.plan)
         self.in_flight += 1
+        answered = None
         try:
             if not (self._remembers and self._begin_quickly(call)):
-                self._begin(call)
+                answered = self._begin(call)
         except Exception as error:
-            self._end(call, self._refusal_of(call, error))
+            answered = self._refusal_of(call, error)
+        if answered is not None:
+            self._end(call, answered)
         return call
 
     def _begin_quickly(self, call: Call) -> bool:
@@ -480,26 +483,29 @@ class Predictor:
             return False
         return True
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: Call) -> Answer | None:
+        """Queues a request, or its version's loading, or answers it at once. Raises `Refusal`."""
         began = perf_counter()
         call.request = decode_request(call.body, self._max_candidates, self._new_id)
         call.decoded = perf_counter() - began
         chosen = self._choose(call)
         if isinstance(chosen, Chosen):
             call.chosen = chosen
-            self._go_on(call, call.body)
-        else:
-            task = asyncio.get_running_loop().create_task(self._bring(call, *chosen))
-            self._bringing.add(task)
-            task.add_done_callback(self._bringing.discard)
+            return self._go_on(call, call.body)
+        task = asyncio.get_running_loop().create_task(self._bring(call, *chosen))
+        self._bringing.add(task)
+        task.add_done_callback(self._bringing.discard)
+        return None
 
     async def _bring(self, call: Call, name: str, version: int) -> None:
         """Goes on with a request once the version that it names is loaded."""
         try:
             call.chosen = Chosen(await self._load_version(name, version))
-            self._go_on(call, call.body)
+            answered = self._go_on(call, call.body)
         except Exception as error:
-            self._end(call, self._refusal_of(call, error))
+            answered = self._refusal_of(call, error)
+        if answered is not None:
+            self._end(call, answered)
 
     def _choose(self, call: Call) -> Chosen | Version:
         """Where a request goes, or the version that has to be loaded for it."""
@@ -512,8 +518,9 @@ class Predictor:
         served = find_version(call.plan, target.model, target.version)
         return Chosen(served) if isinstance(served, Served) else served
 
-    def _go_on(self, call: Call, text: bytes) -> None:
-        """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none.
+    def _go_on(self, call: Call, text: bytes) -> Answer | None:
+        """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none. Where
+        nothing is left to score, the answer.
 
         `text`: all that has been decoded of the body, where an integer beyond 64 bits may have passed.
         """
@@ -535,10 +542,9 @@ class Predictor:
             call.encoding = call.queued - began
             if call.rows:
                 self.queue.submit(call)
-            else:  # the catalogue knows none of them
-                call.began = call.ended = call.queued
-                self._end(call, self._reply(call, _NO_SCORES))
-            return
+                return None
+            call.began = call.ended = call.queued  # the catalogue knows none of them
+            return self._reply(call, _NO_SCORES)
         raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
 
     def _encode(self, call: Call, text: bytes) -> None:
@@ -579,28 +585,27 @@ class Predictor:
 
     def finish(self, call: Call) -> None:
         """Answers a request that has left the queue, or sends it another way."""
-        if call.is_abandoned:
-            self._end(call, None)
-            return
-        try:
-            if call.error is not None:
-                raise call.error
-            if call.pctr is None:
-                self._try_another(call)
-            else:
-                self._end(call, self._reply(call, call.pctr))
-        except Exception as error:
-            self._end(call, self._refusal_of(call, error))
+        answered = None
+        if not call.is_abandoned:
+            try:
+                if call.error is not None:
+                    raise call.error
+                answered = self._try_another(call) if call.pctr is None else self._reply(call, call.pctr)
+                if answered is None:  # it is in the queue again
+                    return
+            except Exception as error:
+                answered = self._refusal_of(call, error)
+        self._end(call, answered)
 
-    def _try_another(self, call: Call) -> None:
+    def _try_another(self, call: Call) -> Answer | None:
         try:
-            self._go_on(call, b"" if call.request.members is None else call.body)
+            return self._go_on(call, b"" if call.request.members is None else call.body)
         except _NewError:
             before = call.request
             call.request = decode_request(call.body, self._max_candidates, self._new_id)
             call.request.request_id, call.request.unit = before.request_id, before.unit
             call.way -= 1
-            self._go_on(call, call.body)
+            return self._go_on(call, call.body)
 
     def _reply(self, call: Call, pctr: Floats) -> Answer:
         replying = perf_counter()
