@@ -32,8 +32,9 @@ FAREWELL = timedelta(seconds=30)
 
 
 def processes() -> int:
-    """How many torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many torchrun started; 1 without it, whatever else sets variables."""
+    is_started = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_started else 1
 
 
 def is_follower() -> bool:
