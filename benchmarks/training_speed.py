@@ -33,6 +33,7 @@ from training.allocator import keep_freed_memory
 from training.loop import ClickLearner, FitOptions, NetworkSpec, seeded
 from training.optimizer import Optimizer
 from training.precision import multiplies_bfloat16
+from training.whole import write_whole
 
 PEERS = {
     "FuxiCTR": (("fuxictr==2.3.10",), "fuxictr_epoch.py"),
@@ -74,8 +75,28 @@ def turn(command: Sequence[str], threads: int) -> Turn:
     return found
 
 
+class Kept:
+    """Turns in a file, so that a run that was stopped goes on: where a machine is shared, quiet minutes are few."""
+
+    def __init__(self, path: Path | None, facts: Sequence[object]) -> None:
+        self.path, self.facts = path, list(facts)
+        self.turns: dict[str, Turn] = {}
+        if path is not None and path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["facts"] != self.facts:
+                raise SystemExit(f"{path}: expected turns of {self.facts}, got {kept['facts']}; name another file")
+            self.turns = kept["turns"]
+
+    def turn(self, name: str, command: Sequence[str], threads: int) -> Turn:
+        if name not in self.turns:
+            self.turns[name] = turn(command, threads)
+            if self.path is not None:
+                write_whole(self.path, json.dumps({"facts": self.facts, "turns": self.turns}, indent=1))
+        return self.turns[name]
+
+
 def epochs(
-    networks: Sequence[str], seeds: int, log: Path, environments: Path, threads: int, batch_rows: int
+    networks: Sequence[str], seeds: int, log: Path, environments: Path, threads: int, batch_rows: int, kept: Kept
 ) -> dict[tuple[str, str], list[Turn]]:
     """Every contender's turns by (network, contender), one a seed."""
     found: dict[tuple[str, str], list[Turn]] = {}
@@ -94,7 +115,7 @@ def epochs(
                 asked = [network, str(log), str(seed), str(batch_rows), str(threads)]
                 if name in OURS:
                     asked.append(OURS[name])
-                result = turn([*commands[name], *asked], threads)
+                result = kept.turn(f"{network} {name} {seed}", [*commands[name], *asked], threads)
                 found.setdefault((network, name), []).append(result)
                 print(f"{network} seed {seed} {name}: {result}", file=sys.stderr, flush=True)
     return found
@@ -198,14 +219,22 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FOLDER",
         help="where the peers are installed, outside the repository (default ~/.cache/retort-peers; 2 GB)",
     )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep turns in here, and go on from those in it")
     parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables between their markers in here")
     options = parser.parse_args(arguments)
     machine: dict[str, Any] = facts()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.npz"
         training_log.write(log, options.rows, options.valid_rows)
+        kept = Kept(options.keep, [options.rows, options.valid_rows, options.batch_rows, options.threads, commit()])
         found = epochs(
-            options.networks.split(","), options.seeds, log, options.environments, options.threads, options.batch_rows
+            options.networks.split(","),
+            options.seeds,
+            log,
+            options.environments,
+            options.threads,
+            options.batch_rows,
+            kept,
         )
         measured = steps(log, options.batch_rows, options.step_rounds) if options.step_rounds else []
     instructions = ", ".join(machine["vector_instructions"])

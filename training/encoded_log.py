@@ -149,7 +149,7 @@ class EncodedLog:
 
     def _read(self, rows: NDArray[np.integer]) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         """From disk: ids [B, fields but sequences], and sequences."""
-        ids = self.ids[rows]
+        ids = self.ids.take(rows, axis=0)  # in half the time of self.ids[rows]
         if self.device != CPU:  # the CPU's look-ups see for themselves
             refuse_unknown(ids, self._sizes)
         taken = {name: _take(*pair, rows) for name, pair in self.sequences.items()}

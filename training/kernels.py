@@ -19,7 +19,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import uint64
+from numba import types, uint32, uint64
+from numba.extending import intrinsic
 
 Array = Any  # of numpy; numba reads the types from the arrays themselves
 
@@ -32,6 +33,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError:  # neither beside this file nor in the user's cache: compiled again by each process
         found = numba.njit(**options)(function)
     return found
+
+
+@intrinsic
+def _float_of_bits(context: Any, bits: Any) -> Any:
+    """The float32 whose bits these are, an uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
+
+
+float_of_bits: Any = _float_of_bits  # numba hands the first argument itself
 
 
 @compiled
@@ -54,16 +68,48 @@ def gather(table: Array, ids: Array, first: Array, size: Array, place: Array, ou
 
 
 @compiled
-def scatter(gradient: Array, ids: Array, first: Array, place: Array, above: Array) -> None:
-    """gradient[first[p] + ids[n, p]] += above[n, place[p]], the gradient of `gather`."""
+def scatter(gradient: Array, ids: Array, first: Array, place: Array, above: Array, start: int, end: int) -> None:
+    """gradient[first[p] + ids[n, p]] += above[n, place[p]] for start <= p < end: the gradient of `gather`."""
     of_weights, given = gradient.reshape(-1), above.reshape(-1)
     fields, dim = above.shape[1], uint64(gradient.shape[1])
     for n in range(ids.shape[0]):
-        for p in range(ids.shape[1]):
+        for p in range(start, end):
             target = uint64(first[p] + ids[n, p]) * dim
             source = uint64(n * fields + place[p]) * dim
             for d in range(dim):
                 of_weights[target + d] += given[source + d]
+
+
+@compiled
+def gather_rounded(table: Array, ids: Array, first: Array, size: Array, place: Array, out: Array) -> bool:
+    """`gather` of float32 into bfloat16, the nearest, ties to even; both as the unsigned integers of their bits."""
+    weights, found = table.reshape(-1), out.reshape(-1)
+    fields, dim = out.shape[1], uint64(table.shape[1])
+    for n in range(ids.shape[0]):
+        for p in range(ids.shape[1]):
+            if not 0 <= ids[n, p] < size[p]:
+                return False
+            source = uint64(first[p] + ids[n, p]) * dim
+            target = uint64(n * fields + place[p]) * dim
+            for d in range(dim):
+                bits = weights[source + d]
+                found[target + d] = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
+    return True
+
+
+@compiled
+def scatter_rounded(
+    gradient: Array, ids: Array, first: Array, place: Array, above: Array, start: int, end: int
+) -> None:
+    """`scatter` of what is above in bfloat16, given as unsigned integers of its bits, to a float32 gradient."""
+    of_weights, given = gradient.reshape(-1), above.reshape(-1)
+    fields, dim = above.shape[1], uint64(gradient.shape[1])
+    for n in range(ids.shape[0]):
+        for p in range(start, end):
+            target = uint64(first[p] + ids[n, p]) * dim
+            source = uint64(n * fields + place[p]) * dim
+            for d in range(dim):
+                of_weights[target + d] += float_of_bits(uint32(given[source + d]) << uint32(16))
 
 
 @compiled
@@ -111,6 +157,39 @@ def scatter_pooled(
             target = uint64(first + ids[k]) * dim
             for d in range(dim):
                 of_weights[target + d] += given[source + d] / (end - start)
+
+
+@compiled
+def pair_dots(vectors: Array, sums: Array, out: Array) -> None:
+    """out[n] = sum_{i<j} <v_i, v_j> of vectors [N, F, D], by the identity (|sum_i v_i|^2 - sum_i |v_i|^2) / 2.
+
+    sums [N, D] becomes sum_i v_i, which the gradient needs.
+    """
+    squares = np.empty(vectors.shape[2], vectors.dtype)
+    for n in range(vectors.shape[0]):
+        total = sums[n]
+        total[:], squares[:] = 0, 0
+        for f in range(vectors.shape[1]):
+            vector = vectors[n, f]
+            for d in range(len(vector)):
+                total[d] += vector[d]
+            for d in range(len(vector)):
+                squares[d] += vector[d] * vector[d]
+        both = vectors.dtype.type(0)
+        for d in range(len(total)):
+            both += total[d] * total[d] - squares[d]
+        out[n] = both / 2
+
+
+@compiled
+def add_pair_dots_gradient(vectors: Array, sums: Array, above: Array, gradient: Array) -> None:
+    """gradient[n, f] += above[n] (sums[n] - v_f): that of `pair_dots`."""
+    for n in range(vectors.shape[0]):
+        total, by = sums[n], above[n]
+        for f in range(vectors.shape[1]):
+            vector, into = vectors[n, f], gradient[n, f]
+            for d in range(len(vector)):
+                into[d] += by * (total[d] - vector[d])
 
 
 @compiled

@@ -16,21 +16,18 @@ what reading and writing some ten gigabytes of its memory does, a few millisecon
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from training import kernels, parallel
+from training.threads import share_out
 from training.zoo.embedding import FieldEmbedding, Segments, Wanted, have_kernels, unknown_id
 
 B1, B2, EPSILON = 0.9, 0.999, 1e-8
@@ -62,7 +59,7 @@ class Optimizer:
         large = [table for table in found if id(table.table) in rates and waits(table, batch_rows)]
         self._tables = [RowsOfTable(table, rates[id(table.table)]) for table in large]
         for table in self._tables:
-            table.embedding.trained_by = table.look_up
+            table.embedding.trained_by = table
         by_rows = {id(table.table) for table in large}
         rest = [
             group | {"params": [weight for weight in group["params"] if id(weight) not in by_rows]} for group in groups
@@ -151,7 +148,8 @@ class RowsOfTable:
     def __init__(self, embedding: FieldEmbedding, learning_rate: float) -> None:
         self.embedding, self.learning_rate = embedding, learning_rate
         table = embedding.table.detach()
-        self._state = torch.zeros(len(table), 4, embedding.dim)
+        # numpy asks for large pages, which torch does not: laid out three times as fast
+        self._state = torch.from_numpy(np.zeros((len(table), 4, embedding.dim), dtype=np.float32))
         self._state[:, 0] = table
         self._state[:, 3] = table
         self._marks = np.zeros((len(table), 2), dtype=np.int32)
@@ -168,13 +166,22 @@ class RowsOfTable:
         self._weights = torch.empty(0, embedding.dim)
         self._gradient = torch.empty(0, embedding.dim)
 
-    def look_up(self, wanted: Wanted) -> Tensor:
-        """[N, F, D] of rows that are caught up; their gradient comes here."""
-        result: Tensor = _LookUp.apply(self.embedding.table, self, wanted)  # type: ignore[no-untyped-call]
-        return result
+    @property
+    def weights(self) -> Tensor:
+        """Of the rows of this step, caught up: [rows, D]."""
+        return self._weights
 
-    def gather(self, wanted: Wanted) -> tuple[Tensor, Wanted]:
-        """The vectors, and what is wanted as places among the rows of this step."""
+    @property
+    def gradient(self) -> Tensor:
+        """Of the rows of this step."""
+        return self._gradient
+
+    @property
+    def whole_gradient(self) -> None:
+        """Nothing for autograd: rows are trained here."""
+
+    def locate(self, wanted: Wanted) -> Wanted:
+        """What is wanted as places among the rows of this step, which are caught up."""
         segments = wanted.segments
         before = self._count
         self._reserve(before + wanted.plain.size + sum(len(one.ids) + 1 for one in segments))
@@ -183,7 +190,7 @@ class RowsOfTable:
         empty = [int(self._number_range(np.zeros(1, dtype=np.int32), one.empty, 1)[0]) for one in segments]
         self._catch_up(self._touched, self._since, self._weights, slice(before, self._count))
         where = np.stack([np.zeros_like(wanted.where[0]), np.full_like(wanted.where[1], self._count), wanted.where[2]])
-        local = Wanted(
+        return Wanted(
             wanted.fields,
             plain,
             where,
@@ -192,11 +199,6 @@ class RowsOfTable:
                 for one, numbers, missing in zip(segments, ids, empty, strict=True)
             ),
         )
-        return local.gather(self._weights), local
-
-    def scatter(self, local: Wanted, above: Tensor) -> None:
-        """Adds to the gradients of the rows of this step."""
-        local.scatter(self._gradient, above)
 
     def step(self, share: float) -> None:
         """Adam for the rows that were looked up; all others wait."""
@@ -303,36 +305,14 @@ class RowsOfTable:
         _in_pieces(catch_up, rows)
 
 
-class _LookUp(torch.autograd.Function):
-    """`RowsOfTable.look_up`: the table takes part so that a gradient is asked for, and gets none."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: RowsOfTable, wanted: Wanted) -> Tensor:
-        ctx.rows = rows
-        vectors, ctx.local = rows.gather(wanted)
-        return vectors
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[None, None, None]:
-        ctx.rows.scatter(ctx.local, above)
-        return None, None, None
-
-
 def _in_pieces(work: Callable[[slice], None], rows: slice) -> None:
     """Rows are independent of one another, so the numbers do not depend on how many threads share them."""
-    count, threads = rows.stop - rows.start, torch.get_num_threads()
-    if threads == 1 or count < 4096:
-        work(rows)
-        return
-    ends = [rows.start + count * part // threads for part in range(threads + 1)]
-    for done in [_pool(threads).submit(work, slice(*piece)) for piece in pairwise(ends)]:
-        done.result()
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="rows")
+    count = rows.stop - rows.start
+    pieces = 1 if count < 4096 else torch.get_num_threads()
+    share_out(
+        lambda piece: work(slice(rows.start + count * piece // pieces, rows.start + count * (piece + 1) // pieces)),
+        pieces,
+    )
 
 
 def _exchange(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:

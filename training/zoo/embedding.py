@@ -15,9 +15,9 @@ Both give the same numbers. Letters: R requests, N candidates, Fc context fields
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from training.threads import share_out
+
 MISSING_ID = 0
+SCATTER_ROWS = 1024
+"""Gradients of a batch of so many rows are worth sharing out among threads."""
 
 
 @dataclass(frozen=True)
@@ -126,27 +130,97 @@ class Wanted:
 
     def gather(self, table: Tensor) -> Tensor:
         """[rows, D] -> [N, F, D]; IndexError at an id that its field has not."""
+        vectors = table.new_empty(len(self.plain), self.fields, table.shape[1])
+        self.gather_piece(table, slice(0, len(vectors)), vectors)
+        return vectors
+
+    def gather_piece(self, table: Tensor, piece: slice, vectors: Tensor) -> None:
+        """Those of some rows of the batch, into `vectors`, float32 or bfloat16."""
         from training import kernels
 
-        vectors = table.new_empty(len(self.plain), self.fields, table.shape[1])
-        weights, out = table.numpy(), vectors.numpy()
-        are_known = [kernels.gather(weights, self.plain, *self.where, out)]
+        if vectors.dtype == torch.bfloat16 and self.segments:  # means are taken in float32
+            vectors.copy_(self._piece(table, piece, vectors.shape))
+            return
+        plain = self.plain[piece]
+        if vectors.dtype == torch.bfloat16:
+            weights, out = table.numpy().view(np.uint32), vectors.view(torch.uint16).numpy()
+            are_known = [kernels.gather_rounded(weights, plain, *self.where, out)]
+        else:
+            weights, out = table.numpy(), vectors.numpy()
+            are_known = [kernels.gather(weights, plain, *self.where, out)]
         for one in self.segments:
+            offsets = one.offsets[piece.start : piece.stop + 1]
             numbers = one.first, one.size, one.empty, one.place
-            are_known.append(kernels.pool(weights, one.ids, one.offsets, *numbers, out))
+            ids = one.ids[offsets[0] : offsets[-1]]
+            are_known.append(kernels.pool(weights, ids, offsets - offsets[0], *numbers, out))
         if not all(are_known):
             raise unknown_id()
+
+    def _piece(self, table: Tensor, piece: slice, shape: torch.Size) -> Tensor:
+        vectors = table.new_empty(shape)
+        self.gather_piece(table, piece, vectors)
         return vectors
 
     def scatter(self, gradient: Tensor, above: Tensor) -> None:
-        """The gradient of `gather`: adds what is `above`, [N, F, D], to a table's, [rows, D]."""
+        """The gradient of `gather`: adds what is `above`, [N, F, D], float32 or bfloat16, to a table's, [rows, D].
+
+        Fields have rows of their own, so threads take fields, and a row's sum is in the batch's order.
+        """
         from training import kernels
 
-        into, given = gradient.numpy(), above.contiguous().numpy()
+        if above.dtype == torch.bfloat16 and self.segments:
+            above = above.float()
+        into = gradient.numpy()
+        if above.dtype == torch.bfloat16:
+            kernel, given = kernels.scatter_rounded, above.contiguous().view(torch.uint16).numpy()
+        else:
+            kernel, given = kernels.scatter, above.contiguous().numpy()
         first, _, place = self.where
-        kernels.scatter(into, self.plain, first, place, given)
+        count = self.plain.shape[1]
+        parts = min(torch.get_num_threads(), count) if len(self.plain) >= SCATTER_ROWS else 1
+
+        def scatter(part: int) -> None:
+            kernel(into, self.plain, first, place, given, part * count // parts, (part + 1) * count // parts)
+
+        share_out(scatter, parts)
         for one in self.segments:
             kernels.scatter_pooled(into, one.ids, one.offsets, one.first, one.empty, one.place, given)
+
+
+class Source(Protocol):
+    """Where look-ups of a step go: a table itself, or whoever trains it."""
+
+    def locate(self, wanted: Wanted) -> Wanted:
+        """The same in rows of `weights`."""
+
+    @property
+    def weights(self) -> Tensor:
+        """[rows, D]"""
+
+    @property
+    def gradient(self) -> Tensor:
+        """Where gradients of its rows are summed, [rows, D]."""
+
+    @property
+    def whole_gradient(self) -> Tensor | None:
+        """The table's, for autograd; None where the source sees to it."""
+
+
+class _WholeTable:
+    """A table that is ready as it stands."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.weights = table.detach()
+        self.whole_gradient: Tensor | None = None
+
+    def locate(self, wanted: Wanted) -> Wanted:
+        return wanted
+
+    @property
+    def gradient(self) -> Tensor:
+        if self.whole_gradient is None:
+            self.whole_gradient = torch.zeros_like(self.weights)
+        return self.whole_gradient
 
 
 def have_kernels(table: Tensor) -> bool:
@@ -197,8 +271,8 @@ class FieldEmbedding(nn.Module):
         plain = [numbers for spec, numbers in where if not spec.is_sequence]
         self._plain_places = np.array(plain, dtype=np.int64).reshape(-1, 3).T.copy()  # first, size and place: [3, P]
         self._sequence_places = [(spec.name, numbers) for spec, numbers in where if spec.is_sequence]
-        self.trained_by: Callable[[Wanted], Tensor] | None = None
-        """Who looks up rows in training where not all of the table is ready: see `optimizer.py`."""
+        self.trained_by: Source | None = None
+        """Who has the rows in training where not all of the table is ready: see `optimizer.py`."""
         for side in ("context", "candidate"):
             first = [first_row[spec.name] for spec in fields if not spec.is_sequence and spec.side == side]
             self.register_buffer(f"first_{side}", torch.tensor(first, dtype=torch.int32), persistent=False)
@@ -222,7 +296,7 @@ class FieldEmbedding(nn.Module):
     def _rows(self, batch: Encoded) -> Tensor:
         """The row form: every vector of every row, [N, F, D]."""
         if have_kernels(self.table):
-            return self._wanted_rows(self._wanted(batch))
+            return self._wanted_rows(self.wanted(batch))
         sides = {"context": batch.context + self.first_context, "candidate": batch.candidates + self.first_candidate}
         vectors: list[Tensor] = []
         for side, ids in sides.items():
@@ -239,7 +313,8 @@ class FieldEmbedding(nn.Module):
             return self._wanted_rows(Wanted(1, with_missing.unsqueeze(1).numpy(), where)).squeeze(1)
         return self._look_up(with_missing + first)
 
-    def _wanted(self, batch: Encoded) -> Wanted:
+    def wanted(self, batch: Encoded) -> Wanted:
+        """What a batch in the row form looks up."""
         plain = torch.cat([batch.context, batch.candidates], dim=1)
         segments = tuple(
             Segments(ids.numpy(), offsets.numpy(), first, size, first + MISSING_ID, place)
@@ -248,10 +323,14 @@ class FieldEmbedding(nn.Module):
         )
         return Wanted(self.context_fields + self.candidate_fields, plain.numpy(), self._plain_places, segments)
 
-    def _wanted_rows(self, wanted: Wanted) -> Tensor:
+    def source(self) -> Source:
+        """Where vectors are to be looked up now."""
         if self.trained_by is not None and torch.is_grad_enabled():
-            return self.trained_by(wanted)
-        result: Tensor = _RowLookUp.apply(self.table, wanted)  # type: ignore[no-untyped-call]
+            return self.trained_by
+        return _WholeTable(self.table)
+
+    def _wanted_rows(self, wanted: Wanted) -> Tensor:
+        result: Tensor = _RowLookUp.apply(self.table, self.source(), wanted)  # type: ignore[no-untyped-call]
         return result
 
     def _look_up(self, rows: Tensor) -> Tensor:
@@ -274,19 +353,19 @@ def _plain_first(fields: Sequence[FieldSpec], side: str) -> list[FieldSpec]:
 
 
 class _RowLookUp(torch.autograd.Function):
-    """[rows, D] and what is wanted -> [N, F, D], sequences pooled; the gradient of the table is whole."""
+    """A table, where its rows are and what is wanted -> [N, F, D], sequences pooled."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, wanted: Wanted) -> Tensor:
-        ctx.like, ctx.wanted = table, wanted
-        return wanted.gather(table.detach())
+    def forward(ctx: Any, table: Tensor, source: Source, wanted: Wanted) -> Tensor:
+        ctx.source, ctx.local = source, source.locate(wanted)
+        found: Tensor = ctx.local.gather(source.weights)
+        return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        gradient = torch.zeros_like(ctx.like)
-        ctx.wanted.scatter(gradient, above)
-        return gradient, None
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, None, None]:
+        ctx.local.scatter(ctx.source.gradient, above)
+        return ctx.source.whole_gradient, None, None
 
 
 def segment_mean(vectors: Tensor, offsets: Tensor, if_empty: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.zoo import pieces
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields
 
 
@@ -69,6 +70,34 @@ class Perceptron(nn.Module):
     def forward(self, first: Tensor) -> Tensor:
         hidden: Tensor = self.layers(first)
         return hidden
+
+    def linears(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weights and bias of each layer."""
+        return [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def drops(self) -> bool:
+        """Whether hidden units are left out now."""
+        return self.training and any(layer.p > 0 for layer in self.layers if isinstance(layer, nn.Dropout))
+
+
+def hidden_layer(embedding: FieldEmbedding, first: SplitLinear, hidden: Perceptron, batch: Encoded) -> Tensor:
+    """The last hidden layer on a batch's vectors, [N, H]: hidden(first(embedding(batch)))."""
+    layers = [(first.weight, first.bias), *hidden.linears()]
+    if hidden.drops() or not pieces.applies(embedding, layers, batch):
+        found: Tensor = hidden(first(embedding(batch)))
+        return found
+    return pieces.hidden_layer(embedding, layers, batch)[0]
+
+
+def hidden_layer_and_dots(
+    embedding: FieldEmbedding, first: SplitLinear, hidden: Perceptron, batch: Encoded
+) -> tuple[Tensor, Tensor]:
+    """The same and sum_{i<j} <v_i, v_j> of the same vectors, [N]."""
+    layers = [(first.weight, first.bias), *hidden.linears()]
+    if hidden.drops() or not pieces.applies(embedding, layers, batch):
+        vectors = embedding(batch)
+        return hidden(first(vectors)), pairwise_dots(vectors)
+    return pieces.hidden_layer(embedding, layers, batch, dots=True)
 
 
 class FirstOrder(nn.Module):

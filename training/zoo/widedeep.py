@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
-from training.zoo.layers import FirstOrder, Perceptron, SplitLinear
+from training.zoo.layers import FirstOrder, Perceptron, SplitLinear, hidden_layer
 
 
 class WideDeep(nn.Module):
@@ -32,5 +32,5 @@ class WideDeep(nn.Module):
 
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and hint [N, hidden[-1]], the perceptron's last layer."""
-        hint = self.hidden(self.first(self.embedding(batch)))
+        hint = hidden_layer(self.embedding, self.first, self.hidden, batch)
         return self.first_order(batch) + self.last(hint).squeeze(1), hint
