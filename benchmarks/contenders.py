@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -83,23 +84,33 @@ def contenders(
         yield [
             stack.enter_context(_retort(bundles, workload, core, folder)),
             stack.enter_context(_naive(bundles, workload, core, folder)),
-            stack.enter_context(_floor(bundles, workload, core)),
+            stack.enter_context(floor(bundles, workload, core)),
         ]
 
 
 @contextmanager
 def _retort(bundles: Mapping[str, Bundle], workload: Workload, core: int | None, folder: Path) -> Iterator[Contender]:
     """Our service with one worker and one experiment a model, so that every request is assigned to an arm."""
-    experiments = [
-        {"name": name, "salt": f"benchmark-{name}", "default": place == 0, "arms": [_arm(bundle)]}
-        for place, (name, bundle) in enumerate(bundles.items())
-    ]
-    file = folder / "experiments.json"
-    file.write_text(json.dumps({"format_version": 1, "experiments": experiments}), encoding="utf-8")
     repository = next(iter(bundles.values())).path.parent.parent
-    command = ["-m", "service", "--repository", str(repository), "--experiments", str(file), "--workers", "1"]
-    with _server(command, core, "/health/ready", folder / "retort.log") as (process, port):
-        yield _over_http(RETORT, dict.fromkeys(bundles, (process, port)), workload)
+    with serve(repository, list(bundles.values()), core, folder) as server:
+        yield _over_http(RETORT, dict.fromkeys(bundles, server), workload)
+
+
+@contextmanager
+def serve(
+    repository: Path, bundles: Sequence[Bundle], core: int | None, folder: Path, options: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Our service with one worker, ready: its process and its port. Each model has an experiment of its name."""
+    experiments = [
+        {"name": bundle.name, "salt": f"benchmark-{bundle.name}", "default": place == 0, "arms": [_arm(bundle)]}
+        for place, bundle in enumerate(bundles)
+    ]
+    own = Path(tempfile.mkdtemp(prefix="retort-", dir=folder))
+    file = own / "experiments.json"
+    file.write_text(json.dumps({"format_version": 1, "experiments": experiments}), encoding="utf-8")
+    command = ["-m", "service", "--repository", str(repository), "--experiments", str(file), "--workers", "1", *options]
+    with _server(command, core, "/health/ready", own / "log") as server:
+        yield server
 
 
 def _arm(bundle: Bundle) -> dict[str, object]:
@@ -197,7 +208,7 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path)
 
 
 @contextmanager
-def _floor(bundles: Mapping[str, Bundle], workload: Workload, core: int | None) -> Iterator[Contender]:
+def floor(bundles: Mapping[str, Bundle], workload: Workload, core: int | None) -> Iterator[Contender]:
     """session.run alone, on inputs that were made beforehand: what no service around this graph can undercut."""
     with _process(_run_sessions, core, {name: bundle.path for name, bundle in bundles.items()}, workload) as line:
         line.recv()  # the sessions stand

@@ -24,10 +24,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
 from service import descriptions, page
-from service.admin.gate import Gate, guard
+from service.admin import audit
+from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
-from service.asgi import CLOSE, Answer, refuse, send_answer
+from service.asgi import CLOSE, JSON, Answer, read_body, refuse, send_answer
+from service.catalogue.keeper import CatalogueKeeper
+from service.catalogue.lines import Catalogue, no_catalogue
+from service.compression import expand
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.metrics import CONTENT_TYPE, Metrics
 from service.oip import routes as oip
@@ -44,6 +48,8 @@ from service.watch import Watcher
 logger = logging.getLogger(__name__)
 
 MODEL_ROUTE = "/models/{name}/predict"
+CATALOGUE_ROUTE = "/catalogue"
+NDJSON = b"application/x-ndjson"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
 _NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
 _SCORED_ROUTES = (PREDICT.route, MODEL_ROUTE, VERSION_ROUTE, INFER_ROUTE, INFER_VERSION_ROUTE)
@@ -77,10 +83,14 @@ class Service(FastAPI):
         self.draining = False
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
-        self.gate = Gate(read_token(settings))
+        self.gate = Gate(read_token(settings), {CATALOGUE_ROUTE: settings.max_catalogue_bytes})
         self._registry = Registry(
             settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes
         )
+        self.catalogue = CatalogueKeeper(
+            settings.catalogue, metrics, lambda: [scorer.catalogue for scorer in self._registry.loaded.values()]
+        )
+        self._registry.prepare = lambda scorer: self.catalogue.prepare(scorer.catalogue)
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
             metrics,
@@ -210,6 +220,7 @@ class Service(FastAPI):
 
     async def _watch(self) -> None:
         try:
+            await self.catalogue.start()
             await self._watcher.start()
         except asyncio.CancelledError:
             raise
@@ -218,7 +229,7 @@ class Service(FastAPI):
             self.on_failure()
             self._settled.set()
             return
-        await self._watcher.follow()
+        await asyncio.gather(self._watcher.follow(), self.catalogue.follow(self.settings.poll_seconds))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the predict routes at once; leaves everything else to FastAPI and counts it."""
@@ -379,6 +390,35 @@ def _add_routes(app: Service) -> None:
     async def docs() -> Response:
         return Response(docs_page(), headers=page.HEADERS, media_type="text/html; charset=utf-8")
 
+    @app.put(
+        CATALOGUE_ROUTE, tags=["administration"], summary="Register every candidate, for every worker and for good"
+    )
+    async def put_catalogue(request: Request) -> Response:
+        app.require_plan()
+        admin = app.gate.admit(*credentials(request))
+        limit = app.settings.max_catalogue_bytes
+        result, facts = str(Code.INTERNAL), {}
+        try:
+            body, coding = await read_body(request.scope, request.receive, limit, (NDJSON, JSON))
+            catalogue = await app.catalogue.put(body if coding is None else expand(body, coding, limit))
+            result, facts = "ok", describe_catalogue(catalogue)
+        except Refusal as refusal:
+            result = str(refusal.code)
+            raise
+        finally:
+            audit.record(admin.name, admin.address, "catalogue", None, result, **facts)
+        return _json(facts)
+
+    @app.get(
+        CATALOGUE_ROUTE,
+        tags=["administration"],
+        summary="Which catalogue is in force",
+    )
+    async def get_catalogue() -> Response:
+        if app.catalogue.current is None:
+            raise no_catalogue()
+        return _json(describe_catalogue(app.catalogue.current))
+
     @app.get(
         "/experiments",
         tags=["experiments"],
@@ -398,6 +438,11 @@ def _add_routes(app: Service) -> None:
         if running is None:
             raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
         return _json(describe_experiment(running))
+
+
+def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:
+    """Its version and its size."""
+    return {"version": catalogue.version, "candidates": len(catalogue.lines)}
 
 
 def describe_experiment(running: RunningExperiment) -> dict[str, object]:

@@ -47,6 +47,8 @@ class Answer(NamedTuple):
 
 def refuse(refusal: Refusal) -> Answer:
     """A refusal as problem+json."""
+    # Some are made once and raised again and again: each raise would add to what this holds, frames and bodies and all.
+    refusal.__traceback__ = refusal.__context__ = None
     return Answer(refusal.status, refusal.body(), PROBLEM_JSON, refusal.headers)
 
 

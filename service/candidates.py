@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from models.encoder import EncodedRows, Encoder, Ragged
 from models.errors import EncodeError
+from models.values import LARGEST_INTEGER, SMALLEST_INTEGER
 
 LONGEST_ENVELOPE = 1 << 15
 """Of a longer one the usual way has to find out whether it is slow to read (`predict.LONG_BODY`)."""
@@ -90,6 +91,60 @@ def has_wide_integer(text: bytes) -> bool:
     return b"0" * 19 in text.translate(_DIGITS_TO_ZERO)
 
 
+def holds_wide_integer(value: Any, text: bytes) -> bool:
+    """Whether a decoded value holds an integer beyond 64 bits; `text` is what it was decoded from."""
+    if not has_wide_integer(text):
+        return False
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if type(value) is dict:
+            waiting.extend(value.values())
+        elif type(value) is list:
+            waiting.extend(value)
+        elif type(value) is int and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
+            return True
+    return False
+
+
+class RowFormat:
+    """Encoded candidates one by one, to be kept and put together again: a row is the bytes of its ids, or with sequence
+    fields a tuple of those and of each field's."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        schema = encoder.schema
+        self._width = len(schema.candidate_id_fields)
+        flat = {field.name for field in schema.candidate_id_fields}
+        self._lists = [field.name for field in schema.candidate_fields if field.name not in flat]
+
+    def apart(self, encoded: EncodedRows, n: int) -> list[Any]:
+        """The n rows."""
+        joined = encoded.ids.tobytes()
+        width = 4 * self._width
+        flat = [joined[start : start + width] for start in range(0, n * width, width)] if width else [b""] * n
+        if not self._lists:
+            return flat
+        columns: list[list[bytes]] = [flat]
+        for name in self._lists:
+            ids, offsets = encoded.sequences[name]
+            joined, ends = ids.tobytes(), (4 * offsets).tolist()
+            columns.append([joined[start:end] for start, end in pairwise(ends)])
+        return list(zip(*columns, strict=True))
+
+    def joined(self, rows: Iterable[Any], n: int) -> EncodedRows:
+        """n rows as the encoder gives them, without counts. TypeError where one of the rows is None."""
+        if not self._lists:
+            return EncodedRows(np.frombuffer(b"".join(rows), np.int32).reshape(n, self._width), {}, {}, {}, 0)
+        flat, *lists = zip(*rows, strict=True)
+        sequences: dict[str, Ragged] = {}
+        for name, column in zip(self._lists, lists, strict=True):
+            ends = np.fromiter(chain((0,), map(len, column)), np.int32, n + 1)
+            np.cumsum(ends, out=ends)
+            sequences[name] = (np.frombuffer(b"".join(column), np.int32), ends // np.int32(4))
+        ids: NDArray[np.int32] = np.frombuffer(b"".join(flat), np.int32).reshape(n, self._width)
+        return EncodedRows(ids, sequences, {}, {}, 0)
+
+
 class CandidateCache:
     """Pieces to encoded rows, for one model version, within `max_bytes`.
 
@@ -101,10 +156,7 @@ class CandidateCache:
         """`max_bytes` 0: nothing is kept, and every request goes the usual way."""
         self._encoder = encoder
         self._half = max_bytes // 2
-        schema = encoder.schema
-        self._width = len(schema.candidate_id_fields)
-        flat = {field.name for field in schema.candidate_id_fields}
-        self._lists = [field.name for field in schema.candidate_fields if field.name not in flat]
+        self._format = RowFormat(encoder)
         self._young: dict[bytes, Any] = {}
         self._old: dict[bytes, Any] = {}
         self._ignored: dict[bytes, int] = {}
@@ -133,14 +185,14 @@ class CandidateCache:
         Equal to what the encoder makes of the decoded objects, but for `missing` and `unknown`, which are left empty.
         """
         try:
-            encoded = self._joined(map(self._young.get, pieces), len(pieces))
+            encoded = self._format.joined(map(self._young.get, pieces), len(pieces))
         except TypeError:  # a None among them
             rows = list(map(self._young.get, pieces))
             new = self._look_further(pieces, rows)
             self.count(len(rows) - len(new), len(new), 0)
             if new and (len(new) * FEW > len(rows) or not self._encode_new(pieces, rows, new)):
                 return None
-            encoded = self._joined(rows, len(rows))
+            encoded = self._format.joined(rows, len(rows))
         else:
             self.count(len(pieces), 0, 0)
         if self._ignored:
@@ -194,39 +246,12 @@ class CandidateCache:
 
     def _keep(self, pieces: Sequence[bytes], values: Sequence[Any], encoded: EncodedRows) -> list[Any]:
         """Puts encoded rows into the cache, and returns them as it keeps them."""
-        kept = self._apart(encoded, len(pieces))
+        kept = self._format.apart(encoded, len(pieces))
         known = self._encoder.candidate_names
         for piece, value, row in zip(pieces, values, kept, strict=True):
             ignored = len(value) - len(known & value.keys()) if encoded.ignored else 0
             self._put(piece, row, ignored)
         return kept
-
-    def _apart(self, encoded: EncodedRows, n: int) -> list[Any]:
-        """A row each: the bytes of its ids, or with sequence fields a tuple of those and of each field's."""
-        joined = encoded.ids.tobytes()
-        width = 4 * self._width
-        flat = [joined[start : start + width] for start in range(0, n * width, width)] if width else [b""] * n
-        if not self._lists:
-            return flat
-        columns: list[list[bytes]] = [flat]
-        for name in self._lists:
-            ids, offsets = encoded.sequences[name]
-            joined, ends = ids.tobytes(), (4 * offsets).tolist()
-            columns.append([joined[start:end] for start, end in pairwise(ends)])
-        return list(zip(*columns, strict=True))
-
-    def _joined(self, rows: Iterable[Any], n: int) -> EncodedRows:
-        """TypeError where one of the rows is None."""
-        if not self._lists:
-            return EncodedRows(np.frombuffer(b"".join(rows), np.int32).reshape(n, self._width), {}, {}, {}, 0)
-        flat, *lists = zip(*rows, strict=True)
-        sequences: dict[str, Ragged] = {}
-        for name, column in zip(self._lists, lists, strict=True):
-            ends = np.fromiter(chain((0,), map(len, column)), np.int32, n + 1)
-            np.cumsum(ends, out=ends)
-            sequences[name] = (np.frombuffer(b"".join(column), np.int32), ends // np.int32(4))
-        ids: NDArray[np.int32] = np.frombuffer(b"".join(flat), np.int32).reshape(n, self._width)
-        return EncodedRows(ids, sequences, {}, {}, 0)
 
     def _put(self, piece: bytes, row: Any, ignored: int) -> None:
         size = len(piece) + ENTRY_BYTES + (len(row) if type(row) is bytes else sum(len(part) + 60 for part in row))

@@ -66,9 +66,14 @@ _ANSWER_MEMBERS: dict[str, Any] = {
     },
     "pctr": {
         "type": "array",
-        "items": {"type": "number"},
+        "items": {"type": ["number", "null"]},
         "description": "Click probability of each candidate, in their order, as the shortest decimal that is "
-        "this float32.",
+        "this float32; null for one of `candidate_ids` that the catalogue does not know.",
+    },
+    "unknown_candidates": {
+        "type": "array",
+        "items": {"type": "integer"},
+        "description": "Indexes of those; left out where there are none.",
     },
 }
 PREDICT_ANSWER_SCHEMA: dict[str, Any] = {
@@ -192,6 +197,9 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_OUTPUT: Refusal(Code.UNKNOWN_OUTPUT, "outputs[0]: expected one of pctr, logit", field="outputs"),
     Code.NO_CATALOGUE: Refusal(
         Code.NO_CATALOGUE, "no catalogue is registered: send `candidates`", field="candidate_ids"
+    ),
+    Code.INVALID_CATALOGUE: Refusal(
+        Code.INVALID_CATALOGUE, "line 7: field 'price': expected a finite number, got a string", field="price", row=7
     ),
     Code.INVALID_ID: Refusal(
         Code.INVALID_ID, "field 'unit_id': expected 1 to 256 bytes of UTF-8, got 300", field="unit_id"
@@ -363,6 +371,49 @@ EXPERIMENTS_RESPONSES = {
 }
 
 #: What `Service.openapi` says of each operation.
+CATALOGUE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-ndjson": {
+                "schema": {
+                    "type": "object",
+                    "description": "One such object a line.",
+                    "required": ["id", "candidate"],
+                    "properties": {
+                        "id": {"type": "string", "description": "What requests name it by; 1 to 256 bytes of UTF-8."},
+                        "candidate": {"type": "object", "description": "Raw values, as in `candidates`."},
+                    },
+                },
+                "examples": {
+                    "two ads": {
+                        "summary": "A line for each ad",
+                        "value": '{"id":"a17","candidate":{"ad_id":"a17","price":0.4}}\n'
+                        '{"id":"a18","candidate":{"ad_id":"a18","price":1.2}}\n',
+                    }
+                },
+            }
+        },
+    }
+}
+_CATALOGUE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["version", "candidates"],
+    "properties": {
+        "version": {"type": "string", "description": "A hash of its lines."},
+        "candidates": {"type": "integer"},
+    },
+}
+_CATALOGUE_EXAMPLE = {"catalogue": {"summary": "Two ads", "value": {"version": "1f2e3d4c5b6a7988", "candidates": 2}}}
+_ADMIN_CODES = (Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.HEADERS_TOO_LARGE, Code.BODY_TOO_LARGE)
+CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in force, in every worker soon") | problems(
+    *(*_ADMIN_CODES, Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.MALFORMED_ENCODING),
+    *(Code.REQUEST_TIMEOUT, Code.INVALID_CATALOGUE, Code.NO_CATALOGUE, Code.NOT_READY, Code.INTERNAL),
+)
+CATALOGUE_GET_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "What is in force") | problems(
+    *(*_ADMIN_CODES, Code.NO_CATALOGUE)
+)
+
 OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/predict"): {**PREDICT_BODY, "responses": PREDICT_RESPONSES},
     ("post", "/models/{name}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},
@@ -370,6 +421,8 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/health/live"): {"responses": LIVE_RESPONSES},
     ("get", "/health/ready"): {"responses": READY_RESPONSES},
     ("get", "/metrics"): {"responses": METRICS_RESPONSES},
+    ("put", "/catalogue"): {**CATALOGUE_BODY, "responses": CATALOGUE_RESPONSES},
+    ("get", "/catalogue"): {"responses": CATALOGUE_GET_RESPONSES},
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
 }

@@ -75,7 +75,7 @@ class Direct:
 
     def head_of(self, answer: Answer, default_headers: list[tuple[bytes, bytes]], keep_alive: bool) -> bytes:
         """Status line and headers as uvicorn writes them. `default_headers` is a new list each second: the date."""
-        if answer.status == 200 and keep_alive:
+        if answer.status == 200 and keep_alive and not answer.headers:
             if default_headers is not self._default_headers:
                 self._default_headers = default_headers
                 lines = [name + b": " + value + b"\r\n" for name, value in default_headers]
@@ -113,7 +113,7 @@ class Exchange:
         self.response_complete = False
         self.disconnected = False
         self.body: bytes | bytearray = b""
-        self._write = write
+        self._write: Callable[[Exchange, Answer], object] | None = write
         self._call: Call | None = None
 
     @property
@@ -143,12 +143,14 @@ class Exchange:
     def answer(self, answer: Answer) -> None:
         """Sends it, where the client is still there."""
         self._call = None
-        if not self.disconnected:
-            self._write(self, answer)
+        write, self._write = self._write, None  # the connection knows us, and need not be known for ever
+        if write is not None and not self.disconnected:
+            write(self, answer)
 
     def abandon(self) -> None:
         """The client is gone: nothing is written any more, and nothing scored that is not running."""
         self.disconnected = True
+        self._write = None
         if self._call is not None:
             self._call.is_abandoned = True
             self._call = None

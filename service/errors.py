@@ -88,6 +88,7 @@ class Code(enum.StrEnum):
     INVALID_TENSOR = "invalid_tensor"
     UNKNOWN_OUTPUT = "unknown_output"
     NO_CATALOGUE = "no_catalogue"
+    INVALID_CATALOGUE = "invalid_catalogue"
     INVALID_ID = "invalid_id"
     INVALID_DEADLINE = "invalid_deadline"
     OUTSIDE_EXPERIMENT = "outside_experiment"
@@ -137,6 +138,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INVALID_TENSOR: Problem(422, "A tensor is invalid"),
     Code.UNKNOWN_OUTPUT: Problem(422, "The model has no such output"),
     Code.NO_CATALOGUE: Problem(422, "No catalogue"),
+    Code.INVALID_CATALOGUE: Problem(422, "A line of the catalogue is invalid"),
     Code.INVALID_ID: Problem(422, "An id is invalid"),
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),
     Code.OUTSIDE_EXPERIMENT: Problem(422, "A model route takes no experiment"),

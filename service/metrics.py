@@ -177,6 +177,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
+        self.catalogue_candidates = Gauge(
+            "retort_catalogue_candidates",
+            "Candidates in the catalogue.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.candidate_cache = counter(
             "retort_candidate_cache_total",
             "Candidates looked up by their raw bytes, hit or miss, and entries evicted to make room.",

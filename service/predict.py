@@ -21,13 +21,15 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import orjson
 from starlette.types import Receive, Scope
 
+from models.encoder import EncodedRows
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
 from service.asgi import FIRST_BYTE, Answer, ClientGoneError, read_body, refuse
-from service.candidates import Envelope, has_wide_integer, take_apart
+from service.candidates import Envelope, has_wide_integer, holds_wide_integer, take_apart
 from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics, adder
@@ -43,6 +45,7 @@ LONG_BODY = 1 << 15
 """Shorter bodies cost little whatever is in them."""
 MANY_EXPONENTS = 3000
 RETRY_AFTER = (b"retry-after", b"1")
+_NO_SCORES = np.zeros(0, dtype=np.float32)
 
 _MEMBERS = frozenset(
     ("request_id", "unit_id", "context", "candidates", "candidate_ids", "experiment", "arm", "deadline_ms")
@@ -77,12 +80,12 @@ PREDICT = Target("/predict")
 
 
 class PredictRequest:
-    """A decoded request with `count` candidates, in `rows` or in `columns`; in neither, and without `members`, where
-    they are known by their bytes (`candidates.py`)."""
+    """A decoded request with `count` candidates, in `rows`, `columns` or `ids` of the catalogue; in none of them, and
+    without `members`, where they are known by their bytes (`candidates.py`)."""
 
     __slots__ = (
         *("arm", "columns", "context", "count", "deadline_seconds"),
-        *("experiment", "ignored", "members", "request_id", "rows", "unit"),
+        *("experiment", "ids", "ignored", "members", "request_id", "rows", "unit"),
     )
 
     request_id: str
@@ -90,6 +93,7 @@ class PredictRequest:
     context: dict[str, Any]
     rows: list[Any] | None
     columns: dict[str, list[Any]] | None
+    ids: list[str] | None
     count: int
     experiment: str | None
     arm: str | None
@@ -205,10 +209,17 @@ def _take_members(
 
 
 def _take_candidates(request: PredictRequest, candidates: Any, ids: Any, max_candidates: int) -> None:
+    request.rows = request.columns = request.ids = None
     if ids is not None:
-        raise Refusal(Code.NO_CATALOGUE, "no catalogue is registered: send `candidates`", field="candidate_ids")
-    request.rows = request.columns = None
-    if type(candidates) is list:
+        if type(ids) is not list or not {str}.issuperset(map(type, ids)):
+            wrong = ids if type(ids) is not list else next(id_ for id_ in ids if type(id_) is not str)
+            raise _wrong_type("candidate_ids", "a list of strings", wrong)
+        if candidates is not None:
+            detail = "expected `candidates` or `candidate_ids`, got both"
+            raise Refusal(Code.INVALID_REQUEST, detail, field="candidate_ids")
+        request.ids = ids
+        count = len(ids)
+    elif type(candidates) is list:
         request.rows = candidates
         count = len(candidates)
     elif type(candidates) is dict:
@@ -296,17 +307,8 @@ def refuse_wide_integers(members: Any, body: bytes) -> None:
 
     Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
     """
-    if not has_wide_integer(body):
-        return
-    waiting: list[Any] = [members]
-    while waiting:
-        value = waiting.pop()
-        if type(value) is dict:
-            waiting.extend(value.values())
-        elif type(value) is list:
-            waiting.extend(value)
-        elif type(value) is int and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
-            raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
+    if holds_wide_integer(members, body):
+        raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
 
 
 class Call(Job):
@@ -314,7 +316,7 @@ class Call(Job):
 
     __slots__ = (
         *("answer", "body", "chosen", "decoded", "encoding"),
-        *("pieces", "plan", "request", "served", "started", "target", "way"),
+        *("pieces", "plan", "request", "served", "started", "target", "unknown", "way"),
     )
 
     request: PredictRequest
@@ -342,6 +344,8 @@ class Call(Job):
         self.pieces: list[bytes] | None = None
         """Its candidates as `take_apart` cut them out, where it did."""
         self.chosen: Chosen | None = None
+        self.unknown: list[int] = []
+        """Places of candidates that the catalogue does not know."""
         self.way = 0
         """How many of the ways to answer, `chosen.served` and `chosen.fallback`, have been tried."""
         self.is_abandoned = False
@@ -446,11 +450,14 @@ class Predictor:
         assert self.plan is not None
         call = Call(self.finish, target, body, started, answer, self.plan)
         self.in_flight += 1
+        answered = None
         try:
             if not (self._remembers and self._begin_quickly(call)):
-                self._begin(call)
+                answered = self._begin(call)
         except Exception as error:
-            self._end(call, self._refusal_of(call, error))
+            answered = self._refusal_of(call, error)
+        if answered is not None:
+            self._end(call, answered)
         return call
 
     def _begin_quickly(self, call: Call) -> bool:
@@ -476,26 +483,29 @@ class Predictor:
             return False
         return True
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: Call) -> Answer | None:
+        """Queues a request, or its version's loading, or answers it at once. Raises `Refusal`."""
         began = perf_counter()
         call.request = decode_request(call.body, self._max_candidates, self._new_id)
         call.decoded = perf_counter() - began
         chosen = self._choose(call)
         if isinstance(chosen, Chosen):
             call.chosen = chosen
-            self._go_on(call, call.body)
-        else:
-            task = asyncio.get_running_loop().create_task(self._bring(call, *chosen))
-            self._bringing.add(task)
-            task.add_done_callback(self._bringing.discard)
+            return self._go_on(call, call.body)
+        task = asyncio.get_running_loop().create_task(self._bring(call, *chosen))
+        self._bringing.add(task)
+        task.add_done_callback(self._bringing.discard)
+        return None
 
     async def _bring(self, call: Call, name: str, version: int) -> None:
         """Goes on with a request once the version that it names is loaded."""
         try:
             call.chosen = Chosen(await self._load_version(name, version))
-            self._go_on(call, call.body)
+            answered = self._go_on(call, call.body)
         except Exception as error:
-            self._end(call, self._refusal_of(call, error))
+            answered = self._refusal_of(call, error)
+        if answered is not None:
+            self._end(call, answered)
 
     def _choose(self, call: Call) -> Chosen | Version:
         """Where a request goes, or the version that has to be loaded for it."""
@@ -508,8 +518,9 @@ class Predictor:
         served = find_version(call.plan, target.model, target.version)
         return Chosen(served) if isinstance(served, Served) else served
 
-    def _go_on(self, call: Call, text: bytes) -> None:
-        """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none.
+    def _go_on(self, call: Call, text: bytes) -> Answer | None:
+        """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none. Where
+        nothing is left to score, the answer.
 
         `text`: all that has been decoded of the body, where an integer beyond 64 bits may have passed.
         """
@@ -529,8 +540,11 @@ class Predictor:
             self._encode(call, text)
             call.queued = perf_counter()
             call.encoding = call.queued - began
-            self.queue.submit(call)
-            return
+            if call.rows:
+                self.queue.submit(call)
+                return None
+            call.began = call.ended = call.queued  # the catalogue knows none of them
+            return self._reply(call, _NO_SCORES)
         raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
 
     def _encode(self, call: Call, text: bytes) -> None:
@@ -538,12 +552,16 @@ class Predictor:
         the cache does not know them either."""
         request, scorer = call.request, call.scorer
         encoder = scorer.bundle.encoder
+        candidates: EncodedRows | None
         try:
             context = encoder.encode_context(request.context)
             if request.rows is not None:
                 candidates = encoder.encode_candidates(request.rows)
             elif request.columns is not None:
                 candidates = encoder.encode_candidate_columns(request.columns, request.count)
+            elif request.ids is not None:
+                candidates, call.unknown = scorer.catalogue.find(request.ids)
+                call.rows = request.count - len(call.unknown)
             else:
                 assert call.pieces is not None
                 known = scorer.candidates.encode(call.pieces)
@@ -552,41 +570,42 @@ class Predictor:
                 candidates = known
         except EncodeError as error:
             raise refuse_encoding(error) from None
-        ignored = request.ignored + context.ignored + candidates.ignored
+        ignored = request.ignored + context.ignored + (0 if candidates is None else candidates.ignored)
         if ignored:
             if request.members is not None:
                 refuse_wide_integers(request.members, text)
             elif context.ignored and has_wide_integer(text):
                 raise _NewError
             self._count_ignored(ignored)
-        if call.pieces is not None and request.rows is not None:
-            scorer.candidates.learn(call.body, call.pieces, request.rows, candidates)
-        call.context, call.candidates = context, candidates
+        call.context = context
+        if candidates is not None:
+            if call.pieces is not None and request.rows is not None:
+                scorer.candidates.learn(call.body, call.pieces, request.rows, candidates)
+            call.candidates = candidates
 
     def finish(self, call: Call) -> None:
         """Answers a request that has left the queue, or sends it another way."""
-        if call.is_abandoned:
-            self._end(call, None)
-            return
-        try:
-            if call.error is not None:
-                raise call.error
-            if call.pctr is None:
-                self._try_another(call)
-            else:
-                self._end(call, self._reply(call, call.pctr))
-        except Exception as error:
-            self._end(call, self._refusal_of(call, error))
+        answered = None
+        if not call.is_abandoned:
+            try:
+                if call.error is not None:
+                    raise call.error
+                answered = self._try_another(call) if call.pctr is None else self._reply(call, call.pctr)
+                if answered is None:  # it is in the queue again
+                    return
+            except Exception as error:
+                answered = self._refusal_of(call, error)
+        self._end(call, answered)
 
-    def _try_another(self, call: Call) -> None:
+    def _try_another(self, call: Call) -> Answer | None:
         try:
-            self._go_on(call, b"" if call.request.members is None else call.body)
+            return self._go_on(call, b"" if call.request.members is None else call.body)
         except _NewError:
             before = call.request
             call.request = decode_request(call.body, self._max_candidates, self._new_id)
             call.request.request_id, call.request.unit = before.request_id, before.unit
             call.way -= 1
-            self._go_on(call, call.body)
+            return self._go_on(call, call.body)
 
     def _reply(self, call: Call, pctr: Floats) -> Answer:
         replying = perf_counter()
@@ -595,6 +614,8 @@ class Predictor:
         served, metrics = call.served, self._metrics
         request_id = orjson.dumps(call.request.request_id)
         scores = orjson.dumps(pctr, option=orjson.OPT_SERIALIZE_NUMPY)
+        if call.unknown:
+            scores = _with_unknown(scores, call.unknown, call.request.count)
         body = b"".join((b'{"request_id":', request_id, served.tail, scores, b"}"))
         self._observe_decode(call.decoded)
         self._observe_encode(call.encoding)
@@ -634,10 +655,18 @@ class Predictor:
         return answer
 
 
+def _with_unknown(scores: bytes, unknown: list[int], count: int) -> bytes:
+    """The scores of the known candidates, `[…]`, as those of all: null for the unknown, which are listed behind."""
+    known = iter(scores[1:-1].split(b","))
+    missing = frozenset(unknown)
+    all_of_them = b",".join(b"null" if place in missing else next(known) for place in range(count))
+    return b'[%b],"unknown_candidates":%b' % (all_of_them, orjson.dumps(unknown))
+
+
 def _request_in(envelope: Envelope, count: int, new_id: Callable[[], str]) -> PredictRequest:
     """The request of an envelope whose candidates are known by their bytes; the same checks as `decode_request`."""
     request = PredictRequest()
-    request.members = request.rows = request.columns = None
+    request.members = request.rows = request.columns = request.ids = None
     request.ignored = 0
     request.count = count
     _take_members(

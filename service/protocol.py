@@ -244,6 +244,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _answer_directly(self, exchange: Exchange, answer: Answer) -> None:
         assert self._direct is not None
+        if self.transport.is_closing():
+            exchange.response_complete = True
+            return
         defaults = self.server_state.default_headers
         self.transport.write(self._direct.head_of(answer, defaults, exchange.keep_alive) + answer.body)
         exchange.response_complete = True

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,8 @@ class Registry:
         """Versions that experiments need whatever is live; never released."""
         self.followed: set[str] = set()
         """Models whose live version experiments need; what is live of them stays, also when the folder goes."""
+        self.prepare: Callable[[Scorer], Awaitable[None]] = _nothing_to_prepare
+        """What else has to be done before a version that was just loaded may answer."""
         self.generation = 0
         """Counts up whenever something else is live or the repository's models changed."""
 
@@ -219,6 +221,7 @@ class Registry:
             logger.error("model %s version %d is refused (%s): %s", name, version, error.reason, error)
             raise
         self._refused.pop(key, None)
+        await self.prepare(scorer)
         self._keep(key, scorer)
         logger.info("model %s version %d is loaded and golden-checked", name, version)
         return scorer
@@ -303,6 +306,10 @@ class Registry:
             scorer = self.loaded.pop(key)
             self._metrics.model_info.labels(key[0], str(key[1]), scorer.bundle.sha256).set(0)
             logger.info("model %s version %d is released", *key)
+
+
+async def _nothing_to_prepare(_: Scorer) -> None:
+    pass
 
 
 def _build(name: str, path: Path, candidate_cache_bytes: int) -> Scorer:

@@ -29,6 +29,7 @@ from models.errors import BundleError
 from models.golden import check_golden
 from models.graph import LOGIT, PCTR, TEACHER_LOGITS, graph_inputs, input_names
 from service.candidates import CandidateCache
+from service.catalogue.lines import EncodedCatalogue
 from service.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class Scorer:
         self.bundle = bundle
         self.candidates = CandidateCache(bundle.encoder, candidate_cache_bytes)
         """Encoded candidates by their raw bytes; theirs is this version's meaning, and its life."""
+        self.catalogue = EncodedCatalogue(bundle.encoder)
+        """The ad catalogue, encoded likewise."""
         self.count_inputs: Callable[[Mapping[str, Ids]], object] = lambda inputs: None
         """Told of what each run was fed."""
         self.estimate = TimeEstimate()

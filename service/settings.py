@@ -74,6 +74,13 @@ class Settings(BaseSettings):
     """Memory each loaded model version of a worker may take to remember encoded candidates by their raw bytes, so that
     an ad that is sent again is not decoded again; some 60,000 ads of 300 bytes. 0: none."""
 
+    catalogue: Path | None = None
+    """File that keeps the ad catalogue (docs/api.md); all workers follow it. It need not be there yet: `PUT /catalogue`
+    writes it. Without the option there is no catalogue."""
+
+    max_catalogue_bytes: int = Field(default=32 << 20, ge=1 << 10, le=1 << 30)
+    """Longest catalogue that `PUT /catalogue` takes; a longer one is put in the file's place by hand."""
+
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
     asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 
@@ -69,7 +70,6 @@ _UNAUTHORIZED = Refusal(
     Code.UNAUTHORIZED, "expected the header Authorization: Bearer <admin token>", headers=(_CHALLENGE,)
 )
 _HEAD_TOO_LONG = Refusal(Code.HEADERS_TOO_LARGE, f"the headers may have at most {HEAD_BYTES} bytes", headers=(CLOSE,))
-_BODY_TOO_LONG = Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {BODY_BYTES} bytes", headers=(CLOSE,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,10 @@ class Admin:
 class Gate:
     """What stands before every route of one application."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, long_bodies: Mapping[str, int]) -> None:
+        """`long_bodies`: by path, how long a body may be where that is not `BODY_BYTES`."""
         self._digest = None if token is None else hashlib.sha256(token.encode()).digest()
+        self._long_bodies = long_bodies
         self._denied = 0
         self._next_note = 0.0  # `monotonic` time
 
@@ -92,7 +94,7 @@ class Gate:
         """Lets a request to a public route pass, and one with the token to any other; else `Refusal`."""
         path = request.scope["route"].path
         if path not in SCORING:
-            _check_sizes(request)
+            _check_sizes(request, self._long_bodies.get(path, BODY_BYTES))
         if (request.method, path) not in PUBLIC:
             self.check_token(*credentials(request), f"{request.method} {path}")
 
@@ -107,11 +109,11 @@ class Gate:
     def admit(self, authorization: str, address: str | None) -> Admin:
         """Who shows this authorization, or `Refusal` where it is nobody who may."""
         if self._digest is None:
-            raise _OFF
+            raise _OFF.with_traceback(None)  # which each raise adds to
         scheme, _, given = authorization.partition(" ")
         digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
         if not hmac.compare_digest(digest, self._digest) or scheme.lower() != "bearer":
-            raise _UNAUTHORIZED
+            raise _UNAUTHORIZED.with_traceback(None)
         return Admin(f"token-{self._digest.hex()[:8]}", address)
 
     def _note(self, address: str | None, action: str, code: Code) -> None:
@@ -132,11 +134,15 @@ async def guard(request: Request) -> None:
     request.app.gate.check(request)
 
 
-def _check_sizes(request: Request) -> None:
+def _body_too_long(limit: int) -> Refusal:
+    return Refusal(Code.BODY_TOO_LARGE, f"the body may have at most {limit} bytes", headers=(CLOSE,))
+
+
+def _check_sizes(request: Request, max_body_bytes: int) -> None:
     size = 0
     for name, value in request.scope["headers"]:
         size += len(name) + len(value) + 4
-        if name == b"content-length" and (len(value) > 18 or int(value) > BODY_BYTES):
-            raise _BODY_TOO_LONG
+        if name == b"content-length" and (len(value) > 18 or int(value) > max_body_bytes):
+            raise _body_too_long(max_body_bytes)
     if size > HEAD_BYTES:
-        raise _HEAD_TOO_LONG
+        raise _HEAD_TOO_LONG.with_traceback(None)

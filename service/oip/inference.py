@@ -177,7 +177,7 @@ class Inference:
         features = encode_features(scorer.bundle, request, self._max_candidates)
         queued = perf_counter()
         if due is not None and queued + scorer.estimate.seconds(features.count) > due:
-            raise _TOO_LATE
+            raise _TOO_LATE.with_traceback(None)
         if features.ignored:
             self._metrics.ignored_fields.inc(features.ignored)
         if outputs.keys() == {PCTR} and features.request_index is None:
@@ -185,7 +185,7 @@ class Inference:
             if job.error is not None:
                 raise job.error
             if job.pctr is None:
-                raise _TOO_LATE
+                raise _TOO_LATE.with_traceback(None)
             found: Scores = {PCTR: job.pctr}
             starting = job.began
         else:
@@ -194,7 +194,7 @@ class Inference:
             found = dict(zip(outputs, values, strict=True))
         now = perf_counter()
         if due is not None and now > due:
-            raise _TOO_LATE
+            raise _TOO_LATE.with_traceback(None)
         stages = self._metrics.stages
         stages["encode"].observe(queued - began)
         stages["queue"].observe(starting - queued)

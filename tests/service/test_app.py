@@ -24,6 +24,8 @@ ROUTES = {
     ("get", "/health/live"),
     ("get", "/health/ready"),
     ("get", "/metrics"),
+    ("get", "/catalogue"),
+    ("put", "/catalogue"),
     ("get", "/experiments"),
     ("get", "/experiments/{name}"),
     ("get", "/v2"),
@@ -83,7 +85,7 @@ def test_every_status_that_a_predict_route_gives_is_described(openapi: dict[str,
     shown = set()
     for (method, _), operation in operations(openapi).items():
         for status, response in operation["responses"].items():
-            if method == "post" and status != "200":
+            if method in ("post", "put") and status != "200":
                 for code, example in response["content"]["application/problem+json"]["examples"].items():
                     assert example["value"]["code"] == code
                     assert example["value"]["status"] == int(status) == PROBLEMS[Code(code)].status

@@ -53,6 +53,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
     assert {name: found.get(name) for name in CONTRACT} == CONTRACT
     assert found.keys() - CONTRACT.keys() == {
         "retort_candidate_cache_total",
+        "retort_catalogue_candidates",
         "retort_worker_starts_total",
         "retort_inferences_total",
         "retort_inference_seconds_total",

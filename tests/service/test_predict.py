@@ -1,8 +1,10 @@
 """POST /predict and its sisters: what is answered, to whom it is attributed, and that every way in agrees."""
 
 import asyncio
+import contextlib
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.experiments.assignment import bucket_of
+from service.predict import PREDICT
 from tests.service.running import (
     as_columns,
     ask,
@@ -313,3 +316,24 @@ def test_what_was_answered_is_counted(repository: Path):
     assert metric(text, "retort_ignored_fields_total") == 2
     for stage in ("decode", "encode", "queue", "score", "reply"):
         assert metric(text, "retort_stage_duration_seconds_count", stage=stage) >= 2
+
+
+def test_a_client_whose_answer_cannot_be_sent_gives_its_place_back_once(repository: Path):
+    """Whatever goes wrong in sending, for a scored request as for a refused one: nothing is in flight afterwards."""
+
+    async def send() -> tuple[int, list[int]]:
+        async with started(make_app(repository)) as app:
+            tried: list[int] = []
+
+            def fail(answer: Any) -> None:
+                tried.append(answer.status)
+                raise RuntimeError("the connection broke")
+
+            for body in (json.dumps(request_of(1)).encode(), b"{}"):
+                with contextlib.suppress(RuntimeError):
+                    app.predictor.begin(PREDICT, body, time.perf_counter(), fail)
+            while len(tried) < 2:
+                await asyncio.sleep(0)
+            return app.predictor.in_flight, sorted(tried)
+
+    assert asyncio.run(send()) == (0, [200, 422])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from service.app import Service
+from service.asgi import refuse
 from service.descriptions import REFUSAL_EXAMPLES
 from service.errors import PROBLEMS, Code, Refusal
 from service.predict import decode_request, refuse_wide_integers
@@ -165,6 +166,10 @@ CASES: list[Case] = [
     ("an unequal unknown column", "/predict", body(candidates={"price": [1], SECRET: [1, 2]}), *(
         Code.UNEQUAL_COLUMNS, "candidates", None)),
     ("catalogue ids", "/predict", {"json": {"candidate_ids": [SECRET]}}, Code.NO_CATALOGUE, "candidate_ids", None),
+    ("catalogue ids that are none", "/predict", {"json": {"candidate_ids": [1]}}, *(
+        Code.WRONG_TYPE, "candidate_ids", None)),
+    ("no catalogue ids", "/predict", {"json": {"candidate_ids": []}}, Code.EMPTY_CANDIDATES, "candidates", None),
+    ("both kinds of candidates", "/predict", body(candidate_ids=["a"]), Code.INVALID_REQUEST, "candidate_ids", None),
     ("an empty request id", "/predict", body(request_id=""), Code.INVALID_ID, "request_id", None),
     ("257 bytes of unit", "/predict", body(unit_id="é" * 128 + "x"), Code.INVALID_ID, "unit_id", None),
     ("a deadline of 0", "/predict", body(deadline_ms=0), Code.INVALID_DEADLINE, "deadline_ms", None),
@@ -231,6 +236,17 @@ def test_a_path_with_a_line_feed_is_no_route(client: TestClient):
         assert (client.get(path).status_code, client.get(path).json()["code"]) == (404, "not_found")
 
     assert metric(client.get("/metrics").text, "retort_requests_total", route="other", code="404") == before + 10
+
+
+def test_a_refusal_that_is_raised_again_and_again_holds_on_to_nothing():
+    """Python adds to an exception's traceback with each raise, and that holds frames: a leak a client could feed."""
+    once = Refusal(Code.UNAUTHORIZED, "no")
+    for _ in range(3):
+        with pytest.raises(Refusal):
+            raise once
+        refuse(once)
+
+        assert once.__traceback__ is None
 
 
 def test_a_refusal_is_counted_by_its_code(client: TestClient):
@@ -476,6 +492,7 @@ def test_every_code_in_the_table_is_produced_by_a_request():
     """The cases above, and the tests that go with them, leave out no code."""
     shown_elsewhere = {Code.METHOD_NOT_ALLOWED, Code.OVERLOADED, Code.NOT_READY, Code.INTERNAL}
     shown_elsewhere |= {Code.VERSION_DEFERRED}  # test_registry.py
+    shown_elsewhere |= {Code.INVALID_CATALOGUE}  # test_catalogue.py
     shown_elsewhere |= {Code.INVALID_TENSOR, Code.UNKNOWN_OUTPUT}  # oip/test_inference.py
     shown_elsewhere |= {Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.MODEL_IN_USE, Code.LOAD_REFUSED}  # admin/
     shown_elsewhere |= {Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE}  # test_protocol.py

@@ -22,6 +22,8 @@ from tests.service.running import ROOT, ask, make_app, metric, started, wait_unt
 TOKEN = "0123456789abcdef" * 2
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
+    ("GET", "/catalogue"),
+    ("PUT", "/catalogue"),
     ("POST", "/v2/repository/index"),
     ("POST", "/v2/repository/models/{name}/load"),
     ("POST", "/v2/repository/models/{name}/unload"),
