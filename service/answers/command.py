@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.answers.page import to_html, to_markdown
 from service.answers.report import Question, report, to_json
-from service.answers.rows import read_rows
+from service.answers.rows import LATEST, read_rows
 from service.errors import AnswersError, ConfigError
 from service.experiments.file import read_experiments
 
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--segment", nargs="*", default=[], metavar="COLUMN", help="columns to split predictions by")
     parser.add_argument(
-        "--as-of", type=float, metavar="SECONDS", help="now, since 1970; without, the time of the last row"
+        "--as-of", type=_seconds, metavar="SECONDS", help="now, since 1970; without, the time of the last row"
     )
     parser.add_argument(
         "--replay",
@@ -51,6 +51,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("json", "markdown", "html"), default="markdown", help="[markdown]")
     parser.add_argument("--out", type=Path, metavar="PATH", help="a file instead of the terminal")
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not abs(seconds) <= LATEST:
+        raise argparse.ArgumentTypeError(f"expected seconds since 1970, got {text}")
+    return seconds
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -155,6 +155,7 @@ def fold(rows: Rows, facts: Facts, phase: int) -> Evidence:
     fell_back = rows["fallback"] != ""
     after_halt = served_other & ~fell_back
     shown = (rows["candidate"] >= 0) & ~after_halt
+    counts["click_without_candidate"] = int((rows["click"] & (rows["candidate"] < 0)).sum())
     counts["after_halt"] = int(after_halt.sum())
     mature = rows["time"] + facts.attribution_window_seconds <= facts.as_of
     counts["too_young"] = int((shown & ~mature).sum())

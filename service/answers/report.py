@@ -86,7 +86,7 @@ def report_evidence(question: Question, facts: Facts, evidence: Mapping[int, Evi
     experiment, stated = question.experiment, question.experiment.analysis
     now = evidence[experiment.phase]
     split = _split(question, now.arms)
-    arms = [_arm(name, now, _rails(experiment, name, now.arms)) for name in facts.arms]
+    arms = [_arm(name, now, _rails(experiment, name, now.arms), stated) for name in facts.arms]
     comparisons = [_comparison(facts.arms[0], name, now, stated, len(facts.arms) - 1) for name in facts.arms[1:]]
     broken = split["reasons"]
     decisions = []
@@ -154,7 +154,7 @@ def _counts(name: str, units: UnitTable) -> dict[str, Any]:
     }
 
 
-def _arm(name: str, evidence: Evidence, rails: Sequence[Rail]) -> dict[str, Any]:
+def _arm(name: str, evidence: Evidence, rails: Sequence[Rail], stated: Analysis) -> dict[str, Any]:
     units = evidence.arms[name]
     requests, impressions = float(units[guard_rails.REQUESTS].sum()), float(units[IMPRESSIONS].sum())
     segments: dict[str, dict[str, Any]] = {}
@@ -172,7 +172,7 @@ def _arm(name: str, evidence: Evidence, rails: Sequence[Rail]) -> dict[str, Any]
         "quality": asdict(quality(evidence.scores.get((name, "", ""), ScoreHistogram.none()))),
         "segments": segments,
         "guard_rails": [asdict(rail) for rail in rails],
-        "off_policy": _off_policy(units),
+        "off_policy": _off_policy(units, stated),
     }
 
 
@@ -246,11 +246,11 @@ def _with_impressions(units: UnitTable) -> UnitTable:
     return UnitTable(units.names, units.units[some], units.totals[some])
 
 
-def _off_policy(units: UnitTable) -> dict[str, Any] | None:
+def _off_policy(units: UnitTable, stated: Analysis) -> dict[str, Any] | None:
     moments = units.moments(*off_policy.NAMES, prefix=POLICY_PREFIX)
     if not float(moments.units):
         return None
-    return asdict(off_policy.off_policy(moments, alpha=0.05, expected=5000.0))
+    return asdict(off_policy.off_policy(moments, alpha=stated.alpha, expected=float(stated.expected_impressions)))
 
 
 def _split(question: Question, arms: Mapping[str, UnitTable]) -> dict[str, Any]:

@@ -47,14 +47,22 @@ from numpy.typing import NDArray
 from service.errors import AnswersError
 
 MAX_BAD_SHARE = 0.001
+MAX_TEXT_BYTES = 256
+"""What the service allows a unit. A column is as wide as its longest text: one long text would fill the memory."""
+LATEST = 1e11
+"""The year 5138: a time beyond it is in milliseconds."""
 
 
 def _text(value: object) -> str:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
         return str(value)
-    raise ValueError("expected a text")
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text")
+    if len(value) > MAX_TEXT_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
+        raise ValueError(f"expected at most {MAX_TEXT_BYTES} bytes of UTF-8")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("expected a text without NUL and lone surrogates")
+    return value
 
 
 def _float(value: object) -> float:
@@ -63,6 +71,13 @@ def _float(value: object) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError("expected a finite number")
+    return number
+
+
+def _time(value: object) -> float:
+    number = _float(value)
+    if abs(number) > LATEST:
+        raise ValueError("expected seconds since 1970 (these may be milliseconds)")
     return number
 
 
@@ -75,7 +90,7 @@ def _count(value: object) -> float:
 
 def _whole(value: object) -> int:
     number = _float(value)
-    if number != int(number) or number < 0:
+    if not 0 <= number < 2**53 or number != int(number):
         raise ValueError("expected a whole number from 0")
     return int(number)
 
@@ -118,7 +133,7 @@ _NOTHING = float("nan")
 #: name -> (what reads it, what stands for its absence; ... where it may not be absent)
 COLUMNS: Mapping[str, tuple[Callable[[object], Any], Any]] = {
     "request_id": (_text, ...),
-    "time": (_float, ...),
+    "time": (_time, ...),
     "unit": (_text, ...),
     "arm": (_text, ...),
     "experiment": (_text, ""),
@@ -132,7 +147,7 @@ COLUMNS: Mapping[str, tuple[Callable[[object], Any], Any]] = {
     "candidate": (_whole, -1),
     "pctr": (_open_share, _NOTHING),
     "click": (_boolean, False),
-    "click_time": (_float, _NOTHING),
+    "click_time": (_time, _NOTHING),
     "shadow_arm": (_text, ""),
     "shadow_pctr": (_open_share, _NOTHING),
     "random": (_boolean, False),
@@ -235,7 +250,12 @@ def _values(record: Mapping[str, object], segments: Sequence[str]) -> list[Any]:
             raise ValueError(f"{name}: {error}, got {str(value)[:60]!r}") from None
     for name in segments:
         value = record.get(name)
-        values.append("" if value is None else str(value))
+        try:
+            values.append(
+                "" if value is None or value == "" else _text(value if isinstance(value, int) else str(value))
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return values
 
 
@@ -254,6 +274,6 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
 def _decode(line: str) -> Mapping[str, object]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}  # a torn line: it lacks what is required, and is counted as a bad row
     return record if isinstance(record, dict) else {}

@@ -155,6 +155,7 @@ def test_a_days_evidence_is_added_to_yesterdays(records: list[Record]):
         ({"arm": "gone"}, "unknown_arm"),
         ({"request_id": "a"}, "duplicate"),
         ({"served": "other"}, "after_halt"),
+        ({"candidate": None, "click": True}, "click_without_candidate"),
         ({"time": 950.0}, "too_young"),
     ],
 )

@@ -68,11 +68,17 @@ def test_every_column_is_read_alike_from_json_and_csv(tmp_path: Path):
         ({"phase": 1.5}, "phase: expected a whole number from 0"),
         ({"latency_ms": -1}, "latency_ms: expected a number from 0"),
         ({"arm": ["student"]}, "arm: expected a text"),
+        ({"unit": "x" * 257}, "unit: expected at most 256 bytes"),
+        ({"device": "x" * 257}, "device: expected at most 256 bytes"),
+        ({"unit": "a\0"}, "unit: expected a text without NUL"),
+        ({"unit": "\ud800"}, "unit: expected a text without NUL and lone surrogates"),
+        ({"candidate": 10**30}, "candidate: expected a whole number from 0"),
+        ({"time": 1.7e12}, "time: expected seconds since 1970"),
     ],
 )
 def test_what_is_not_what_it_should_be_is_named(change: dict[str, Any], message: str):
     with pytest.raises(AnswersError, match=message):
-        rows_of([{**FULL, **change}])
+        rows_of([{**FULL, **change}], ["device"])
 
 
 def test_a_torn_line_is_counted_and_many_refuse_the_file(tmp_path: Path):
@@ -87,6 +93,14 @@ def test_a_torn_line_is_counted_and_many_refuse_the_file(tmp_path: Path):
     torn.write_text(json.dumps(LEAST) + '\n{"reque\n[1]\n', encoding="utf-8")
     with pytest.raises(AnswersError, match=r"torn\.jsonl:2: request_id: missing \(2 of 3 rows cannot be read"):
         read_rows([torn])
+
+
+def test_a_line_nested_without_end_is_a_bad_row(tmp_path: Path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text("[" * 100_000 + "\n" + "9" * 5000 + "\n", encoding="utf-8")
+
+    with pytest.raises(AnswersError, match="2 of 2 rows cannot be read"):
+        read_rows([path])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
@@ -113,6 +127,14 @@ def test_the_command_answers_in_three_forms(tmp_path: Path, experiments: Path, c
     assert capsys.readouterr().out.startswith("# e, phase 2\n")
     assert main([*common, "--format", "html", "--out", str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300", "soon"])
+def test_a_now_that_is_no_time_is_refused(experiments: Path, capsys: pytest.CaptureFixture[str], seconds: str):
+    with pytest.raises(SystemExit, match="2"):
+        main(["results", "--experiments", str(experiments), "--log", "a", "--as-of", seconds])
+
+    assert "--as-of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
