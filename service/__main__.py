@@ -95,12 +95,20 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise ConfigError(f"{option}: {first.message}") from None
 
 
+def _has_grpc() -> bool:
+    """Whether the extra `grpc` is installed, whole; nothing of it is imported."""
+    try:
+        return find_spec("grpc") is not None and find_spec("google.protobuf") is not None
+    except ModuleNotFoundError:  # not even a package `google`
+        return False
+
+
 def check_files(settings: Settings) -> None:
     """Refuses at once what no worker could work with."""
     from service.admin.token import read_token
 
     read_token(settings)
-    if settings.grpc_port is not None and not (find_spec("grpc") and find_spec("google.protobuf")):
+    if settings.grpc_port is not None and not _has_grpc():
         raise ConfigError("--grpc-port (RETORT_GRPC_PORT): gRPC is not installed here: pip install 'retort[grpc]'")
     if not settings.repository.is_dir():
         raise ConfigError(f"--repository: no folder {settings.repository}")

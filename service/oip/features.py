@@ -28,6 +28,9 @@ from service.predict import decode_json, have_many_exponents, refuse_encoding
 
 Ids = npt.NDArray[np.int32]
 
+EXACT = 2.0**53
+"""Up to here every integer is a float64."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
@@ -120,6 +123,9 @@ def _values(field: FieldSchema, tensor: Tensor) -> list[Any]:
     """A field's values as the encoder takes them; the lists of a sequence."""
     values = raw_values(tensor, field.name)
     if not field.is_sequence:
+        if field.type == "integer" and tensor.datatype.startswith("FP"):
+            # As the encoder would make of them, one by one; integers it looks up all at once.
+            return [int(v) if v is not None and abs(v) <= EXACT and v.is_integer() else v for v in values]
         return values
     if tensor.datatype != BYTES:
         detail = f"field '{field.name}': expected BYTES that hold a JSON list each, got {tensor.datatype}"

@@ -33,7 +33,7 @@ from training.precision import multiplies_bfloat16
 from training.recipe import load_recipe
 from training.stages import Step, run_steps
 from training.together import Cotrain, CoTraining, Mutual, MutualLearning, TeacherSpec, fit_together
-from training.zoo import NETWORKS, embedding, options_of
+from training.zoo import NETWORKS, embedding, options_of, pieces
 
 META = torch.device("meta")
 SMALL = {"dim": 4, "hidden": [8, 6], "init_sd": 0.1}
@@ -183,7 +183,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From then on tables are read and trained by torch's operators, as on a GPU."""
 
     def switch() -> None:
-        for module in (embedding, optimizer):
+        for module in (embedding, optimizer, pieces):
             monkeypatch.setattr(module, "have_kernels", lambda table: False)
 
     return switch

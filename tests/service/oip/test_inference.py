@@ -687,3 +687,14 @@ def test_the_element_at_fault_is_named(client: TestClient):
         problem = client.post(INFER, content=body, headers=headers).json()
 
         assert (problem["code"], problem["field"], problem["row"]) == ("invalid_tensor", "ad_id", row)
+
+
+def test_integers_sent_as_floats_are_the_integers_they_are(client: TestClient):
+    """With NaN for those that are missing; -0.0 and the greatest among them."""
+    values = [0.0, -0.0, 7.0, float(2**53), float(2**62), -(2.0**63), None]
+    rows = [{"campaign": None if value is None else int(value)} for value in values]
+    inputs = [tensor("campaign", "FP64", values)]
+    body, headers = as_binary({"inputs": inputs})
+
+    assert pctr_in(client.post(INFER, content=body, headers=headers)) == pctr_of(client, {}, rows)
+    assert pctr_in(infer(client, inputs)) == pctr_of(client, {}, rows)
