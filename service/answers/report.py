@@ -256,9 +256,11 @@ def _off_policy(units: UnitTable, stated: Analysis) -> dict[str, Any] | None:
 def _split(question: Question, arms: Mapping[str, UnitTable]) -> dict[str, Any]:
     """Units against the plan, and every reason to disbelieve them."""
     experiment = question.experiment
-    planned = [arm for arm in experiment.arms if arm.weight > 0]
+    # Buckets, not weights: under a small coverage, whole buckets are a coarser split than the weights.
+    widths = [owned.stop - owned.start for owned in experiment.ranges()]
+    planned = [arm for arm, width in zip(experiment.arms, widths, strict=True) if width]
     units = [len(arms[arm.name].units) for arm in planned]
-    shares = [float(arm.weight) for arm in planned]
+    shares = [width / sum(widths) for width in widths if width]
     reasons = []
     log_e, p = 0.0, 1.0
     if len(planned) > 1:
@@ -269,8 +271,8 @@ def _split(question: Question, arms: Mapping[str, UnitTable]) -> dict[str, Any]:
                 f"the split of units is not the planned one: {counted} (p {sample_ratio.always_p(log_e):.2g})"
             )
     for arm in experiment.arms:
-        if not arm.weight and len(arms[arm.name].units):
-            reasons.append(f"arm {arm.name} has weight 0 and {len(arms[arm.name].units)} units")
+        if arm not in planned and len(arms[arm.name].units):
+            reasons.append(f"arm {arm.name} owns no bucket and has {len(arms[arm.name].units)} units")
     twice = units_in_two_arms(arms)
     if twice:
         reasons.append(f"{twice} units occur in more than one arm")

@@ -200,6 +200,24 @@ def test_a_lost_third_of_an_arms_units_is_a_broken_split(records: list[Record]):
     assert "the split of units is not the planned one" in tree["decisions"][0]["reasons"][0]
 
 
+def test_the_plan_is_the_buckets_that_arms_own_not_their_weights():
+    """At a coverage of .0003, .55 and .45 of 10,000 buckets are one bucket each: equal units are then as planned."""
+    arms = tuple(
+        arm.model_copy(update={"weight": Decimal(weight)})
+        for arm, weight in zip(EXPERIMENT.arms, ("0.55", "0.45"), strict=True)
+    )
+    small = EXPERIMENT.model_copy(update={"arms": arms, "coverage": Decimal("0.0003")})
+    none = EXPERIMENT.model_copy(update={"arms": arms, "coverage": Decimal("0.0002")})  # 1 and 0 buckets
+
+    assert report(Question(small, None), rows_of([record("a")]))["split"]["planned"] == {
+        "ensemble": 0.5,
+        "student": 0.5,
+    }
+    split = report(Question(none, None), rows_of([record("a", arm="student")]))["split"]
+    assert split["planned"] == {"ensemble": 1.0}
+    assert split["reasons"] == ["arm student owns no bucket and has 1 units"]
+
+
 def hash_of(unit: str) -> int:
     return int(unit.split("-")[1])
 
