@@ -15,7 +15,7 @@ _STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { border-top: 1px solid #8884; padding: .25rem .9rem .25rem 0; text-align: left; white-space: nowrap }
+th, td { border-top: 1px solid #8884; padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top }
 td { font-variant-numeric: tabular-nums }
 .decision { font-size: 1.3rem; border-left: .3rem solid; padding-left: .8rem }
 """
@@ -178,7 +178,7 @@ def _rails(tree: Mapping[str, Any]) -> Block:
             _figure(rail["bound"]),
             _figure(rail["found"]),
             "crossed" if rail["crossed"] else "clean" if rail["evidence"] is not None else "not judged yet",
-            "" if rail["evidence"] is None else f"{_figure(rail['evidence'])} of what is allowed",
+            "" if rail["evidence"] is None else f"{_figure(max(0.0, rail['evidence']))} of what is allowed",
             rail["reason"] or "",
         )
         for arm in tree["arms"]
@@ -200,9 +200,12 @@ def _paired(found: Mapping[str, Any]) -> Block:
         )
         for chooser, one in paired["by_chooser"].items()
     )
+    heading = f"Which model predicts better: {found['arm']} or {found['control']}"
+    if not any(one["impressions"] for one in paired["by_chooser"].values()):
+        return Block(heading, ("No impression was scored by both.",))
     better = "Neither is shown to predict better" if paired["better"] is None else f"{paired['better']} predicts better"
     return Block(
-        f"Which model predicts better: {found['arm']} or {found['control']}",
+        heading,
         (
             f"{better}: {paired['why']}.",
             f"Logloss of {found['arm']} minus that of {found['control']} on the same impressions:",
@@ -290,7 +293,10 @@ def _log(tree: Mapping[str, Any]) -> Block:
 
 
 def _range(bounds: Sequence[float] | None, show: Callable[[Any], str]) -> str:
-    return "–" if bounds is None else f"{show(bounds[0])} to {show(bounds[1])}"
+    if bounds is None:
+        return "–"
+    low, high = show(bounds[0]), show(bounds[1])
+    return f"{low.removesuffix(' points')} to {high}"
 
 
 def _count(value: float | None) -> str:
