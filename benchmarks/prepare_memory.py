@@ -144,7 +144,7 @@ def prepare_watched(log: str, work: str) -> dict[str, Any]:
         "passes": passes,
         "peak_mb": max(p["peak_mb"] for p in passes.values()),
         "known_values": sum(report.vocabulary.values()),
-        "encoded_mb": sum(f.stat().st_size for f in Path(work).rglob("*") if f.is_file()) / 2**20,
+        "encoded_mb": sum(f.stat().st_size for f in (Path(work) / "prepared").rglob("*") if f.is_file()) / 2**20,
     }
 
 

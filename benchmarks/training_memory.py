@@ -167,7 +167,11 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
             most = last["steps"][name]["anonymous_mb"]
             # What is held whatever the rows differs from one process to the next: the steepest way to the longest.
             more = max(
-                (most - one["steps"][name]["anonymous_mb"]) * 2**20 / (last["rows"] - one["rows"]) for one in shorter
+                0,
+                *(
+                    (most - one["steps"][name]["anonymous_mb"]) * 2**20 / (last["rows"] - one["rows"])
+                    for one in shorter
+                ),
             )
             whole = most + more * (PUBLIC_ROWS - last["rows"]) / 2**20
             told.append(f"{name} {more:.0f} bytes, {whole / 1024:.1f} GB")

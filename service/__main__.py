@@ -31,6 +31,7 @@ TEACHING = """
 examples:
   python -m service --repository models/repository --experiments experiments.yaml --workers 4
   RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
+  python -m service results --help                            what an experiment has shown, from a joined log
 
 Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
 
@@ -94,12 +95,20 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise ConfigError(f"{option}: {first.message}") from None
 
 
+def _has_grpc() -> bool:
+    """Whether the extra `grpc` is installed, whole; nothing of it is imported."""
+    try:
+        return find_spec("grpc") is not None and find_spec("google.protobuf") is not None
+    except ModuleNotFoundError:  # not even a package `google`
+        return False
+
+
 def check_files(settings: Settings) -> None:
     """Refuses at once what no worker could work with."""
     from service.admin.token import read_token
 
     read_token(settings)
-    if settings.grpc_port is not None and not (find_spec("grpc") and find_spec("google.protobuf")):
+    if settings.grpc_port is not None and not _has_grpc():
         raise ConfigError("--grpc-port (RETORT_GRPC_PORT): gRPC is not installed here: pip install 'retort[grpc]'")
     if not settings.repository.is_dir():
         raise ConfigError(f"--repository: no folder {settings.repository}")
@@ -161,8 +170,13 @@ def serve(settings: Settings) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] == "results":
+        from service.answers.command import main as results
+
+        return results(given[1:])
     try:
-        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        settings = read_settings(given)
         configure_logging(settings.log_level, settings.log_format)
         return serve(settings)
     except ConfigError as error:

@@ -6,6 +6,7 @@
     ├── ModelLoadError         a bundle that must not be served; `reason` is a metric label
     │   └── NoModelError       nothing left to serve with, startup is refused                exit 3
     ├── LoadDeferredError      a version that a request asks for may not be loaded just now; `seconds` until it may
+    ├── AnswersError           a joined log that no answer can be made of                    exit 2
     └── Refusal                a request is refused: `code`, and the field and row at fault
 
 A refusal is answered as RFC 9457 `application/problem+json` with `code`, `field` and `row` beside it, and
@@ -55,6 +56,10 @@ class LoadDeferredError(ServiceError):
         """`seconds`: how long until it may be."""
         self.seconds = seconds
         super().__init__(f"another version may be loaded in {seconds:.1f} s")
+
+
+class AnswersError(ServiceError):
+    """A joined log, or what was said about the experiment, of which no answer can be made; says what to change."""
 
 
 class Code(enum.StrEnum):

@@ -148,8 +148,7 @@ class RowsOfTable:
     def __init__(self, embedding: FieldEmbedding, learning_rate: float) -> None:
         self.embedding, self.learning_rate = embedding, learning_rate
         table = embedding.table.detach()
-        # numpy asks for large pages, which torch does not: laid out three times as fast
-        self._state = torch.from_numpy(np.zeros((len(table), 4, embedding.dim), dtype=np.float32))
+        self._state = torch.zeros(len(table), 4, embedding.dim)
         self._state[:, 0] = table
         self._state[:, 3] = table
         self._marks = np.zeros((len(table), 2), dtype=np.int32)

@@ -319,35 +319,42 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negative
     correction = Negatives(**negatives or {}).correction
     platt = {name: Platt(*pair) for name, pair in read_json(fits["platt"] / "platt.json").items()}
 
-    def logit_of(folder: Path, name: str = "logit.npy") -> NDArray[np.float32]:
-        return np.asarray(np.load(folder / name))
+    def of(platt_of: str, folder: Path, name: str = "logit.npy") -> tuple[Platt, Path]:
+        return platt[platt_of], folder / name
 
-    def calibrated(before: bool) -> dict[str, NDArray[np.float64]]:
+    def models(before: bool) -> dict[str, tuple[Platt, Path]]:
         tail, ensemble = ("", fits["gate"]) if before else ("_refit", fits["ensemble"])
         found = {
-            "student": platt["student"].apply(logit_of(fits[f"student{tail}"])),
-            CONTROL_TRAIN: platt[CONTROL_TRAIN].apply(logit_of(fits["control"])),
-            "average": platt["average"].apply(logit_of(ensemble, "average_logit.npy")),
-            "ensemble": platt["ensemble"].apply(logit_of(ensemble)),
+            "student": of("student", fits[f"student{tail}"]),
+            CONTROL_TRAIN: of(CONTROL_TRAIN, fits["control"]),
+            "average": of("average", ensemble, "average_logit.npy"),
+            "ensemble": of("ensemble", ensemble),
         }
         if not before:
-            found[CONTROL_TRAIN_VALID] = platt[CONTROL_TRAIN].apply(logit_of(fits["control_refit"]))
+            found[CONTROL_TRAIN_VALID] = of(CONTROL_TRAIN, fits["control_refit"])
         for name, place in (first if before else refitted).items():
-            found[f"teachers/{name}"] = platt[f"teachers/{name}"].apply(logit_of(place))
-        return {name: logit + correction for name, logit in found.items()}
+            found[f"teachers/{name}"] = of(f"teachers/{name}", place)
+        return found
 
-    before, after = calibrated(before=True), calibrated(before=False)
+    # One model's logits of one part at a time: those of all models on a large log would be the most that a run holds.
+    def logits(model: tuple[Platt, Path], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        pair, file = model
+        return np.asarray(pair.apply(np.load(file, mmap_mode="r")[rows]) + correction)
+
+    before, after = models(before=True), models(before=False)
     test, train = log.rows([Part.TEST]), log.rows([Part.TRAIN])
     sections = (("test", after, test), ("train", after, train), ("before_refit", before, test))
     facts: dict[str, Any] = {"seed": seed, "rows": {"test": len(test), "train": len(train)}}
-    for done, (section, models, rows) in enumerate(sections):
+    for done, (section, of_section, rows) in enumerate(sections):
         report(done, len(sections), section)
-        facts[section] = nested({name: _evaluated(log, logit[rows], rows) for name, logit in models.items()})
+        facts[section] = nested(
+            {name: _evaluated(log, logits(model, rows), rows) for name, model in of_section.items()}
+        )
     facts["reliability"] = nested(
-        {name: reliability(log.label[test], sigmoid(logit[test])) for name, logit in after.items()}
+        {name: reliability(log.label[test], sigmoid(logits(model, test))) for name, model in after.items()}
     )
     for key, rows in (("kl_ensemble_student", test), ("kl_ensemble_student_train", train)):
-        facts[key] = kl_divergence(after["ensemble"][rows], after["student"][rows])
+        facts[key] = kl_divergence(logits(after["ensemble"], rows), logits(after["student"], rows))
     facts["platt"] = nested({name: [pair.scale, pair.bias] for name, pair in platt.items()})
     facts["fits"] = nested(
         {name: _history(fits[name]) for name in ("student", "control")}
@@ -361,7 +368,7 @@ def measure(folder: Path, report: Report, *, seed: int, prepared: Path, negative
     facts["gate"] = gate | {
         "teachers": teachers,
         "mean_weights": dict(zip(teachers, gate_weights.mean(axis=0).tolist(), strict=True)),
-        "by_segment": _gate_by_segment(log, prepared, test, after["ensemble"], gate_weights, teachers),
+        "by_segment": _gate_by_segment(log, prepared, test, logits(after["ensemble"], test), gate_weights, teachers),
     }
     if log.truth is not None:
         truth = np.clip(log.truth[test].astype(np.float64), 1e-9, 1 - 1e-9)
@@ -544,8 +551,9 @@ def _gate_by_segment(
     most_values: int = 24,
     least_rows: int = 200,
 ) -> list[dict[str, Any]]:
-    """Mean gate weights by decile of the ensemble's pctr, and by value of each field of few values."""
-    pctr = sigmoid(ensemble_logit[test])
+    """Mean gate weights by decile of the ensemble's pctr, and by value of each field of few values; `ensemble_logit`
+    and `gate_weights` are of test rows."""
+    pctr = sigmoid(ensemble_logit)
     decile = np.searchsorted(np.quantile(pctr, np.linspace(0.1, 0.9, 9)), pctr, side="right")
     segments = [("pctr decile", decile, [str(d + 1) for d in range(10)])]
     vocabularies = load_encoder(prepared).to_vocabularies()

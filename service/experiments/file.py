@@ -147,6 +147,22 @@ class GuardRails(_Part):
     """Relative loss of CTR against control that may not be exceeded with confidence."""
 
 
+class Analysis(_Part):
+    """What is stated before the experiment, so that nobody chooses it by the result (docs/answers.md)."""
+
+    alpha: Annotated[float, Field(gt=0, lt=0.5, allow_inf_nan=False)] = 0.05
+    """Share of experiments without an effect that may ever seem to have one, all arms and looks together."""
+
+    minimum_effect: Annotated[float, Field(gt=-1, lt=10, allow_inf_nan=False)] = 0.0
+    """Relative lift of CTR that an arm must be better than: .02, or -.01 where losing less than that is fine."""
+
+    expected_impressions: Annotated[int, Field(ge=1000, le=10**12, strict=True)] = 5000
+    """Impressions, of both arms, at which a decision is expected: there the confidence sequence is narrowest."""
+
+    attribution_window_seconds: Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)] = 86400.0
+    """A click counts within this time; impressions younger than it wait."""
+
+
 class Experiment(_Part):
     """One experiment in one phase."""
 
@@ -173,6 +189,7 @@ class Experiment(_Part):
 
     shadow: Shadow | None = None
     guard_rails: GuardRails | None = None
+    analysis: Analysis = Analysis()
 
     halted: tuple[Name, ...] = ()
     """Arms that are switched off: their units get control. Control itself cannot be halted."""

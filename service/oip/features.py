@@ -28,6 +28,9 @@ from service.predict import decode_json, have_many_exponents, refuse_encoding
 
 Ids = npt.NDArray[np.int32]
 
+EXACT = 2.0**53
+"""Up to here every integer is a float64."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
@@ -120,6 +123,9 @@ def _values(field: FieldSchema, tensor: Tensor) -> list[Any]:
     """A field's values as the encoder takes them; the lists of a sequence."""
     values = raw_values(tensor, field.name)
     if not field.is_sequence:
+        if field.type == "integer" and tensor.datatype.startswith("FP"):
+            # As the encoder would make of them, one by one; integers it looks up all at once.
+            return [int(v) if v is not None and abs(v) <= EXACT and v.is_integer() else v for v in values]
         return values
     if tensor.datatype != BYTES:
         detail = f"field '{field.name}': expected BYTES that hold a JSON list each, got {tensor.datatype}"
@@ -157,13 +163,12 @@ def _take_ids(bundle: Bundle, request: InferenceRequest, max_candidates: int) ->
 
     def matrix(name: str, fields: tuple[FieldSchema, ...], rows: int | None) -> Ids:
         ids = take(name, rows, len(fields))
-        for column, field in enumerate(fields):
-            _check_ids(ids[:, column], sizes[field.name], name)
+        _check_ids(ids, np.array([sizes[field.name] for field in fields], np.int64), name)
         return ids.astype(np.int32)
 
     def ragged(field: FieldSchema, rows: int) -> Ragged:
         ids, offsets = take(ids_input(field.name), None), take(offsets_input(field.name), rows + 1)
-        _check_ids(ids, sizes[field.name], ids_input(field.name))
+        _check_ids(ids, np.array(sizes[field.name]), ids_input(field.name))
         steps = np.diff(offsets)
         longest = field.max_length or 0
         if offsets[0] != 0 or offsets[-1] != len(ids) or (steps < 0).any() or (steps > longest).any():
@@ -202,10 +207,11 @@ def _take_ids(bundle: Bundle, request: InferenceRequest, max_candidates: int) ->
     )
 
 
-def _check_ids(ids: npt.NDArray[np.int64], size: int, name: str) -> None:
-    outside = (ids < 0) | (ids >= size)
+def _check_ids(ids: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], name: str) -> None:
+    """Refuses ids [n] or [n, F] that are not within their tables, of one size or of F."""
+    outside = (ids < 0) | (ids >= sizes)
     if outside.any():
-        row = int(outside.argmax())
-        raise Refusal(
-            Code.NUMBER_OUT_OF_RANGE, f"'{name}': expected ids from 0 to {size - 1} (row {row})", field=name, row=row
-        )
+        row, *column = (int(place) for place in np.argwhere(outside)[0])
+        size = int(sizes[tuple(column)])
+        detail = f"'{name}': expected ids from 0 to {size - 1} (row {row})"
+        raise Refusal(Code.NUMBER_OUT_OF_RANGE, detail, field=name, row=row)

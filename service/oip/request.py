@@ -176,9 +176,9 @@ def checked_shape(given: Any, place: str) -> tuple[int, ...]:
     """1 to 8 lengths."""
     if type(given) is not list:
         raise _wrong_type(f"{place}.shape", "a list of integers", given, "inputs")
-    if not 1 <= len(given) <= MAX_DIMENSIONS or any(type(length) is not int or length < 0 for length in given):
-        raise invalid(f"{place}.shape: expected 1 to {MAX_DIMENSIONS} integers from 0", "inputs")
-    return tuple(given)
+    if 1 <= len(given) <= MAX_DIMENSIONS and {int}.issuperset(map(type, given)) and min(given) >= 0:
+        return tuple(given)
+    raise invalid(f"{place}.shape: expected 1 to {MAX_DIMENSIONS} integers from 0", "inputs")
 
 
 def _take_outputs(given: Any, parameters: Mapping[str, Any]) -> dict[str, bool] | None:

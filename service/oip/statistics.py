@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from time import time
 from weakref import WeakKeyDictionary
 
-from service.metrics import Metrics
+from service.metrics import Metrics, adder
 from service.scorer import Scorer
 
 PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
@@ -20,30 +20,30 @@ class ModelCounts:
     """The children of the metrics of one model version."""
 
     def __init__(self, model: str, version: str, metrics: Metrics) -> None:
-        self._seconds = {part: metrics.inference_seconds.labels(model, version, part) for part in PARTS}
-        self._ok = metrics.inferences.labels(model, version, "ok")
-        self._refused = metrics.inferences.labels(model, version, "refused")
-        self._candidates = metrics.inference_candidates.labels(model, version)
+        self._add = {part: adder(metrics.inference_seconds.labels(model, version, part)) for part in PARTS}
+        self._count_ok = adder(metrics.inferences.labels(model, version, "ok"))
+        self._count_refused = adder(metrics.inferences.labels(model, version, "refused"))
+        self._count_candidates = adder(metrics.inference_candidates.labels(model, version))
         self._last = metrics.inference_last.labels(model, version)
 
     def spend(self, reading: float, waiting: float, scoring: float) -> None:
         """Counts the seconds of a request up to its scores."""
-        self._seconds["compute_input"].inc(reading)
-        self._seconds["queue"].inc(waiting)
-        self._seconds["compute_infer"].inc(scoring)
+        self._add["compute_input"](reading)
+        self._add["queue"](waiting)
+        self._add["compute_infer"](scoring)
 
     def succeed(self, rows: int, seconds: float, replying: float) -> None:
         """Counts an answered request."""
-        self._seconds["compute_output"].inc(replying)
-        self._seconds["success"].inc(seconds)
-        self._ok.inc()
-        self._candidates.inc(rows)
+        self._add["compute_output"](replying)
+        self._add["success"](seconds)
+        self._count_ok(1)
+        self._count_candidates(rows)
         self._last.set(time())
 
     def fail(self, seconds: float) -> None:
         """Counts a request that was refused after its model was found."""
-        self._seconds["fail"].inc(seconds)
-        self._refused.inc()
+        self._add["fail"](seconds)
+        self._count_refused(1)
 
 
 class Statistics:

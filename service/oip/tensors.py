@@ -11,6 +11,7 @@ is named in an error where the model knows its name.
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ Array = npt.NDArray[Any]
 
 BYTES = "BYTES"
 LENGTH_BYTES = 4
+_unpack_length = struct.Struct("<I").unpack_from
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -120,20 +122,37 @@ def _numbers(tensor: Tensor, data: memoryview, field: str) -> Array:
 def _texts(data: memoryview, count: int, field: str) -> list[Any]:
     """`count` strings of UTF-8, each after its length."""
     content = bytes(data)
-    texts = []
+    parts = []
     at = 0
-    for row in range(count):
-        start = at + LENGTH_BYTES
-        at = start + int.from_bytes(content[start - LENGTH_BYTES : start], "little")
-        if start > len(content) or at > len(content):
-            raise invalid(f"field '{field}': its bytes end within an element (row {row})", field, row)
-        try:
-            texts.append(content[start:at].decode())
-        except UnicodeDecodeError:
-            raise invalid(f"field '{field}': expected UTF-8 (row {row})", field, row) from None
+    try:
+        for _ in range(count):
+            start = at + LENGTH_BYTES
+            at = start + _unpack_length(content, at)[0]
+            parts.append(content[start:at])
+        row = len(parts) - 1
+    except struct.error:  # within a length, or already beyond the end
+        row = len(parts) - (at > len(content))
+        at = len(content) + 1
+    if at > len(content):
+        raise invalid(f"field '{field}': its bytes end within an element (row {row})", field, row)
     if at != len(content):
         raise invalid(f"field '{field}': expected {count} elements, got bytes of more", field)
-    return texts
+    joined = b"\0".join(parts)
+    try:
+        if joined.count(0) == count - 1:  # no NUL in any of them: all at once, a fifth of the time
+            return joined.decode().split("\0")
+        return [part.decode() for part in parts]
+    except UnicodeDecodeError:
+        row = next(row for row, part in enumerate(parts) if not _is_text(part))
+        raise invalid(f"field '{field}': expected UTF-8 (row {row})", field, row) from None
+
+
+def _is_text(part: bytes) -> bool:
+    try:
+        part.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _flat(tensor: Tensor, data: list[Any], field: str) -> list[Any]:

@@ -21,6 +21,7 @@ from tests.training.small_log import FIELDS, write_small_log
 from tests.training.test_distill import some_targets
 from tests.training.test_stages import Notes
 from training import devices, optimizer
+from training.checkpoint import Checkpoint
 from training.devices import gpus
 from training.distill import DistillOptions, EnsembleTargets, StudentLearner, fit_student
 from training.encoded_log import EncodedLog, Part
@@ -32,7 +33,7 @@ from training.precision import multiplies_bfloat16
 from training.recipe import load_recipe
 from training.stages import Step, run_steps
 from training.together import Cotrain, CoTraining, Mutual, MutualLearning, TeacherSpec, fit_together
-from training.zoo import NETWORKS, embedding, options_of
+from training.zoo import NETWORKS, embedding, options_of, pieces
 
 META = torch.device("meta")
 SMALL = {"dim": 4, "hidden": [8, 6], "init_sd": 0.1}
@@ -182,7 +183,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From then on tables are read and trained by torch's operators, as on a GPU."""
 
     def switch() -> None:
-        for module in (embedding, optimizer):
+        for module in (embedding, optimizer, pieces):
             monkeypatch.setattr(module, "have_kernels", lambda table: False)
 
     return switch
@@ -263,6 +264,35 @@ def test_an_id_that_its_field_has_not_is_refused_on_its_way_to_a_device(log: Enc
         damaged.on(torch.device("cpu"), resident=True)
     with pytest.raises(IndexError, match="prepare the log again"):
         damaged.on(META, resident=False).batch(np.array([6, 7]))
+
+
+def test_a_checkpoint_of_tables_that_lay_elsewhere_is_passed_over(
+    log: EncodedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is trained by rows on the CPU is trained whole on a GPU, or by several processes: neither goes on with the
+    other's moments, and both end right."""
+
+    class StoppedError(Exception):
+        """In the second epoch."""
+
+    def stop(done: float, total: float, note: str = "") -> None:
+        if done > total / 2:
+            raise StoppedError
+
+    def fitted(**how: Any) -> dict[str, Tensor]:
+        return fit(log, spec_of("deepfm"), QUICK, seed=1, train=[Part.TRAIN], valid=None, epochs=2, **how).state
+
+    monkeypatch.setattr(optimizer, "LARGE", 0.0)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(StoppedError):
+        fitted(progress=stop, checkpoint=Checkpoint(path, share_of_time=1e9))
+    assert path.exists()
+    monkeypatch.setattr(optimizer, "LARGE", float("inf"))
+
+    found = fitted(checkpoint=Checkpoint(path))
+
+    assert "is of another fit" in caplog.text
+    assert all(torch.equal(found[name], value) for name, value in fitted().items())
 
 
 # nothing is made elsewhere

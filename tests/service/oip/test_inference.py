@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from models.errors import ModelsError
 from service.errors import PROBLEMS, Code
-from service.oip.tensors import DATATYPES
+from service.oip.tensors import DATATYPES, Tensor, raw_values
 from tests.models.tiny_bundle import REQUESTS, tiny_model
 from tests.service.bundles import write_slow_ensemble
 from tests.service.oip.tensors import HEADER, as_binary, outputs_in, pack, tensor, tensors_of
@@ -667,3 +667,34 @@ def test_request_of_predict_is_refused_by_name(client: TestClient):
     reply = client.post(INFER, json=request_of(1))
 
     assert (reply.status_code, reply.json()["detail"]) == (422, "expected `inputs`")
+
+
+@pytest.mark.parametrize("texts", [["a", "", "é", "a\0b"], ["\0"], [""], ["", "\0\0", ""], ["é" * 100, "phone"]])
+def test_elements_of_bytes_may_be_any_text(texts: list[str]):
+    """Empty ones, and such as hold a NUL."""
+    read = Tensor("ad_id", "BYTES", (len(texts),), memoryview(pack("BYTES", texts)))
+
+    assert raw_values(read, "ad_id") == texts
+
+
+def test_the_element_at_fault_is_named(client: TestClient):
+    """The row whose bytes are no UTF-8, or end too early."""
+    good = pack("BYTES", ["a", "b"])
+    bad = (good + b"\x01\0\0\0\xff", good + b"\x02\0\0\0x", good + b"\x02\0", good)
+    for data, row in (*((data, 2) for data in bad), (b"\x09\0\0\0x" + good, 1), (b"\x99\0\0\0" + good, 0)):
+        body, headers = binary_request(data, shape=(3,), datatype="BYTES", name="ad_id")
+
+        problem = client.post(INFER, content=body, headers=headers).json()
+
+        assert (problem["code"], problem["field"], problem["row"]) == ("invalid_tensor", "ad_id", row)
+
+
+def test_integers_sent_as_floats_are_the_integers_they_are(client: TestClient):
+    """With NaN for those that are missing; -0.0 and the greatest among them."""
+    values = [0.0, -0.0, 7.0, float(2**53), float(2**62), -(2.0**63), None]
+    rows = [{"campaign": None if value is None else int(value)} for value in values]
+    inputs = [tensor("campaign", "FP64", values)]
+    body, headers = as_binary({"inputs": inputs})
+
+    assert pctr_in(client.post(INFER, content=body, headers=headers)) == pctr_of(client, {}, rows)
+    assert pctr_in(infer(client, inputs)) == pctr_of(client, {}, rows)

@@ -404,13 +404,19 @@ def test_a_service_that_does_not_speak_it_does_not_load_it():
 
 
 def test_without_the_extra_the_port_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    """At the start, with what to install."""
+    """At the start, with what to install; also where half of it is there."""
     from service.__main__ import main
 
-    monkeypatch.setattr("service.__main__.find_spec", lambda _: None)
+    def half(name: str) -> object:
+        if name == "grpc":
+            return name
+        raise ModuleNotFoundError("No module named 'google'")
 
-    assert main(["--repository", str(tmp_path), "--grpc-port", "0"]) == 2
-    assert "pip install 'retort[grpc]'" in capsys.readouterr().err
+    for find in (lambda _: None, half):
+        monkeypatch.setattr("service.__main__.find_spec", find)
+
+        assert main(["--repository", str(tmp_path), "--grpc-port", "0"]) == 2
+        assert "pip install 'retort[grpc]'" in capsys.readouterr().err
 
 
 def test_workers_share_the_port_and_answer_what_they_have_begun(repository: Path, tmp_path: Path):
