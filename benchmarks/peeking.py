@@ -3,6 +3,7 @@
     python -m benchmarks.peeking                          60 looks and 2000 looks, 2000 experiments each
     python -m benchmarks.peeking --experiments 500 --looks 60
     python -m benchmarks.peeking --write docs/answers.md  puts the tables in there as well
+    python -m benchmarks.peeking --price                  what looking every day costs in lifts that are found
 
 With no effect: the share of experiments in which the interval excluded zero at *any* look. The confidence sequence
 may do so in alpha of them; beside it stand a fixed-horizon interval looked at as often, the sequence with units as its
@@ -13,6 +14,7 @@ which the truth left the sequence at any look, and in which it found the effect.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -114,6 +116,22 @@ def table(looks: int, experiments: int, effect: float, alpha: float, expected: f
     return "\n".join(lines)
 
 
+def price(lift: float, expected: float, *, experiments: int, seed: int, alpha: float = 0.05) -> tuple[float, float]:
+    """(found by the sequence, found by one look at the end): the shares of experiments in which a lift was found at CTR
+    2% within 400,000 impressions, each its own unit, looked at 200 times."""
+    rng = np.random.default_rng(seed)
+    impressions = 1000.0 * np.arange(1, 201)  # an arm
+    rates, variances, enough = [], [], []
+    for rate in (0.02, 0.02 * (1 + lift)):
+        clicks = np.cumsum(rng.binomial(1000, rate, (experiments, 200)), axis=1)
+        rates.append(clicks / impressions)
+        variances.append(rates[-1] * (1 - rates[-1]) / impressions)
+        enough.append(clicks >= ENOUGH_CLICKS)
+    z = (rates[1] - rates[0]) / np.sqrt(variances[0] + variances[1])
+    found = (z > critical_value(2 * impressions, expected, alpha)) & enough[0] & enough[1]
+    return float(found.any(axis=1).mean()), float((z[:, -1] > fixed_value(alpha)).mean())
+
+
 def upper_limit(found: int, runs: int, confidence: float = 0.95) -> float:
     """The one-sided Clopper-Pearson limit: the share at which `found` or fewer of `runs` has chance 1 - confidence."""
     if found >= runs:
@@ -140,7 +158,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="a document with marks `<!-- peeking: begin/end -->`"
     )
+    parser.add_argument("--price", action="store_true", help="instead, the share of lifts that are found at CTR 2%%")
     options = parser.parse_args(arguments)
+    if options.price:
+        for lift, expected in itertools.product((0.1, 0.05), (400_000.0, 5000.0)):
+            ours, once = price(lift, expected, experiments=options.experiments, seed=options.seed)
+            print(f"lift {lift:+.0%}, expected {expected:,.0f}: found {ours:.1%}, by one look at the end {once:.1%}")
+        return 0
 
     text = [
         f"`python -m benchmarks.peeking --experiments {options.experiments} --seed {options.seed}`, "

@@ -58,6 +58,8 @@ def _text(value: object) -> str:
         return str(value)
     if not isinstance(value, str) or not value:
         raise ValueError("expected a text")
+    if len(value) <= MAX_TEXT_BYTES and value.isascii() and "\0" not in value:
+        return value
     if len(value) > MAX_TEXT_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
         raise ValueError(f"expected at most {MAX_TEXT_BYTES} bytes of UTF-8")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
@@ -157,6 +159,11 @@ COLUMNS: Mapping[str, tuple[Callable[[object], Any], Any]] = {
     "earlier_clicks": (_count, _NOTHING),
 }
 
+_DEFAULTS = tuple(default for _, default in COLUMNS.values())
+_PLACES = {name: (place, read) for place, (name, (read, _)) in enumerate(COLUMNS.items())}
+_REQUIRED = tuple(name for name, (_, default) in COLUMNS.items() if default is ...)
+assert tuple(COLUMNS)[: len(_REQUIRED)] == _REQUIRED, "required columns stand first"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
@@ -236,18 +243,18 @@ def _dtype(default: object, read: Callable[[object], Any]) -> type:
 
 
 def _values(record: Mapping[str, object], segments: Sequence[str]) -> list[Any]:
-    values = []
-    for name, (read, default) in COLUMNS.items():
-        value = record.get(name)
-        if value is None or value == "":
-            if default is ...:
-                raise ValueError(f"{name}: missing")
-            values.append(default)
+    values = list(_DEFAULTS)
+    for name, value in record.items():  # those that are there; most columns are absent from most logs
+        if name not in _PLACES or value is None or value == "":
             continue
+        place, read = _PLACES[name]
         try:
-            values.append(read(value))
+            values[place] = read(value)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{name}: {error}, got {str(value)[:60]!r}") from None
+    for name, value in zip(_REQUIRED, values, strict=False):
+        if value is ...:
+            raise ValueError(f"{name}: missing")
     for name in segments:
         value = record.get(name)
         try:
