@@ -28,6 +28,7 @@ from service.oip.routes import MODEL, VERSION, find_loaded, find_model
 from service.oip.rpc.convert import fill_answer, parameters_of, request_of
 from service.oip.rpc.messages import SERVICE, methods
 from service.predict import RETRY_AFTER, Target
+from service.protocol import MAX_ARRIVING, REQUEST_SECONDS
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -38,13 +39,14 @@ PUBLIC = frozenset(
     ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelStatistics")
 )
 WAITING = 4
-"""So many times `--max-in-flight` calls may be open before the library refuses more."""
+"""So many times `--max-in-flight` calls, beside those that arrive, may be open before the library refuses more."""
 
 _STATUSES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
@@ -71,9 +73,11 @@ class RpcServer:
                 ("grpc.max_metadata_size", HEAD_BYTES),
                 ("grpc.max_connection_idle_ms", 1000 * settings.keep_alive_seconds),
             ],
-            maximum_concurrent_rpcs=WAITING * settings.max_in_flight,
+            maximum_concurrent_rpcs=MAX_ARRIVING + WAITING * settings.max_in_flight,
         )
-        handlers = {name: grpc.unary_unary_rpc_method_handler(self._handler(name)) for name in methods()}
+        self._arriving: dict[asyncio.Future[Any], None] = {}  # longest first
+        # As if requests were streams, which are the same on the wire: so it is we who wait for the message.
+        handlers = {name: grpc.stream_unary_rpc_method_handler(self._handler(name)) for name in methods()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def start(self, host: str, port: int) -> None:
@@ -89,13 +93,14 @@ class RpcServer:
         await self._server.stop(seconds)
 
     def _handler(self, name: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        taken, given = methods()[name]
+        taken, _ = methods()[name]
         answer: Answer = getattr(self, f"_{name}")
         route = f"/{SERVICE}/{name}"
 
-        async def handle(body: bytes, context: Context) -> bytes:
+        async def handle(_: object, context: Context) -> bytes:
             try:
-                found = await self._admit(name, answer, taken, given, body, context)
+                body = await self._read(context)
+                found = await self._admit(name, answer, taken, body, context)
                 self._app.metrics.count_request(route, 200)
                 return found
             except Refusal as error:
@@ -113,7 +118,26 @@ class RpcServer:
 
         return handle
 
-    async def _admit(self, name: str, answer: Answer, taken: Any, given: Any, body: bytes, context: Context) -> bytes:
+    async def _read(self, context: Context) -> bytes:
+        """The call's message, waited for as long as HTTP's requests are; of very many the longest to arrive goes."""
+        reading = asyncio.ensure_future(context.read())
+        self._arriving[reading] = None
+        if len(self._arriving) > MAX_ARRIVING:
+            next(iter(self._arriving)).cancel()
+        try:
+            done, _ = await asyncio.wait((reading,), timeout=REQUEST_SECONDS)
+        finally:
+            del self._arriving[reading]
+        if not done or reading.cancelled():
+            reading.cancel()
+            raise Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time")
+        body = reading.result()
+        if body is grpc.aio.EOF:
+            raise Refusal(Code.INVALID_REQUEST, "expected a message")
+        assert isinstance(body, bytes)
+        return body
+
+    async def _admit(self, name: str, answer: Answer, taken: Any, body: bytes, context: Context) -> bytes:
         app = self._app
         if name not in PUBLIC:
             app.gate.check_token(_authorization(context), _address(context), name)

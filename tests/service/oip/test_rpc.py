@@ -257,6 +257,35 @@ def test_a_compressed_message_is_bounded_by_what_it_expands_to(repository: Path)
     assert refused[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_calls_whose_message_does_not_come_are_not_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    """Headers alone: refused after a while; of more than are held the longest goes, and others are answered."""
+    monkeypatch.setattr("service.oip.rpc.server.REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr("service.oip.rpc.server.MAX_ARRIVING", 5)
+
+    async def wait() -> tuple[list[Any], Any]:
+        async with serving(repository, max_in_flight=1) as (_, channel):
+            silent = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+            ended = asyncio.Event()
+
+            async def nothing() -> AsyncIterator[bytes]:
+                await ended.wait()
+                yield b""
+
+            calls = [silent(nothing()) for _ in range(20)]
+            await asyncio.sleep(0.1)
+            good = await caller(channel, "ModelInfer")(infer_request([GOOD]))
+            refused = [await refusal(call) for call in calls]
+            empty = await refusal(silent(iter([])))
+            ended.set()
+            return [*refused, empty], good
+
+    refused, good = asyncio.run(wait())
+
+    assert good.model_name == "student"
+    assert {entry[:2] for entry in refused[:-1]} == {(grpc.StatusCode.DEADLINE_EXCEEDED, "request_timeout")}
+    assert refused[-1][:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+
+
 def test_a_calls_own_deadline_counts(tmp_path: Path):
     """A model that takes longer is not run for it."""
     write_slow_ensemble(tmp_path, "ensemble")
