@@ -2,7 +2,8 @@
 
 Per arm a table of totals by unit (a unit that comes back is the same unit, so its totals are added before anything is
 squared), histograms of scores and of latency, and counts of what was left out. `Evidence` of two parts of a log
-adds up to that of the whole, provided no request is in both. Knows no statistics.
+adds up to that of the whole, provided no request is in both and none was too young when its part was folded. Knows no
+statistics.
 """
 
 from __future__ import annotations
