@@ -1,7 +1,7 @@
 """Memory that a step has given back is taken again by the next, instead of being asked of the system anew.
 
 glibc hands blocks of more than 32 MB back at once, and the system then gives them page by page, each of them zeroed:
-that was two fifths of an AutoInt's step and half of a FiBiNET's. Kept, the same steps hold up to a fifth more memory at
+that was a third of an AutoInt's step and half of a FiBiNET's. Kept, the same steps hold up to a fifth more memory at
 their peak, because blocks of other sizes do not fit exactly where the last ones lay. Only where there is glibc;
 elsewhere nothing is done. No number depends on it.
 """
