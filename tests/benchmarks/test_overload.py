@@ -1,0 +1,84 @@
+"""The open loop, against a server that knows what it answered; and a catalogue made of a workload."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import LoadError
+from benchmarks.overload import open_loop
+from benchmarks.variants import with_catalogue
+from benchmarks.workload import make_requests
+from models.bundle import read_bundle
+from service.catalogue.lines import read_catalogue
+from tests.models.tiny_bundle import write_tiny_bundle
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+REFUSED = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\n{}"
+FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\n{}"
+
+
+class Server(threading.Thread):
+    """Answers requests of one byte: `1` is scored, `2` refused, `3` fails."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self.server = self.loop.run_until_complete(asyncio.start_server(self.answer, "127.0.0.1", 0))
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await reader.read(1):
+            reply = {b"1": OK, b"2": REFUSED, b"3": FAILED}[request]
+            writer.write(reply[:20])  # in two pieces
+            await writer.drain()
+            writer.write(reply[20:])
+        writer.close()
+
+    def run(self) -> None:
+        self.loop.run_forever()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.join()
+        self.server.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    running.start()
+    yield running
+    running.stop()
+
+
+def test_an_open_loop_sends_every_request_and_tells_scores_from_refusals(server: Server):
+    """As many as the rate says, over few connections too; any other answer ends the measurement."""
+    seen = open_loop(server.port, [b"1", b"1", b"2"], connections=3, rate=300, seconds=1.0)
+
+    assert seen.refused == 100
+    assert len(seen.latency_ms) == 200
+    assert (seen.latency_ms > 0).all()
+    assert seen.goodput < 300
+    with pytest.raises(LoadError, match="expected 200 or 429"):
+        open_loop(server.port, [b"3"], connections=1, rate=10, seconds=0.3)
+
+
+def test_a_workload_said_by_ids_is_the_same_workload(tmp_path: Path):
+    """Each id's line in the catalogue holds the candidate that it stands for."""
+    bundle = read_bundle(write_tiny_bundle(tmp_path, "student"))
+    requests = make_requests(bundle, 5, 4)
+
+    body = with_catalogue({5: requests}, tmp_path / "ads.ndjson")
+
+    _, _, text = (tmp_path / "ads.ndjson").read_bytes().partition(b"\n")
+    lines = asyncio.run(read_catalogue(text)).lines
+    for request in requests:
+        ids = json.loads(body(request, "student"))["candidate_ids"]
+        assert [json.loads(lines[id_][1])["candidate"] for id_ in ids] == request.candidates
