@@ -39,6 +39,8 @@ def applies(embedding: FieldEmbedding, layers: Layers, batch: Encoded) -> bool:
         return False
     if not (torch.is_grad_enabled() and batch.request_index is None and have_kernels(embedding.table)):
         return False
+    if len(batch.candidates) == 0:
+        return False
     weights = [embedding.table, *(weight for layer in layers for weight in layer if weight is not None)]
     return all(weight.requires_grad and weight.dtype == torch.float32 for weight in weights)
 

@@ -108,6 +108,17 @@ def test_what_is_not_for_pieces_is_left_to_autograd(case: str, monkeypatch: pyte
         torch.set_grad_enabled(True)
 
 
+def test_a_batch_of_one_row_and_of_none_is_a_batch() -> None:
+    """One row is a short piece; none has gradients of zero."""
+    network = build("deepfm", PLAIN, dim=8, hidden=[16])
+    for rows in (1, 0):
+        ids = torch.ones(rows, 6, dtype=torch.int32)
+        with products_in("bfloat16"):
+            logit, hint = network(Encoded(ids[:, :3], ids[:, 3:]))
+        logit.float().sum().backward()
+        assert (len(logit), len(hint)) == (rows, rows)
+
+
 def test_an_unknown_id_is_refused_by_whichever_piece_meets_it() -> None:
     """In the last one here; nothing is read beyond a field's rows."""
     network = build("dnn", PLAIN, dim=8, hidden=[16])
