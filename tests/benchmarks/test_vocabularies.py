@@ -19,8 +19,8 @@ def test_the_bundles_are_those_a_service_reads(type_: str, tmp_path: Path):
 
 
 def test_what_is_measured_grows_with_the_values(tmp_path: Path):
-    """A reading takes time, and more memory the more there is to read: in a fresh process, as the benchmark does, for one
-    that has freed memory before takes that."""
+    """A reading takes time, and more memory the more there is to read: in a fresh process, as the benchmark has it: one
+    that has freed memory before takes that first."""
     found = []
     for count in (10, 200_000):
         with multiprocessing.get_context("spawn").Pool(1) as fresh:

@@ -29,8 +29,8 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SELECTOR = re.compile(r"\b([a-zA-Z_:][\w:]*)\s*(\{[^}]*\})?")
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 _FUNCTIONS = {
-    *("abs", "and", "count", "group_left", "histogram_quantile", "increase", "label_values", "offset", "or", "rate"),
-    *("scalar", "sum", "topk", "unless", "vector"),
+    *("abs", "and", "count", "group_left", "histogram_quantile", "increase", "label_values", "max", "offset", "or"),
+    *("rate", "scalar", "sum", "time", "topk", "unless", "vector"),
 }
 
 

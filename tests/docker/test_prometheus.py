@@ -28,8 +28,9 @@ SCRAPE_SECONDS = 1
 RATE_INTERVAL = "10m"
 """All that the fixture did lies within it, however long that took."""
 
-#: Nothing in this test need make these count: deadlines, feedback and the log are other tests' business.
+#: Nothing in this test need make these count: deadlines, feedback, the log and the catalogue are other tests' business.
 WITHOUT_TRAFFIC = {"retort_fallbacks_total", "retort_events_total", "retort_log_dropped_total", "ALERTS"}
+WITHOUT_TRAFFIC |= {"retort_catalogue_candidates"}
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,14 @@ def _config(folder: Path, service_port: int) -> Path:
 
 
 def _traffic(port: int) -> None:
-    """Scored requests to both arms, with missing and unknown values and a member no field takes; refused ones too."""
+    """Scored requests to both arms, with missing and unknown values and a member no field takes; one over the Open
+    Inference Protocol; refused ones too."""
     for number in range(60):
         context, candidates = REQUESTS[number % len(REQUESTS)]
         body = {"unit_id": f"user-{number}", "context": context, "candidates": candidates, "colour": "blue"}
         assert ask(port, "/predict", body)[0] == 200
+    tensor = {"name": "ad_id", "datatype": "BYTES", "shape": [2], "data": ["a1", "a2"]}
+    assert ask(port, "/v2/models/student/infer", {"inputs": [tensor]})[0] == 200
     for bad in (b"{", b'{"candidates": []}', b'{"context": {"device": 7}, "candidates": [{}]}'):
         assert 400 <= ask(port, "/predict", bad)[0] < 500
 
@@ -207,4 +211,7 @@ def test_the_panels_agree_with_what_was_sent(prometheus: Prometheus):
     assert values('sum(retort_refused_total{reason!="not_ready"})') == [9]
     assert len(arms) == 2
     assert sum(arms) == 180
-    assert values("retort_candidates_sum") == [3 * sum(len(REQUESTS[number % 3][1]) for number in range(60))]
+    over_v2 = values("sum(retort_inference_candidates_total)")
+    assert over_v2 == [3 * 2]
+    sent = 3 * sum(len(REQUESTS[number % 3][1]) for number in range(60))
+    assert values("retort_candidates_sum") == [sent + over_v2[0]]
