@@ -117,6 +117,7 @@ def test_a_run_of_two_processes_is_that_of_one(recipe: Path, tmp_path: Path) -> 
     same_fits(fits_of(plan_), by_two, by_one)
 
 
+@pytest.mark.soak
 def test_teachers_and_a_student_at_once_are_shared_too(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(json.dumps(RECIPE | {"scheme": "cotrain"}))
     program = tmp_path / "program.py"
@@ -140,6 +141,7 @@ def test_a_refusal_is_said_once_and_ends_every_process(recipe: Path, tmp_path: P
     assert done.stdout == ""
 
 
+@pytest.mark.soak
 def test_a_process_that_dies_ends_the_run_which_then_goes_on(recipe: Path, tmp_path: Path) -> None:
     """Nobody waits for it for ever; what was done stays done."""
     program, runs = tmp_path / "program.py", tmp_path / "runs"
