@@ -63,7 +63,7 @@ class Faults:
         self._rows[file] = self._rows.get(file, 0) + rows
 
     def bad(self, place: Place, reason: str, detail: str, count: int = 1) -> None:
-        """`count` rows, the first of them at `place`, are skipped; `reason` groups them, `detail` tells of the first."""
+        """`count` rows, the first of them at `place`, are skipped; `reason` groups them, `detail` is of the first."""
         for group, key in ((self.reasons, reason), (self._bad, place.file)):
             known = group.setdefault(key, Count(0, place, detail))
             known.count += count

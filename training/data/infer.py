@@ -411,7 +411,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments, for a program that has other commands too."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV, TSV (also .gz, .zst) or Parquet; one log")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="CSV, TSV (also .gz, .zst) or Parquet; one log"
+    )
     parser.add_argument("--label", metavar="COLUMN", help="the label's column, where its name does not tell")
     parser.add_argument("--separator", metavar="C", help="of text files; by default by the ending")
     parser.add_argument("--no-quotes", action="store_true", help="text files never quote: a quote is a character")

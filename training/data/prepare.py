@@ -27,12 +27,12 @@ from models.fitting import EncoderFitter
 from models.manifest import FieldReference
 from models.schema import FeatureSchema
 from models.values import EXPECTED
+from training.chance import scramble
 from training.data.chunks import Chunk, Source
 from training.data.clicks import ClickLog, Clicks
 from training.data.faults import Count, Faults, shown
 from training.data.fingerprint import facts_of, fingerprint
 from training.data.golden_rows import Row, golden_requests, raw_rows, spread_out, to_text
-from training.chance import scramble
 from training.data.split import (
     PART_NAMES,
     UNUSED,

@@ -1,8 +1,8 @@
 """A bounded look at a log of any size: its head, and rows scattered over the rest.
 
 Small files are read whole. Large plain text is opened at evenly spaced places; of large Parquet files some row groups
-are read; packed text cannot be opened in the middle, so only the beginning of a large one is seen. `Sample.words` says which
-of these it was, because a proposal is only as good as the rows behind it.
+are read; packed text cannot be opened in the middle, so only the beginning of a large one is seen. `Sample.words` says
+which of these it was, because a proposal is only as good as the rows behind it.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Rows that weights to start from have learned from must not judge what comes of them.
 
-They would be remembered, not known: training would stop at once, and gate and calibration would be fitted to answers that
-are too sure of themselves.
+They would be remembered, not known: training would stop at once, and gate and calibration would be fitted to answers
+that are too sure of themselves.
 """
 
 from collections.abc import Mapping

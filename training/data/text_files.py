@@ -28,7 +28,7 @@ from training.data.faults import Faults, Place, shown
 from training.errors import DataError
 
 BLOCK_BYTES = 1 << 24
-"""Text dealt with at once. Larger blocks repeat fewer values, so preparing is quicker; smaller ones take less memory."""
+"""Text dealt with at once. Larger blocks repeat fewer values, so preparing is quicker; smaller take less memory."""
 MAX_RECORD_BYTES = 1 << 20
 """A record longer than this is taken for one whose closing quote is missing."""
 
@@ -303,7 +303,7 @@ class _NoLines:
 
 
 class _Lines:
-    """A file as blocks of whole lines; unpacks gzip and zstd, drops a byte order mark, adds a missing last line break."""
+    """A file as blocks of whole lines; unpacks gzip and zstd, drops a byte order mark, ends the last line."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

@@ -369,7 +369,8 @@ def test_rows_that_cannot_be_read_are_counted_and_too_many_foretold(tmp_path: Pa
 
     assert few.warnings[0].startswith("1 of 2000 rows cannot be read (0.05%); the first: ")
     assert many.warnings[0].startswith(
-        "3 of 2000 rows cannot be read (0.15%), more than max_bad_rows allows (0.1%), so training refuses it; the first: "
+        "3 of 2000 rows cannot be read (0.15%), more than max_bad_rows allows (0.1%), so training refuses it; "
+        "the first: "
     )
     assert "few.csv:12: expected 2 cells as in the header, got 3" in few.warnings[0]
 

@@ -214,9 +214,7 @@ def test_the_benchmarks_own_files_are_read_by_the_same_schema(log: str, recipe: 
 
 
 @pytest.mark.parametrize("log", FILES)
-def test_parts_can_be_compared_with_the_benchmarks_files(
-    log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_parts_can_be_compared_with_the_benchmarks_files(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The command writes nothing, but knows what md5 the benchmark's script would give these rows: those whose fold is
     1 or 0, in their order, under a header, separated by commas."""
     text = FILES[log][1](ROWS)
@@ -226,7 +224,9 @@ def test_parts_can_be_compared_with_the_benchmarks_files(
     parts = parts_by_folds(FoldsSplit(), clicks)
     header = ",".join(CRITEO_COLUMNS if log == CRITEO else AVAZU_COLUMNS)
     expected = {
-        name: hashlib.md5("".join(f"{line}\n" for line in [header, *np.array(lines)[parts == part]]).encode()).hexdigest()
+        name: hashlib.md5(
+            "".join(f"{line}\n" for line in [header, *np.array(lines)[parts == part]]).encode()
+        ).hexdigest()
         for name, part in (("valid.csv", VALID), ("test.csv", Part.TEST))
     }
     found = kaggle.md5_of_parts(KaggleSource(log, tmp_path / log), FoldsSplit())

@@ -514,7 +514,9 @@ def test_a_column_that_one_file_may_lack_is_missing_there(tmp_path: Path):
 
 
 @pytest.mark.parametrize("limit", [3, 100])
-def test_values_counted_on_disk_give_the_same_arrays(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int):
+def test_values_counted_on_disk_give_the_same_arrays(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+):
     """How many values memory may hold while they are counted changes nothing, and leaves no file behind."""
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 50)
     prepare(FileSource((log,)), simple_schema(), BY_PART, tmp_path / "memory")
