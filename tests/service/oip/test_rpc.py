@@ -257,33 +257,52 @@ def test_a_compressed_message_is_bounded_by_what_it_expands_to(repository: Path)
     assert refused[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_calls_whose_message_does_not_come_are_not_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    """Headers alone: refused after a while; of more than are held the longest goes, and others are answered."""
+async def _no_message() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+def test_a_call_whose_message_does_not_come_is_not_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("service.oip.rpc.server.REQUEST_SECONDS", 0.3)
+
+    async def wait() -> tuple[Any, Any]:
+        async with serving(repository) as (_, channel):
+            silent = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+            return await refusal(silent(_no_message())), await refusal(silent(iter([])))
+
+    late, empty = asyncio.run(wait())
+
+    assert late[:2] == (grpc.StatusCode.DEADLINE_EXCEEDED, "request_timeout")
+    assert empty[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+
+
+def test_of_more_calls_without_a_message_than_are_held_the_longest_goes(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever opens call after call shuts nobody out."""
+    monkeypatch.setattr("service.oip.rpc.server.REQUEST_SECONDS", 300)
     monkeypatch.setattr("service.oip.rpc.server.MAX_ARRIVING", 5)
 
     async def wait() -> tuple[list[Any], Any]:
         async with serving(repository, max_in_flight=1) as (_, channel):
             silent = channel.stream_unary(f"/{SERVICE}/ModelInfer")
-            ended = asyncio.Event()
-
-            async def nothing() -> AsyncIterator[bytes]:
-                await ended.wait()
-                yield b""
-
-            calls = [silent(nothing()) for _ in range(20)]
-            await asyncio.sleep(0.1)
+            calls = [silent(_no_message()) for _ in range(5)]
+            refused = []
+            for _ in range(15):  # one too many each time: of many too many at once the library refuses some itself
+                calls.append(silent(_no_message()))
+                while not (ended := [call for call in calls if call.done()]):
+                    await asyncio.sleep(0.005)
+                refused += [await refusal(call) for call in ended]
+                calls = [call for call in calls if call not in ended]
             good = await caller(channel, "ModelInfer")(infer_request([GOOD]))
-            refused = [await refusal(call) for call in calls]
-            empty = await refusal(silent(iter([])))
-            ended.set()
-            return [*refused, empty], good
+            for call in calls:
+                call.cancel()
+            return refused, good
 
     refused, good = asyncio.run(wait())
 
     assert good.model_name == "student"
-    assert {entry[:2] for entry in refused[:-1]} == {(grpc.StatusCode.DEADLINE_EXCEEDED, "request_timeout")}
-    assert refused[-1][:2] == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+    assert [entry[:2] for entry in refused] == [(grpc.StatusCode.DEADLINE_EXCEEDED, "request_timeout")] * 15
 
 
 def test_a_calls_own_deadline_counts(tmp_path: Path):
