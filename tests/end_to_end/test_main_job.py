@@ -1,11 +1,6 @@
 """The main job as its users run it: a log in, models out, a live service that scores raw ads as the networks do."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +8,8 @@ import pytest
 
 from models.fitting import EncoderFitter
 from models.schema import FeatureSchema
-from tests.end_to_end.small_run import PATIENCE_SECONDS, ROOT, post, tiny_run, training
+from tests.end_to_end.conftest import Interrupted
+from tests.end_to_end.small_run import post, tiny_run, training
 from training.data.clicks import ClickLog
 from training.data.faults import Faults
 from training.data.readers import FileSource
@@ -78,28 +74,12 @@ def test_the_live_service_splits_units_between_ensemble_and_student_and_keeps_th
     assert min(arms.values()) > 60
 
 
-def test_ctrl_c_in_a_stage_loses_no_finished_stage(tmp_path: Path):
-    """SIGINT to the whole group, as a terminal sends it, while teachers train; then the same command again."""
-    command = [sys.executable, "-m", "training", *tiny_run(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
-    while not list(tmp_path.glob("teachers/[!.]*-s1-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE_SECONDS)
-
-    assert process.returncode == 130
-    assert "finished steps are kept" in said
-    assert not list(tmp_path.glob("*/.building-*"))
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*-*") if path.is_dir()}
-    assert any(path.parent.name == "teachers" for path in kept)
-
-    again = training(*tiny_run(tmp_path))
-
-    assert again.returncode == 0, again.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+def test_ctrl_c_in_a_stage_loses_no_finished_stage(interrupted: Interrupted, out: Path):
+    assert interrupted.returncode == 130
+    assert "finished steps are kept" in interrupted.said
+    assert not interrupted.left
+    assert any(path.parent.name == "teachers" for path in interrupted.kept)
+    assert {path: path.stat().st_mtime_ns for path in interrupted.kept} == interrupted.kept
 
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path: Path):

@@ -34,7 +34,7 @@ def by_model(figures: dict[str, Any]) -> dict[str, Any]:
     return figures | teachers
 
 
-@pytest.mark.parametrize("recipe", FILES)
+@pytest.mark.parametrize("recipe", ["criteo_x4", pytest.param("avazu_x4", marks=pytest.mark.soak)])
 def test_a_file_as_downloaded_is_trained_reported_and_served(recipe: str, tmp_path: Path) -> None:
     name, text = FILES[recipe]
     log = tmp_path / name

@@ -99,6 +99,7 @@ def same_fits(steps: dict[str, Step], ours: Path, theirs: Path) -> None:
             assert len(facts[0]["history"]) == len(facts[1]["history"])
 
 
+@pytest.mark.soak
 def test_a_run_of_two_processes_is_that_of_one(recipe: Path, tmp_path: Path) -> None:
     """`torchrun -m training run`: the numbers of one process under the same keys, one report, one path printed."""
     by_two, by_one = tmp_path / "by-two", tmp_path / "by-one"
