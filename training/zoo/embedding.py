@@ -5,12 +5,11 @@ added here, so an exported graph does one Gather a side instead of one a field. 
 forms:
 
 - the row form, used in training: row i has context i (`request_index` is None, R == N);
-- the split form, used in serving: R requests, N candidates, `request_index[i]` names the request of candidate
-i,
+- the split form, used in serving: R requests, N candidates, `request_index[i]` names the request of candidate i,
   so that whatever depends on the context alone is computed once a request.
 
-Both give the same numbers. Letters: R requests, N candidates, Fc context fields, Fa candidate fields, F = Fc
-+ Fa, D embedding width, K sequence elements.
+Both give the same numbers. Letters: R requests, N candidates, Fc context fields, Fa candidate fields, F = Fc + Fa,
+D embedding width, K sequence elements.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class Perceptron(nn.Module):
 
 def hidden_layer(embedding: FieldEmbedding, first: SplitLinear, hidden: Perceptron, batch: Encoded) -> Tensor:
     """The last hidden layer on a batch's vectors, [N, H]: hidden(first(embedding(batch)))."""
-    layers = [(first.weight, first.bias), *hidden.linears()]
-    if hidden.drops() or not pieces.applies(embedding, layers, batch):
+    layers = _for_pieces(embedding, first, hidden, batch)
+    if layers is None:
         found: Tensor = hidden(first(embedding(batch)))
         return found
     return pieces.hidden_layer(embedding, layers, batch)[0]
@@ -93,11 +93,19 @@ def hidden_layer_and_dots(
     embedding: FieldEmbedding, first: SplitLinear, hidden: Perceptron, batch: Encoded
 ) -> tuple[Tensor, Tensor]:
     """The same and sum_{i<j} <v_i, v_j> of the same vectors, [N]."""
-    layers = [(first.weight, first.bias), *hidden.linears()]
-    if hidden.drops() or not pieces.applies(embedding, layers, batch):
+    layers = _for_pieces(embedding, first, hidden, batch)
+    if layers is None:
         vectors = embedding(batch)
         return hidden(first(vectors)), pairwise_dots(vectors)
     return pieces.hidden_layer(embedding, layers, batch, dots=True)
+
+
+def _for_pieces(
+    embedding: FieldEmbedding, first: SplitLinear, hidden: Perceptron, batch: Encoded
+) -> pieces.Layers | None:
+    """The layers, where this batch is to be taken piece by piece."""
+    layers = [(first.weight, first.bias), *hidden.linears()]
+    return None if hidden.drops() or not pieces.applies(embedding, layers, batch) else layers
 
 
 class FirstOrder(nn.Module):
