@@ -59,7 +59,7 @@ PUBLIC = frozenset(
     )
 )
 SCORING = frozenset(path for method, path in PUBLIC if method == "POST")
-"""Routes that score, and feedback, whose heads and bodies have the bounds of the protocol and of `--max-body-bytes` instead."""
+"""Routes whose heads and bodies have the bounds of the protocol and of `--max-body-bytes` instead; feedback too."""
 
 _OFF = Refusal(
     Code.ADMIN_OFF,
