@@ -6,7 +6,8 @@ the context. The nodes around it, and the graph's indifference to which rows are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,25 @@ FEW = 7
 """Rows scored once more by themselves."""
 
 
-def wiring_of(foreign: Foreign) -> Wiring:
-    """How the schema's fields meet the graph."""
+def drawn_feeds(foreign: Foreign) -> Iterator[Feed]:
+    """Ids drawn at random, and the first and last of each table, as an encoder gives them: no list is empty (its id is
+    then 0) or longer than its field keeps."""
     encoder = foreign.encoder
     names = [field.name for field in encoder.schema.training_only_fields]
-    return Wiring(fields_of(encoder), dict(zip(names, encoder.serving_ids().tolist(), strict=True)))
+    wiring = Wiring(fields_of(encoder), dict(zip(names, encoder.serving_ids().tolist(), strict=True)))
+    for feed in random_feeds(wiring):
+        for field in encoder.schema.sequence_fields:
+            ids, offsets = feed[ids_input(field.name)], feed[offsets_input(field.name)]
+            none = np.zeros(1, np.int32)
+            lists = [ids[start:end][: field.max_length] if end > start else none for start, end in pairwise(offsets)]
+            feed[ids_input(field.name)] = np.concatenate([none[:0], *lists])
+            feed[offsets_input(field.name)] = np.cumsum([0, *map(len, lists)]).astype(np.int32)
+        yield feed
 
 
 def refuse_ids_beyond(foreign: Foreign) -> None:
     """Feed every id of every table, or its ends; `PackError` names the field whose ids the graph has no row for."""
-    for feed in random_feeds(wiring_of(foreign)):
+    for feed in drawn_feeds(foreign):
         try:
             foreign.answers(feed)
         except PackError as error:

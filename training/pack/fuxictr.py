@@ -129,8 +129,10 @@ def _read_feature(
 
 def _id_of_fill(field: FieldSchema, tokens: Mapping[str, int], fill: str, unknown: int) -> int:
     """The id of what stands in a missing value's place; the value may be spelled in another way than its token."""
-    if fill in tokens or not fill:
-        return tokens.get(fill, unknown)
+    if not fill:
+        return unknown  # fill_na is in no vocabulary of text
+    if fill in tokens:
+        return tokens[fill]
     try:
         value = canonical(read_text(field.type, fill) or 0)
     except WrongTypeError as error:

@@ -80,7 +80,7 @@ class Foreign:
         count = len(feed[REQUEST_INDEX])
         given = self._ours(feed) if self.is_ours else self._rows(feed)
         try:
-            found = self.session.run(list(wanted.values()), given)
+            found = self.session.run(list(wanted.values()), given, _quietly())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise PackError(f"{self.path}: cannot score {count} rows: {_first_line(error)}") from None
         for output, value in zip(wanted.values(), found, strict=True):
@@ -305,6 +305,13 @@ def _outputs(
             f"NAME or both; the graph gives {', '.join(outputs)}"
         )
     return logit, probability
+
+
+def _quietly() -> Any:
+    """Run options under which ONNX Runtime leaves it to the error to say what is wrong."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _shape(sizes: list[int | None]) -> str:

@@ -36,12 +36,12 @@ from training.data.golden_rows import golden_requests
 from training.errors import PackError
 from training.export import Published, encode_request, git_state, golden_of, publish_model, version
 from training.metrics import evaluate, sigmoid
-from training.pack.checks import check_answers, refuse_ids_beyond, refuse_unexpected, wiring_of
+from training.pack.checks import check_answers, drawn_feeds, refuse_ids_beyond, refuse_unexpected
 from training.pack.graph import Foreign, read_graph
 from training.pack.rows import Batch, Rows, refuse_strangers
 from training.pack.vocabularies import encoder_of, read_vocabularies
 from training.pack.wrapping import wrap, write
-from training.parity import Feed, random_feeds
+from training.parity import Feed
 
 COST_ROUNDS, COST_RUNS = 10, 10
 
@@ -111,7 +111,7 @@ def pack(order: Order, say: Callable[[str], None] = lambda line: None) -> Packed
         requests = golden_requests(schema, rows.sample)
         feeds = [encode_request(encoder, request) for request in requests]
         hard = [(f"golden row of request {place}", feed) for place, feed in enumerate(feeds)]
-        drawn = [("ids drawn at random", feed) for feed in random_feeds(wiring_of(foreign))]
+        drawn = [("ids drawn at random", feed) for feed in drawn_feeds(foreign)]
         parity = max(scored.parity, check_answers(foreign, session, order.calibration, [*hard, *drawn]))
         golden = golden_of(requests, [session.run([LOGIT, PCTR], feed) for feed in feeds])
         say(f"{scored.count} rows and {len(requests)} golden requests: within {parity:.1e} of the graph that came")
