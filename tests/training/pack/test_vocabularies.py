@@ -71,6 +71,15 @@ def test_an_integral_float_is_the_token_that_json_wrote_of_it(tmp_path: Path):
     assert ids_of(schema, read_vocabularies(folder, schema), [0.5, 1, 1.0, 0.00001, 2, None]) == [1, 2, 2, 3, 4, 4]
 
 
+def test_the_criteo_rule_is_a_vocabulary_of_its_buckets(tmp_path: Path):
+    """FuxiCTR's `convert_to_bucket`: floor(ln(x)^2) above 2, else x; a missing count is the value 0."""
+    folder = fuxictr(tmp_path, {"0": 1, "1": 2, "2": 3, "21": 4, "__PAD__": 0, "__OOV__": 5})
+    schema = field(type="integer", kind="numeric", encoding={"method": "criteo_x4"})
+
+    # ln(3)^2 is 1.2 and ln(100)^2 is 21.2; ln(20)^2 is 8.97, which was never seen.
+    assert ids_of(schema, read_vocabularies(folder, schema), [0, 1, 2, 3, 100, 20, None]) == [1, 2, 3, 2, 4, 5, 1]
+
+
 def test_fill_na_says_what_stands_in_a_missing_values_place(tmp_path: Path):
     folder = fuxictr(tmp_path, {"0": 1, "7": 2, "__PAD__": 0, "__OOV__": 3})
     schema = field(type="integer")
