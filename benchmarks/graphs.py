@@ -15,7 +15,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from benchmarks.machine import commit, facts
-from benchmarks.results import write_block
+from benchmarks.machine import facts
+from benchmarks.results import conditions, publish
 from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX
 from training.calibrate import Platt
 from training.cost import CANDIDATES as COUNTS
@@ -199,23 +198,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.graphs", description=__doc__.split("\n\n")[0])
     parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the table between its markers in here")
     options = parser.parse_args(arguments)
+    machine = facts()
     with tempfile.TemporaryDirectory() as folder:
         rows = run(Path(folder))
-    machine = facts()
-    block = "\n".join(
-        [
-            f"`python -m benchmarks.graphs`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, "
-            f"onnxruntime {machine['onnxruntime']}, torch {torch.__version__}, load {machine['load_before']:.1f}; "
-            f"{CONTEXT_FIELDS} context and {CANDIDATE_FIELDS} candidate fields, dim {DIM}, hidden {HIDDEN}.",
-            "",
-            "| what: from -> to | candidates | from, us | to, us | to/from |",
-            "|---|---:|---:|---:|---:|",
-            *rows,
-        ]
+    more = (
+        f"onnxruntime {machine['onnxruntime']}, torch {torch.__version__}; {CONTEXT_FIELDS} context and "
+        f"{CANDIDATE_FIELDS} candidate fields, dim {DIM}, hidden {HIDDEN}"
     )
-    print(block)
-    if options.write:
-        write_block(options.write, "graphs", block)
+    header = ["| what: from -> to | candidates | from, us | to, us | to/from |", "|---|---:|---:|---:|---:|"]
+    publish([conditions("graphs", arguments, machine, more), "", *header, *rows], options.write, "graphs")
     return 0
 
 

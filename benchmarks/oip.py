@@ -11,20 +11,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import commit, facts
-from benchmarks.results import write_block
+from benchmarks.machine import facts
+from benchmarks.results import conditions, publish
 from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle
 from models.graph import graph_inputs
@@ -204,18 +202,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     machine: dict[str, Any] = facts()
     table = asyncio.run(measure(options.repository, options.model, options.candidates, options))
-    block = "\n".join(
-        [
-            f"`python -m benchmarks.oip`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, "
-            f"{machine['cores']} cores, load {machine['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after; "
-            f"{options.rounds} rounds of {options.requests} requests, median (least-greatest).",
-            "",
-            *table,
-        ]
-    )
-    print(block)
-    if options.write is not None:
-        write_block(options.write, "oip", block)
+    more = f"rounds: {options.rounds} of {options.requests} requests, median (least-greatest)"
+    publish([conditions("oip", arguments, machine, more), "", *table], options.write, "oip")
     return 0
 
 

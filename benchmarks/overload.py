@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import select
-import shlex
 import socket
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +26,8 @@ from numpy.typing import NDArray
 
 from benchmarks.contenders import serve
 from benchmarks.load import PATIENCE_SECONDS, LoadError, closed_loop, http_request
-from benchmarks.machine import commit, cpu_seconds, facts, pin, two_cores
-from benchmarks.results import write_block
+from benchmarks.machine import cpu_seconds, facts, pin, two_cores
+from benchmarks.results import conditions, publish
 from benchmarks.workload import make_requests
 from models.bundle import read_bundle
 from models.versions import Repository
@@ -175,15 +173,8 @@ def main(arguments: Sequence[str]) -> int:
                 told = "" if np.isnan(cost) else f"{cost:.0f}"
                 what = f"| {count} | {rows} | {cap} | {load:g}"
                 lines.append(f"{what} | {share:.2f} | {p50:.2f} | {p99:.2f} | {refused:.0%} | {told} |")
-    conditions = (
-        f"`{shlex.join(['python', '-m', 'benchmarks.overload', *arguments])}`, {datetime.now(UTC):%Y-%m-%dT%H:%MZ}, "
-        f"commit {commit()}, {machine['cpu']}, load {machine['load_before']:.2f} before the run; medians of rounds: "
-        f"{options.rounds}, {options.connections} connections."
-    )
-    block = conditions + "\n\n" + "\n".join(lines) + "\n"
-    print(block)
-    if options.write is not None:
-        write_block(options.write, "overload", block)
+    more = f"medians of rounds: {options.rounds}, {options.connections} connections"
+    publish([conditions("overload", arguments, machine, more), "", *lines], options.write, "overload")
     return 0
 
 

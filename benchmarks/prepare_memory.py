@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from benchmarks.machine import commit, facts
-from benchmarks.results import write_block
+from benchmarks.machine import facts
+from benchmarks.results import conditions, publish
 
 PUBLIC_ROWS = 45_840_617
 BLOCK_ROWS = 1 << 18
@@ -234,21 +233,18 @@ def main(argv: Sequence[str]) -> int:
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
-    command = f"python -m benchmarks.prepare_memory --rows {' '.join(map(str, options.rows))}"
-    block = "\n".join(
+    publish(
         [
-            f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, one core of "
-            f"{machine['cores']}, Python {machine['python']}, load {machine['load_before']:.1f} before the run.",
+            conditions("prepare_memory", argv, machine, "one core used"),
             "",
             "| rows | file, GB | seconds | CPU s | rows / CPU s | survey | encoder | encode | peak RSS, MB | "
             "page cache, MB | known values | written, GB |",
             f"|{'---:|' * 12}",
             *lines,
-        ]
+        ],
+        options.write,
+        "prepare",
     )
-    print(block)
-    if options.write:
-        write_block(options.write, "prepare", block)
     return 0
 
 

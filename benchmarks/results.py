@@ -7,9 +7,12 @@ between turns that followed one another, and only then the median. Percentiles a
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import FLOOR, NAIVE, RETORT, Cell, Sample
+from benchmarks.machine import commit
 
 FEW = 500
 """Below this many requests a 99th percentile is five requests' word; the table marks it."""
@@ -194,6 +198,24 @@ def write_json(path: Path, conditions: Mapping[str, Any], turns: Sequence[Turns]
     path.parent.mkdir(parents=True, exist_ok=True)
     contents = {"format_version": 1, **conditions, "cells": [cell.as_json() for cell in turns]}
     path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+
+
+def conditions(program: str, arguments: Sequence[str], machine: Mapping[str, Any], more: str) -> str:
+    """The line above a table: the command as it was given, when, of which commit, on what; and `more`, no dot."""
+    command = shlex.join(["python", "-m", f"benchmarks.{program}", *arguments])
+    load = f"load {machine['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after"
+    return (
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, {machine['cores']} cores, "
+        f"Python {machine['python']}, {load}; {more}."
+    )
+
+
+def publish(lines: Sequence[str], document: Path | None, name: str) -> None:
+    """Prints what was found; and puts it into the block `name` of a document, where one is given."""
+    block = "\n".join(lines)
+    print(block)
+    if document is not None:
+        write_block(document, name, block)
 
 
 def write_block(document: Path, name: str, block: str) -> None:

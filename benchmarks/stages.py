@@ -10,13 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +23,8 @@ import uvicorn
 
 from benchmarks.contenders import FLOOR, RETORT, Cell, contenders
 from benchmarks.load import http_request
-from benchmarks.machine import commit, facts, pin, two_cores
-from benchmarks.results import write_block
+from benchmarks.machine import facts, pin, two_cores
+from benchmarks.results import conditions, publish
 from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle, read_bundle
 from models.graph import PCTR, graph_inputs
@@ -243,11 +241,7 @@ def main(arguments: Sequence[str]) -> int:
     machine = facts()
     pin(generator)
     found = Repository(options.repository)
-    text = [
-        f"`{shlex.join(['python', '-m', 'benchmarks.stages', *arguments])}`, "
-        f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}, commit {commit()}, {machine['cpu']}, Python {machine['python']}, "
-        f"onnxruntime {machine['onnxruntime']}, load {machine['load_before']:.2f} before the run.\n"
-    ]
+    text: list[str] = []
     for name in options.models:
         bundle = read_bundle(found.path(name, found.live(name)))
         workload = {count: make_requests(bundle, count, options.requests) for count in options.candidates}
@@ -260,14 +254,13 @@ def main(arguments: Sequence[str]) -> int:
             stages = asyncio.run(inside(create_app(settings), workload, name))
         whole = outside(bundle, workload, server, options.rounds, options.seconds)
         facts_of = bundle.manifest.cost
-        text.append(
+        text += [
+            "",
             f"**{name}**: {len(bundle.schema.context_fields)} context fields, {len(bundle.schema.candidate_fields)} a "
-            f"candidate, {facts_of.parameters_dense:,} parameters in layers.\n\n{table(stages, whole)}"
-        )
-    block = "\n".join(text)
-    print(block)
-    if options.write is not None:
-        write_block(options.write, "stages", block)
+            f"candidate, {facts_of.parameters_dense:,} parameters in layers.\n\n{table(stages, whole)}",
+        ]
+    more = f"onnxruntime {machine['onnxruntime']}, medians of rounds: {options.rounds}"
+    publish([conditions("stages", arguments, machine, more), *text], options.write, "stages")
     return 0
 
 

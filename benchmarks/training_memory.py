@@ -20,15 +20,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import commit, facts
+from benchmarks.machine import facts
 from benchmarks.prepare_memory import PUBLIC_ROWS, memory_mb
-from benchmarks.results import write_block
+from benchmarks.results import conditions, publish
 from benchmarks.training_log import draw, field_sizes
 
 BLOCK_ROWS = 1 << 18
@@ -196,18 +195,15 @@ def main(argv: Sequence[str]) -> int:
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[-1]) + "\n")
-    command = f"python -m benchmarks.training_memory --rows {' '.join(map(str, options.rows))}"
-    block = "\n".join(
+    publish(
         [
-            f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, one core of "
-            f"{machine['cores']}, Python {machine['python']}, load {machine['load_before']:.1f} before the run.",
+            conditions("training_memory", argv, machine, "one core used"),
             "",
             *table(found),
-        ]
+        ],
+        options.write,
+        "training-memory",
     )
-    print(block)
-    if options.write:
-        write_block(options.write, "training-memory", block)
     return 0
 
 

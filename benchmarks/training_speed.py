@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -27,7 +26,7 @@ import torch
 
 from benchmarks import training_log
 from benchmarks.machine import ROOT, commit, facts
-from benchmarks.results import write_block
+from benchmarks.results import conditions, publish
 from benchmarks.training_epoch import OPTIONS, encoded
 from training.allocator import keep_freed_memory
 from training.loop import ClickLearner, FitOptions, NetworkSpec, seeded
@@ -237,26 +236,15 @@ def main(arguments: Sequence[str]) -> int:
             kept,
         )
         measured = steps(log, options.batch_rows, options.step_rounds) if options.step_rounds else []
-    instructions = ", ".join(machine["vector_instructions"])
     names = ("rows", "valid_rows", "batch_rows", "seeds", "networks", "threads", "step_rounds")
-    asked = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
-    block = "\n".join(
-        [
-            f"`python -m benchmarks.training_speed {asked}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, "
-            f"{machine['cpu']} ({instructions}), {machine['cores']} cores, torch {torch.__version__}, "
-            f"{options.threads} threads, load {machine['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after; "
-            f"{options.rows:,} rows, seeds: {options.seeds}, median (least-greatest).",
-            "",
-            *table(found),
-            "",
-            *floor(1, options.batch_rows),
-            "",
-            *measured,
-        ]
+    asked = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    more = (
+        f"{', '.join(machine['vector_instructions'])}; torch {torch.__version__}, {options.threads} threads, "
+        f"{options.rows:,} rows, seeds: {options.seeds}, median (least-greatest)"
     )
-    print(block)
-    if options.write:
-        write_block(options.write, "training", block)
+    found_by = conditions("training_speed", asked, machine, more)
+    lines = [found_by, "", *table(found), "", *floor(1, options.batch_rows), "", *measured]
+    publish(lines, options.write, "training")
     return 0
 
 

@@ -18,19 +18,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.contenders import FLOOR, Cell, floor, serve
 from benchmarks.load import closed_loop
-from benchmarks.machine import commit, cpu_seconds, facts, pin, two_cores
-from benchmarks.results import Spread, write_block
+from benchmarks.machine import cpu_seconds, facts, pin, two_cores
+from benchmarks.results import Spread, conditions, publish
 from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle, read_bundle
 from models.versions import Repository
@@ -153,7 +151,7 @@ def table(found: dict[int, dict[str, list[tuple[float, float]]]]) -> str:
                 above.text(lambda x: f"{x:.2f}"),
             )
             lines.append(f"| {count} | {name} | {' | '.join(figures)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -175,15 +173,8 @@ def main(arguments: Sequence[str]) -> int:
     bundle = read_bundle(repository.path(options.model, repository.live(options.model)))
     machine = facts()
     found = measure(bundle, options.repository, options.candidates, options.rounds, options.seconds)
-    conditions = (
-        f"`{shlex.join(['python', '-m', 'benchmarks.variants', *arguments])}`, {datetime.now(UTC):%Y-%m-%dT%H:%MZ}, "
-        f"commit {commit()}, {machine['cpu']}, load {machine['load_before']:.2f} before the run; {CALLERS} callers, "
-        f"rounds: {options.rounds}, median (least-greatest)."
-    )
-    block = f"{conditions}\n\n{table(found)}"
-    print(block)
-    if options.write is not None:
-        write_block(options.write, "variants", block)
+    more = f"{CALLERS} callers, rounds: {options.rounds}, median (least-greatest)"
+    publish([conditions("variants", arguments, machine, more), "", *table(found)], options.write, "variants")
     return 0
 
 

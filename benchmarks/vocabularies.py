@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from benchmarks.machine import commit, facts
-from benchmarks.results import write_block
+from benchmarks.machine import facts
+from benchmarks.results import conditions, publish
 from models.bundle import VOCABULARIES, read_bundle, write_bundle
 from models.encoder import Encoder
 from models.golden import Golden, GoldenRequest
@@ -125,20 +124,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     machine: dict[str, Any] = facts()
     rows = run(options.values, options.rounds)
-    block = "\n".join(
-        [
-            f"`python -m benchmarks.vocabularies`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, "
-            f"{machine['cores']} cores, Python {machine['python']}, pydantic {machine['pydantic']}, load "
-            f"{machine['load_before']:.1f} before the run; rounds: {options.rounds}, median (least-greatest).",
-            "",
-            "| type | values | file, MB | loaded in, s | CPU, s | memory at most, MB | kept, MB |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-            *rows,
-        ]
-    )
-    print(block)
-    if options.write:
-        write_block(options.write, "vocabularies", block)
+    more = f"pydantic {machine['pydantic']}; rounds: {options.rounds}, median (least-greatest)"
+    header = [
+        "| type | values | file, MB | loaded in, s | CPU, s | memory at most, MB | kept, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    publish([conditions("vocabularies", arguments, machine, more), "", *header, *rows], options.write, "vocabularies")
     return 0
 
 

@@ -13,6 +13,8 @@ import select
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from service.errors import ConfigError
 
@@ -22,33 +24,40 @@ _SYN = 0x02
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, not yet listening: connections are refused until the first worker accepts them."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+    with _refused_in_words(host, port):
+        family, address = _address(host, port)
+        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.set_inheritable(True)
         return listener
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
 def reserve(host: str, port: int) -> socket.socket:
     """A socket that holds a port for others of this program to listen on (SO_REUSEPORT), and never does so itself."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        holder = socket.socket(family, kind, protocol)
+    with _refused_in_words(host, port):
+        family, address = _address(host, port)
+        holder = socket.socket(family, socket.SOCK_STREAM)
         holder.bind(address)  # refused where anybody has it: SO_REUSEPORT alone would share it with another service
         address = holder.getsockname()
         holder.close()
-        holder = socket.socket(family, kind, protocol)
+        holder = socket.socket(family, socket.SOCK_STREAM)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)
         return holder
+
+
+def _address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The first that the name stands for, to listen on."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return family, address
+
+
+@contextlib.contextmanager
+def _refused_in_words(host: str, port: int) -> Iterator[None]:
+    """`ConfigError` where the system says no."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 

@@ -17,6 +17,7 @@ import re
 
 import torch
 
+from training import torchrun
 from training.errors import RecipeError
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def gpus(setting: str) -> tuple[str, ...]:
             f"device: {setting}: expected a CUDA GPU, but torch {torch.__version__} {build}; say device: cpu, or auto"
         )
     _, has_number, number = setting.partition(":")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torchrun.processes() > 1:
         own = int(os.environ.get("LOCAL_RANK", "0"))
         if has_number:
             raise RecipeError(f"device: {setting}: expected cuda, of which each process of torchrun takes its own")

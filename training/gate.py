@@ -311,9 +311,8 @@ def _learned(
     student_logit: NDArray[np.floating] | None,
 ) -> Gate:
     """Minimise a loss of z_E with the prior on each number: few, so all rows are one batch (L-BFGS, float64)."""
-    teachers = teacher_logits.shape[1]
-    inputs = teachers + sum(hint.shape[1] for hint in hints)
-    rows = rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
+    teachers, inputs = teacher_logits.shape[1], _inputs(teacher_logits, hints)
+    rows = _one_batch(rows, inputs)
     z = torch.from_numpy(np.asarray(teacher_logits[rows], dtype=np.float64))
     y = torch.from_numpy(np.asarray(label[rows], dtype=np.float64))
     may_speak = None if unseen is None or options.learns_on == "held_out" else torch.from_numpy(unseen[rows])
@@ -433,12 +432,21 @@ def _scaled_of_some(
     rows = rows[unseen[rows].any(axis=1) & ~unseen[rows].all(axis=1)]
     if len(rows) == 0:
         return gate
-    inputs = teacher_logits.shape[1] + sum(hint.shape[1] for hint in hints)
-    rows = rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
+    rows = _one_batch(rows, _inputs(teacher_logits, hints))
     plain = replace(gate, scale=1.0, bias=0.0, scale_of_some=None)
     mixed = plain.ensemble_logit(teacher_logits[rows], [hint[rows] for hint in hints], unseen[rows])
     platt = fit_platt(mixed, label[rows])
     return replace(gate, scale_of_some=(platt.scale, platt.bias))
+
+
+def _inputs(teacher_logits: NDArray[np.floating], hints: Sequence[NDArray[np.floating]]) -> int:
+    inputs: int = teacher_logits.shape[1] + sum(hint.shape[1] for hint in hints)
+    return inputs
+
+
+def _one_batch(rows: NDArray[np.integer], inputs: int) -> NDArray[np.integer]:
+    """Every row, or every second, third, ...: what is learned from in one batch."""
+    return rows[:: 1 + len(rows) * inputs // LEARNING_NUMBERS]
 
 
 def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:

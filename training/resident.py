@@ -7,7 +7,8 @@ The numbers are those that `EncodedLog` reads from disk. 45.8 million rows of 39
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ CHUNK_ROWS = 1 << 20
 SHARE_OF_FREE = 0.5
 """Of a GPU's free memory, what a log may take; the rest is for weights and batches."""
 
+Number = TypeVar("Number", bound=np.generic)
 Sequences = Mapping[str, tuple[NDArray[np.int32], NDArray[np.int64]]]
 
 
@@ -34,11 +36,7 @@ class ResidentLog:
         sizes: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.ids = torch.empty(ids.shape, dtype=torch.int32, device=device)
-        for start in range(0, len(ids), CHUNK_ROWS):
-            chunk = np.array(ids[start : start + CHUNK_ROWS])
-            refuse_unknown(chunk, sizes)
-            self.ids[start : start + len(chunk)] = torch.from_numpy(chunk)
+        self.ids = _on(ids, device, check=lambda chunk: refuse_unknown(chunk, sizes))
         self.label = _on(label, device)
         self.sequences = {name: (_on(values, device), _on(ends, device)) for name, (values, ends) in sequences.items()}
 
@@ -71,10 +69,13 @@ def refuse_unknown(ids: NDArray[np.int32], sizes: Sequence[int]) -> None:
         raise unknown_id()
 
 
-def _on(array: NDArray[np.generic], device: torch.device) -> Tensor:
+def _on(array: NDArray[Number], device: torch.device, check: Callable[[NDArray[Number]], None] | None = None) -> Tensor:
+    """A copy, chunk by chunk, each checked before it travels."""
     whole = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, device=device)
     for start in range(0, len(array), CHUNK_ROWS):
         chunk = np.array(array[start : start + CHUNK_ROWS])
+        if check is not None:
+            check(chunk)
         whole[start : start + len(chunk)] = torch.from_numpy(chunk)
     return whole
 

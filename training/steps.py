@@ -88,10 +88,10 @@ def fit_network(
     when = _when(first)
     network, share = NetworkSpec(**spec), None if share is None else Share(**share)
     settings, place, sampled = FitOptions(**options), places["recipe"], Negatives(**negatives or {})
-    _say_what_to_lower(folder, prepared, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows), device)
-    log = _log(prepared, hidden).on(torch.device(device))
+    log = _log(prepared, hidden)
+    _say_what_to_lower(folder, log, {place: network}, (f"{place}.fit.batch_rows", settings.batch_rows), device)
     result = fit(
-        log,
+        log.on(torch.device(device)),
         network,
         settings,
         seed=seed,
@@ -189,8 +189,8 @@ def distil(
 ) -> None:
     """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
     network, settings = NetworkSpec(**spec), DistillOptions(**options)
-    _say_what_to_lower(folder, prepared, {"student": network}, ("student.fit.batch_rows", settings.batch_rows), device)
-    log = _log(prepared, hidden).on(torch.device(device))
+    log = _log(prepared, hidden)
+    _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows), device)
     targets = outputs_of(teachers).targets(
         Gate.from_json(read_json(gate / "gate.json")["gate"]),
         aggregate=settings.aggregate,
@@ -199,7 +199,7 @@ def distil(
         with_hints="hint" in settings.losses,
     )
     result = fit_student(
-        log,
+        log.on(torch.device(device)),
         network,
         settings,
         targets,
@@ -244,13 +244,13 @@ def train_together(
     network, settings = NetworkSpec(**spec), DistillOptions(**options)
     sampled = Negatives(**negatives or {})
     networks = {teacher.place: teacher.network for teacher in specs.values()} | {"student": network}
-    _say_what_to_lower(folder, prepared, networks, ("student.fit.batch_rows", settings.batch_rows), device)
-    log = EncodedLog.open(prepared / "log").on(torch.device(device))
+    log = EncodedLog.open(prepared / "log")
+    _say_what_to_lower(folder, log, networks, ("student.fit.batch_rows", settings.batch_rows), device)
     if first is not None:
         of_teachers = load_fit(first / "teachers" / next(iter(specs)))[1]
         when["epochs"] = Epochs(teachers=of_teachers, student=when["epochs"])
     found = fit_together(
-        log,
+        log.on(torch.device(device)),
         TypeAdapter(Cotrain | Mutual).validate_python(scheme),
         specs,
         network,
@@ -470,15 +470,14 @@ def _log(prepared: Path, hidden: Sequence[str]) -> EncodedLog:
 
 
 def _say_what_to_lower(
-    folder: Path, prepared: Path, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int], device: str
+    folder: Path, log: EncodedLog, networks: Mapping[str, NetworkSpec], batch_rows: tuple[str, int], device: str
 ) -> None:
     """Leave the advice where it is found if memory runs out."""
     if not parallel.is_first():
         return
-    fields = EncodedLog.open(prepared / "log").fields
     place = folder / UNDER_WAY
     place.mkdir(parents=True, exist_ok=True)
-    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(fields, networks, batch_rows, device), encoding="utf-8")
+    (place / IF_OUT_OF_MEMORY).write_text(what_to_lower(log.fields, networks, batch_rows, device), encoding="utf-8")
 
 
 def _start(folder: str | None, places: Mapping[str, str] | None) -> Start | None:

@@ -100,6 +100,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write down what the clients send, for the tests")
     options = parser.parse_args(arguments)
+    for client in options.clients:
+        if client not in CLIENTS:
+            parser.error(f"CLIENT: expected one of {', '.join(CLIENTS)}, got {client!r}")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"

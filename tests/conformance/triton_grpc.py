@@ -7,50 +7,28 @@ import asyncio
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
+import triton_cases
 import tritonclient.grpc as rpc
 import tritonclient.grpc.aio as aio
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from triton_cases import check
 
 URL, CASES, TOKEN = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
-def check(name, work):
-    """Prints whether `work` raised nothing."""
-    try:
-        work()
-        print(json.dumps({"check": name, "passed": True}))
-    except Exception as error:
-        traceback.print_exc()
-        print(json.dumps({"check": name, "passed": False, "why": f"{type(error).__name__}: {error}"[:300]}))
-
-
 def tensors(case, kind=rpc):
     made = []
-    for given in case["inputs"]:
-        dtype = np.object_ if given["datatype"] == "BYTES" else triton_to_np_dtype(given["datatype"])
-        missing = b"" if given["datatype"] == "BYTES" else np.nan
-        values = [missing if value is None else value for value in given["data"]]
-        values = [value.encode() if isinstance(value, str) else value for value in values]
-        made.append(kind.InferInput(given["name"], given["shape"], given["datatype"]))
-        made[-1].set_data_from_numpy(np.array(values, dtype))
+    for tensor, values, _ in triton_cases.tensors(case, kind):
+        tensor.set_data_from_numpy(values)
+        made.append(tensor)
     return made
 
 
 def refuses(status, text, call):
-    """The client raises its own error, with our status and our words."""
-    refused = None
-    try:
-        call()
-    except InferenceServerException as error:
-        refused = error
-    assert refused is not None, "was not refused"
-    assert refused.status() == f"StatusCode.{status}", (refused.status(), refused.message())
-    assert text in refused.message(), refused.message()
+    triton_cases.refuses(f"StatusCode.{status}", text, call)
 
 
 def synchronous():

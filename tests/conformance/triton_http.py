@@ -7,40 +7,25 @@ import asyncio
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
+import triton_cases
 import tritonclient.http as http
 import tritonclient.http.aio as aio
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from triton_cases import check
+from tritonclient.utils import InferenceServerException
 
 URL, CASES, TOKEN = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
-def check(name, work):
-    """Prints whether `work` raised nothing."""
-    try:
-        work()
-        print(json.dumps({"check": name, "passed": True}))
-    except Exception as error:
-        traceback.print_exc()
-        print(json.dumps({"check": name, "passed": False, "why": f"{type(error).__name__}: {error}"[:300]}))
-
-
 def tensors(case, binary, kind=http):
-    """The client's own tensors."""
     made = []
-    for given in case["inputs"]:
-        dtype = np.object_ if given["datatype"] == "BYTES" else triton_to_np_dtype(given["datatype"])
-        missing = b"" if given["datatype"] == "BYTES" else np.nan
-        values = [missing if value is None else value for value in given["data"]]
-        values = [value.encode() if isinstance(value, str) else value for value in values]
-        made.append(kind.InferInput(given["name"], given["shape"], given["datatype"]))
+    for tensor, values, has_missing in triton_cases.tensors(case, kind):
         # As JSON the client writes NaN, which is none: a missing number goes as bytes.
-        as_bytes = binary or (given["datatype"] == "FP64" and None in given["data"])
-        made[-1].set_data_from_numpy(np.array(values, dtype), binary_data=as_bytes)
+        tensor.set_data_from_numpy(values, binary_data=binary or (has_missing and values.dtype == np.float64))
+        made.append(tensor)
     return made
 
 
@@ -50,15 +35,7 @@ def agrees(case, answer):
 
 
 def refuses(status, text, call):
-    """The client raises its own error, with our status and our words."""
-    refused = None
-    try:
-        call()
-    except InferenceServerException as error:
-        refused = error
-    assert refused is not None, "was not refused"
-    assert refused.status() == str(status), (refused.status(), refused.message())
-    assert text in refused.message(), refused.message()
+    triton_cases.refuses(str(status), text, call)
 
 
 def synchronous():

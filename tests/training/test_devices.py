@@ -61,8 +61,13 @@ TEACHERS = {name: TeacherSpec(spec_of(name), QUICK) for name in ("deepfm", "auto
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, local_rank: int | None = None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setenv("WORLD_SIZE", "1" if local_rank is None else "4")
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank or 0))
+    rank = str(local_rank or 0)
+    started = {"WORLD_SIZE": "4", "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in started.items():
+        if local_rank is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
 
 
 def test_gpus_are_used_where_there_are_some_unless_a_recipe_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
