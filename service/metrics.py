@@ -147,6 +147,13 @@ class Metrics:
         self.model_load_failures = counter(
             "retort_model_load_failures_total", "Model versions refused at load.", ["model", "reason"]
         )
+        self.circuit_state = Gauge(
+            "retort_circuit_state",
+            "Whether a model that another can answer for is asked: 1 closed, 2 half-open, 3 open.",
+            ["model", "version"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.experiment_reload_failures = counter(
             "retort_experiment_reload_failures_total", "Experiment files refused; the last good one was kept."
         )
@@ -156,6 +163,11 @@ class Metrics:
         self.events = counter("retort_events_total", "Feedback events, by kind and outcome.", ["event", "outcome"])
         self.log_dropped = counter(
             "retort_log_dropped_total", "Records that the exposure log could not keep.", ["reason"]
+        )
+        self.log_records = counter("retort_log_records_total", "Records written to the exposure log.", ["kind"])
+        self.log_bytes = counter("retort_log_written_bytes_total", "What these records took, without their frames.")
+        self.log_torn = counter(
+            "retort_log_torn_total", "Torn ends and damaged places found in what dead workers left of the exposure log."
         )
         self.inferences = counter(
             "retort_inferences_total",
@@ -194,7 +206,6 @@ class Metrics:
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
         # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.
         self._refused = {code: adder(self.refused.labels(code)) for code in Code}
-        self.deadline_fallbacks = self.fallbacks.labels("deadline")
         self.stages = {stage: Bins(self.stage_duration.labels(stage)) for stage in STAGES}
         self.candidate_bins = Bins(self.candidates)
         self.pctr_bins = Bins(self.pctr)

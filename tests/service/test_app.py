@@ -24,6 +24,7 @@ ROUTES = {
     ("get", "/health/live"),
     ("get", "/health/ready"),
     ("get", "/metrics"),
+    ("post", "/feedback"),
     ("get", "/catalogue"),
     ("put", "/catalogue"),
     ("get", "/experiments"),
