@@ -391,7 +391,7 @@ class Predictor:
         self._observe_reply = stages["reply"].observe
         prefix = secrets.token_hex(8)
         numbers = itertools.count()
-        self._new_id = lambda: f"{prefix}-{next(numbers):x}"
+        self.new_id = lambda: f"{prefix}-{next(numbers):x}"
         self._overloaded = refuse(
             Refusal(Code.OVERLOADED, f"{max_in_flight} requests are in flight: try again", headers=(RETRY_AFTER,))
         )
@@ -471,7 +471,7 @@ class Predictor:
             return False
         envelope, text, call.pieces = taken
         try:
-            call.request = _request_in(envelope, len(call.pieces), self._new_id)
+            call.request = _request_in(envelope, len(call.pieces), self.new_id)
             call.decoded = perf_counter() - began
             chosen = self._choose(call)
             if not isinstance(chosen, Chosen):
@@ -486,7 +486,7 @@ class Predictor:
     def _begin(self, call: Call) -> Answer | None:
         """Queues a request, or its version's loading, or answers it at once. Raises `Refusal`."""
         began = perf_counter()
-        call.request = decode_request(call.body, self._max_candidates, self._new_id)
+        call.request = decode_request(call.body, self._max_candidates, self.new_id)
         call.decoded = perf_counter() - began
         chosen = self._choose(call)
         if isinstance(chosen, Chosen):
@@ -509,14 +509,7 @@ class Predictor:
 
     def _choose(self, call: Call) -> Chosen | Version:
         """Where a request goes, or the version that has to be loaded for it."""
-        request, target = call.request, call.target
-        if target.model is None:
-            return call.plan.choose(request.experiment, request.arm, request.unit)
-        for name in ("experiment", "arm"):
-            if getattr(request, name) is not None:
-                raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
-        served = find_version(call.plan, target.model, target.version)
-        return Chosen(served) if isinstance(served, Served) else served
+        return choose(call.plan, call.target, call.request)
 
     def _go_on(self, call: Call, text: bytes) -> Answer | None:
         """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none. Where
@@ -602,7 +595,7 @@ class Predictor:
             return self._go_on(call, b"" if call.request.members is None else call.body)
         except _NewError:
             before = call.request
-            call.request = decode_request(call.body, self._max_candidates, self._new_id)
+            call.request = decode_request(call.body, self._max_candidates, self.new_id)
             call.request.request_id, call.request.unit = before.request_id, before.unit
             call.way -= 1
             return self._go_on(call, call.body)
@@ -653,6 +646,17 @@ class Predictor:
         answer = refuse(refusal)
         self._metrics.count_request(target.route, answer.status)
         return answer
+
+
+def choose(plan: Plan, target: Target, request: PredictRequest) -> Chosen | Version:
+    """Where a request goes, or the version that has to be loaded for it. Raises `Refusal`."""
+    if target.model is None:
+        return plan.choose(request.experiment, request.arm, request.unit)
+    for name in ("experiment", "arm"):
+        if getattr(request, name) is not None:
+            raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
+    served = find_version(plan, target.model, target.version)
+    return Chosen(served) if isinstance(served, Served) else served
 
 
 def _with_unknown(scores: bytes, unknown: list[int], count: int) -> bytes:
