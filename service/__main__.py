@@ -31,7 +31,7 @@ TEACHING = """
 examples:
   python -m service --repository models/repository --experiments experiments.yaml --workers 4
   RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
-  python -m service results --help                            what an experiment has shown, from a joined log
+  python -m service results --help                            what an experiment has shown so far
 
 Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
 
@@ -174,8 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "results":
         from service.answers.command import main as results
+        from service.journal.joined import read_journal
 
-        return results(given[1:])
+        return results(given[1:], read_journal)
     try:
         settings = read_settings(given)
         configure_logging(settings.log_level, settings.log_format)

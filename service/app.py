@@ -34,6 +34,8 @@ from service.catalogue.lines import Catalogue, no_catalogue
 from service.compression import expand
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
+from service.journal.keeper import Journal
+from service.journal.writer import Bounds
 from service.metrics import CONTENT_TYPE, Metrics
 from service.oip import routes as oip
 from service.oip.descriptions import OPERATIONS as OIP_OPERATIONS
@@ -50,9 +52,11 @@ logger = logging.getLogger(__name__)
 
 MODEL_ROUTE = "/models/{name}/predict"
 CATALOGUE_ROUTE = "/catalogue"
+FEEDBACK_ROUTE = "/feedback"
 NDJSON = b"application/x-ndjson"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
 _NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
+_NO_LOG = Refusal(Code.NO_LOG, "this service keeps no exposure log: start it with --log FOLDER")
 _SCORED_ROUTES = (PREDICT.route, MODEL_ROUTE, VERSION_ROUTE, INFER_ROUTE, INFER_VERSION_ROUTE)
 _INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _MODEL_PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict")
@@ -94,6 +98,7 @@ class Service(FastAPI):
             settings.catalogue, metrics, lambda: [scorer.catalogue for scorer in self._registry.loaded.values()]
         )
         self._registry.prepare = lambda scorer: self.catalogue.prepare(scorer.catalogue)
+        self.journal = _open_journal(settings, metrics)
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
         self.predictor = Predictor(
             metrics,
@@ -103,6 +108,7 @@ class Service(FastAPI):
             max_run_rows=settings.max_run_rows,
             load_version=self._load_version,
             remembers=settings.candidate_cache_bytes > 0,
+            record=None if self.journal is None else self.journal.record,
         )
         self.statistics = Statistics(metrics)
         self.inference = Inference(
@@ -147,7 +153,14 @@ class Service(FastAPI):
             reasons.append("the models cannot be served; the log says why")
         elif self.predictor.plan is None:
             reasons.append("models are being loaded and golden-checked")
+        if self.journal is not None and self.journal.is_required:
+            reasons += self.reasons_degraded()
         return tuple(reasons)
+
+    def reasons_degraded(self) -> tuple[str, ...]:
+        """What does not work though requests are answered; empty where all is well."""
+        failure = None if self.journal is None else self.journal.failure
+        return () if failure is None else (failure,)
 
     def require_ready(self) -> None:
         """Raises `Refusal` with the reasons where requests should be sent elsewhere."""
@@ -240,9 +253,13 @@ class Service(FastAPI):
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self._registry.close()
+            if self.journal is not None:
+                await asyncio.to_thread(self.journal.close)
 
     async def _watch(self) -> None:
         try:
+            if self.journal is not None:
+                await self.journal.start()
             await self.catalogue.start()
             await self._watcher.start()
         except asyncio.CancelledError:
@@ -403,7 +420,8 @@ def _add_routes(app: Service) -> None:
     )
     async def ready() -> Response:
         app.require_ready()
-        return _json({"status": "ready"})
+        reasons = app.reasons_degraded()
+        return _json({"status": "degraded", "reasons": reasons} if reasons else {"status": "ready"})
 
     @app.get(
         "/metrics",
@@ -424,6 +442,18 @@ def _add_routes(app: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return Response(docs_page(), headers=page.HEADERS, media_type="text/html; charset=utf-8")
+
+    @app.post(FEEDBACK_ROUTE, tags=["feedback"], summary="Say what came of scored candidates: shown, clicked, …")
+    async def feedback(request: Request) -> Response:
+        if app.journal is None:
+            raise _NO_LOG.with_traceback(None)
+        try:
+            body, coding = await read_body(request.scope, request.receive, app.settings.max_body_bytes)
+        except ClientGoneError:
+            return _response(None)
+        if coding is not None:
+            body = expand(body, coding, app.settings.max_body_bytes)
+        return _json(app.journal.take_feedback(body))
 
     @app.put(
         CATALOGUE_ROUTE, tags=["administration"], summary="Register every candidate, for every worker and for good"
@@ -473,6 +503,20 @@ def _add_routes(app: Service) -> None:
         if running is None:
             raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
         return _json(describe_experiment(running))
+
+
+def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
+    """The exposure log of this worker, where one is kept. Raises `ConfigError` where it cannot be."""
+    if settings.log is None:
+        return None
+    bounds = Bounds(
+        segment_bytes=settings.log_segment_bytes,
+        segment_seconds=settings.log_segment_seconds,
+        sync_seconds=settings.log_sync_seconds,
+        keep_seconds=86400.0 * settings.log_keep_days,
+        keep_bytes=settings.log_keep_bytes,
+    )
+    return Journal(settings.log, bounds, metrics, feature_rate=settings.log_features, is_required=settings.log_required)
 
 
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:

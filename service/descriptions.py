@@ -158,6 +158,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_ARM: Refusal(Code.UNKNOWN_ARM, "the experiment has no such arm", field="arm"),
     Code.UNKNOWN_MODEL: Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name"),
     Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
+    Code.NO_LOG: Refusal(Code.NO_LOG, "this service keeps no exposure log: start it with --log FOLDER"),
     Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
     Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
     Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 524288 bytes"),
@@ -204,6 +205,13 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.INVALID_ID: Refusal(
         Code.INVALID_ID, "field 'unit_id': expected 1 to 256 bytes of UTF-8, got 300", field="unit_id"
     ),
+    Code.INVALID_EVENT: Refusal(
+        Code.INVALID_EVENT,
+        "field 'candidate': expected the index of the candidate, got none",
+        field="candidate",
+        row=1,
+    ),
+    Code.TOO_MANY_EVENTS: Refusal(Code.TOO_MANY_EVENTS, "expected at most 1000 events, got 1001"),
     Code.INVALID_DEADLINE: Refusal(
         Code.INVALID_DEADLINE,
         "field 'deadline_ms': expected more than 0 and at most 3600000",
@@ -221,6 +229,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.NOT_READY: Refusal(
         Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
     ),
+    Code.LOG_UNAVAILABLE: Refusal(Code.LOG_UNAVAILABLE, "the exposure log cannot be written: try again"),
     Code.DEADLINE_EXCEEDED: Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline"),
 }
 
@@ -267,7 +276,7 @@ _BODY_CODES = (
     *(Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.INVALID_REQUEST, Code.WRONG_TYPE),
     *(Code.MISSING_CANDIDATES, Code.EMPTY_CANDIDATES, Code.TOO_MANY_CANDIDATES, Code.UNEQUAL_COLUMNS),
     *(Code.NO_CATALOGUE, Code.INVALID_ID, Code.INVALID_DEADLINE),
-    *(Code.OVERLOADED, Code.INTERNAL, Code.NOT_READY, Code.DEADLINE_EXCEEDED),
+    *(Code.OVERLOADED, Code.INTERNAL, Code.NOT_READY, Code.LOG_UNAVAILABLE, Code.DEADLINE_EXCEEDED),
 )
 PREDICT_RESPONSES = {
     **answers(_ARM_ANSWERS, PREDICT_ANSWER_SCHEMA, "Click probabilities, and who gave them"),
@@ -289,7 +298,20 @@ LIVE_RESPONSES = answers(
     {"alive": {"summary": "The process answers", "value": {"status": "alive"}}}, _STATUS_SCHEMA, "Alive"
 )
 READY_RESPONSES = {
-    **answers({"ready": {"summary": "Golden rows passed", "value": {"status": "ready"}}}, _STATUS_SCHEMA, "Ready"),
+    **answers(
+        {
+            "ready": {"summary": "Golden rows passed", "value": {"status": "ready"}},
+            "degraded": {
+                "summary": "Requests are answered, but not logged",
+                "value": {
+                    "status": "degraded",
+                    "reasons": ["the exposure log cannot be written: No space left on device"],
+                },
+            },
+        },
+        _STATUS_SCHEMA,
+        "Ready",
+    ),
     **problems(Code.NOT_READY),
 }
 METRICS_RESPONSES: dict[str, Any] = {
@@ -427,6 +449,64 @@ _EXPLAIN_EXAMPLE: dict[str, Any] = {
 }
 
 
+_EVENT_EXAMPLE = {"request_id": "auction-1", "candidate": 0, "event": "impression", "time": 1795300000.5}
+FEEDBACK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": ["object", "array"],
+                    "description": "One event, or a list of at most 1000. All are kept, or none.",
+                    "required": ["request_id", "event"],
+                    "properties": {
+                        "request_id": {"type": "string", "description": "Of the scored request."},
+                        "candidate": {
+                            "type": ["integer", "null"],
+                            "description": "Index of the candidate in that request, from 0. An impression or a click "
+                            "needs one.",
+                        },
+                        "event": {
+                            "type": "string",
+                            "description": "`impression`, `click` (which implies one), or another name: at most 32 "
+                            "lower-case letters, digits, `_`, `.`, `-`.",
+                        },
+                        "time": {
+                            "type": ["number", "null"],
+                            "description": "When it happened, in seconds since 1970. Absent: when it is received.",
+                        },
+                        "event_id": {
+                            "type": ["string", "null"],
+                            "description": "Tells two events of one kind on one candidate apart; 1 to 256 bytes.",
+                        },
+                    },
+                },
+                "examples": {
+                    "one": {"summary": "An ad was shown", "value": _EVENT_EXAMPLE},
+                    "many": {
+                        "summary": "Shown, then clicked",
+                        "value": [_EVENT_EXAMPLE, {**_EVENT_EXAMPLE, "event": "click", "time": 1795300007.25}],
+                    },
+                },
+            }
+        },
+    }
+}
+FEEDBACK_RESPONSES = answers(
+    {"kept": {"summary": "One was new, one had been sent before", "value": {"accepted": 1, "duplicates": 1}}},
+    {
+        "type": "object",
+        "required": ["accepted", "duplicates"],
+        "properties": {"accepted": {"type": "integer"}, "duplicates": {"type": "integer"}},
+    },
+    "The events are in the log",
+) | problems(
+    *(Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE, Code.MALFORMED_ENCODING),
+    *(Code.MALFORMED_JSON, Code.NUMBER_OUT_OF_RANGE, Code.TOO_DEEP, Code.BODY_TOO_LARGE),
+    *(Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.INVALID_REQUEST, Code.WRONG_TYPE),
+    *(Code.INVALID_ID, Code.INVALID_EVENT, Code.TOO_MANY_EVENTS, Code.NO_LOG, Code.LOG_UNAVAILABLE, Code.INTERNAL),
+)
+
 #: What `Service.openapi` says of each operation.
 CATALOGUE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -491,6 +571,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/predict"): {**PREDICT_BODY, "responses": PREDICT_RESPONSES},
     ("post", "/models/{name}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},
     ("post", "/models/{name}/versions/{version}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},
+    ("post", "/feedback"): {**FEEDBACK_BODY, "responses": FEEDBACK_RESPONSES},
     ("get", "/health/live"): {"responses": LIVE_RESPONSES},
     ("get", "/health/ready"): {"responses": READY_RESPONSES},
     ("get", "/metrics"): {"responses": METRICS_RESPONSES},

@@ -77,6 +77,7 @@ class Code(enum.StrEnum):
     UNKNOWN_ARM = "unknown_arm"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_VERSION = "unknown_version"
+    NO_LOG = "no_log"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     MODEL_IN_USE = "model_in_use"
@@ -96,12 +97,15 @@ class Code(enum.StrEnum):
     INVALID_CATALOGUE = "invalid_catalogue"
     INVALID_ID = "invalid_id"
     INVALID_DEADLINE = "invalid_deadline"
+    INVALID_EVENT = "invalid_event"
+    TOO_MANY_EVENTS = "too_many_events"
     OUTSIDE_EXPERIMENT = "outside_experiment"
     OVERLOADED = "overloaded"
     VERSION_DEFERRED = "version_deferred"
     HEADERS_TOO_LARGE = "headers_too_large"
     INTERNAL = "internal"
     NOT_READY = "not_ready"
+    LOG_UNAVAILABLE = "log_unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
@@ -127,6 +131,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_ARM: Problem(404, "No such arm"),
     Code.UNKNOWN_MODEL: Problem(404, "No such model"),
     Code.UNKNOWN_VERSION: Problem(404, "No such version"),
+    Code.NO_LOG: Problem(404, "No log is kept"),
     Code.METHOD_NOT_ALLOWED: Problem(405, "Method not allowed"),
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.MODEL_IN_USE: Problem(409, "The model is in use"),
@@ -146,12 +151,15 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INVALID_CATALOGUE: Problem(422, "A line of the catalogue is invalid"),
     Code.INVALID_ID: Problem(422, "An id is invalid"),
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),
+    Code.INVALID_EVENT: Problem(422, "An event is invalid"),
+    Code.TOO_MANY_EVENTS: Problem(422, "Too many events"),
     Code.OUTSIDE_EXPERIMENT: Problem(422, "A model route takes no experiment"),
     Code.OVERLOADED: Problem(429, "Too many requests in flight"),
     Code.VERSION_DEFERRED: Problem(429, "This version is not loaded just now"),
     Code.HEADERS_TOO_LARGE: Problem(431, "The headers are too large"),
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),
+    Code.LOG_UNAVAILABLE: Problem(503, "The log cannot be written"),
     Code.DEADLINE_EXCEEDED: Problem(504, "The deadline cannot be met"),
 }
 
@@ -160,7 +168,7 @@ class Refusal(ServiceError):  # noqa: N818 - an answer to a client, not a failur
     """A request that is not answered with scores.
 
     `detail` says what was expected and what came, by kind, never by value. `field` is a feature's or a member's name as
-    the *service* knows it; `row` the index of the candidate; `headers` go out with the answer.
+    the *service* knows it; `row` the index of the candidate, or of the event; `headers` go out with the answer.
     """
 
     def __init__(

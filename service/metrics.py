@@ -157,6 +157,11 @@ class Metrics:
         self.log_dropped = counter(
             "retort_log_dropped_total", "Records that the exposure log could not keep.", ["reason"]
         )
+        self.log_records = counter("retort_log_records_total", "Records written to the exposure log.", ["kind"])
+        self.log_bytes = counter("retort_log_written_bytes_total", "What these records took, without their frames.")
+        self.log_torn = counter(
+            "retort_log_torn_total", "Torn ends and damaged places found in what dead workers left of the exposure log."
+        )
         self.inferences = counter(
             "retort_inferences_total",
             "Requests of the Open Inference Protocol, by model version and outcome.",

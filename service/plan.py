@@ -124,6 +124,10 @@ class Chosen:
     assigned: str | None = None
     enrolled: bool = False
     forced: bool = False
+    phase: int = 0
+    """Of the experiment; 0 outside any."""
+    propensity: float | None = None
+    """The probability with which the hash of an enrolled unit leads to the arm assigned."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,11 +143,17 @@ class RunningExperiment:
     def __post_init__(self) -> None:
         control = self.arms[0]
         answering = [control if arm.halted else arm for arm in self.arms]
+        phase = self.spec.phase
         routes = [
-            Chosen(answers.served, answers.fallback, arm.name, enrolled=True)
-            for arm, answers in zip(self.arms, answering, strict=True)
+            Chosen(
+                *(answers.served, answers.fallback, arm.name),
+                enrolled=True,
+                phase=phase,
+                propensity=float(stated.weight),
+            )
+            for arm, answers, stated in zip(self.arms, answering, self.spec.arms, strict=True)
         ]
-        outside = Chosen(answering[0].served, answering[0].fallback, control.name)
+        outside = Chosen(answering[0].served, answering[0].fallback, control.name, phase=phase)
         object.__setattr__(self, "routes", (*routes, outside))
 
     def choose(self, unit: str, forced_arm: str | None) -> Chosen:
@@ -153,7 +163,7 @@ class RunningExperiment:
             if index is None:
                 raise Refusal(Code.UNKNOWN_ARM, "the experiment has no such arm", field="arm")
             arm = self.arms[index]
-            return Chosen(arm.served, arm.fallback, arm.name, enrolled=False, forced=True)
+            return Chosen(arm.served, arm.fallback, arm.name, enrolled=False, forced=True, phase=self.spec.phase)
         return self.routes[self.assigner.place(unit)]
 
 

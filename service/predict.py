@@ -368,9 +368,11 @@ class Predictor:
         max_run_rows: int,
         load_version: Callable[[str, int], Awaitable[Served]],
         remembers: bool = True,
+        record: Callable[[Call, bytes], object] | None = None,
     ) -> None:
         """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`. `remembers`:
-        whether models keep encoded candidates by their raw bytes."""
+        whether models keep encoded candidates by their raw bytes. `record(call, scores)`, where exposures are logged,
+        is told of each request that is about to be answered with this JSON list; it may raise `Refusal`."""
         self.plan: Plan | None = None
         self.in_flight = 0
         self.max_body_bytes = max_body_bytes
@@ -379,6 +381,7 @@ class Predictor:
         self._max_in_flight = max_in_flight
         self._load_version = load_version
         self._remembers = remembers
+        self._record = record
         self._bringing: set[asyncio.Task[None]] = set()
         self.queue = ScoringQueue(max_run_rows)
         self._count_fallback = adder(metrics.deadline_fallbacks)
@@ -607,9 +610,12 @@ class Predictor:
         served, metrics = call.served, self._metrics
         request_id = orjson.dumps(call.request.request_id)
         scores = orjson.dumps(pctr, option=orjson.OPT_SERIALIZE_NUMPY)
+        unknown = b""
         if call.unknown:
-            scores = _with_unknown(scores, call.unknown, call.request.count)
-        body = b"".join((b'{"request_id":', request_id, served.tail, scores, b"}"))
+            scores, unknown = _with_unknown(scores, call.unknown, call.request.count)
+        if self._record is not None:
+            self._record(call, scores)
+        body = b"".join((b'{"request_id":', request_id, served.tail, scores, unknown, b"}"))
         self._observe_decode(call.decoded)
         self._observe_encode(call.encoding)
         self._observe_queue(call.began - call.queued)
@@ -659,12 +665,13 @@ def choose(plan: Plan, target: Target, request: PredictRequest) -> Chosen | Vers
     return Chosen(served) if isinstance(served, Served) else served
 
 
-def _with_unknown(scores: bytes, unknown: list[int], count: int) -> bytes:
-    """The scores of the known candidates, `[…]`, as those of all: null for the unknown, which are listed behind."""
+def _with_unknown(scores: bytes, unknown: list[int], count: int) -> tuple[bytes, bytes]:
+    """The scores of the known candidates, `[…]`, as those of all, null for the unknown; and the member that lists
+    these."""
     known = iter(scores[1:-1].split(b","))
     missing = frozenset(unknown)
     all_of_them = b",".join(b"null" if place in missing else next(known) for place in range(count))
-    return b'[%b],"unknown_candidates":%b' % (all_of_them, orjson.dumps(unknown))
+    return b"[%b]" % all_of_them, b',"unknown_candidates":' + orjson.dumps(unknown)
 
 
 def _request_in(envelope: Envelope, count: int, new_id: Callable[[], str]) -> PredictRequest:

@@ -113,6 +113,33 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = None
     """The admin token itself; a variable and no option, because options are seen by every user of the machine."""
 
+    log: Path | None = None
+    """Folder of the exposure log (docs/journal.md): what was answered, and what `POST /feedback` says came of it.
+    Made where it is not there. Without the option nothing is kept and there is no feedback."""
+
+    log_required: bool = False
+    """Whether a request whose record cannot be written is refused with 503. Without it scoring goes on, what was not
+    logged is counted, and readiness says `degraded`."""
+
+    log_features: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the exposures that hold the raw features of their request too."""
+
+    log_segment_bytes: int = Field(default=64 << 20, ge=1 << 12, le=1 << 30)
+    """Longest segment of the exposure log; then a new one is begun."""
+
+    log_segment_seconds: float = Field(default=3600.0, ge=1.0, le=86400.0 * 30)
+    """Longest time a segment is written to."""
+
+    log_sync_seconds: float = Field(default=1.0, ge=0.01, le=60.0)
+    """How often what was written is synced to the disk: at most so much is lost when the power fails. A worker that is
+    killed loses nothing."""
+
+    log_keep_days: float = Field(default=90.0, gt=0.0, le=36500.0)
+    """Segments that were last written to so long ago are removed."""
+
+    log_keep_bytes: int = Field(default=64 << 30, ge=1 << 20, le=1 << 50)
+    """Most the exposure log may take; the oldest segments go first."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""
 

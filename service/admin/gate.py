@@ -26,7 +26,7 @@ from service.asgi import CLOSE
 from service.errors import Code, Refusal
 
 HEAD_BYTES = 1 << 14
-"""Of a route that is not scored at: paths, a token and the headers that clients add."""
+"""Of a route that nobody posts to: paths, a token and the headers that clients add."""
 BODY_BYTES = 1 << 16
 
 NOTE_SECONDS = 1.0
@@ -34,6 +34,7 @@ NOTE_SECONDS = 1.0
 PUBLIC = frozenset(
     (
         ("POST", "/predict"),
+        ("POST", "/feedback"),
         ("POST", "/models/{name}/predict"),
         ("POST", "/models/{name}/versions/{version}/predict"),
         ("GET", "/health/live"),
@@ -58,7 +59,7 @@ PUBLIC = frozenset(
     )
 )
 SCORING = frozenset(path for method, path in PUBLIC if method == "POST")
-"""Routes whose heads and bodies have the bounds of the protocol and of `--max-body-bytes` instead."""
+"""Routes whose heads and bodies have the bounds of the protocol and of `--max-body-bytes` instead; feedback too."""
 
 _OFF = Refusal(
     Code.ADMIN_OFF,

@@ -1,24 +1,27 @@
-"""`python -m service results`: a joined log in, the report out."""
+"""`python -m service results`: what the service has logged, or a joined log, in; the report out."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.answers.page import to_html, to_markdown
 from service.answers.report import Question, report, to_json
-from service.answers.rows import LATEST, read_rows
+from service.answers.rows import LATEST, Rows, read_rows
 from service.errors import AnswersError, ConfigError
 from service.experiments.file import read_experiments
 
 TEACHING = """
 examples:
+  python -m service results --experiments experiments.yaml --log log               the folder of `--log` of the service
   python -m service results --experiments experiments.yaml --log joined-2026-11-20.jsonl joined-2026-11-21.jsonl
   python -m service results --experiments e.yaml --log joined.csv --segment device --format html --out a.html
 
-The log's columns, and what each number means and assumes: docs/answers.md. The same log gives the same bytes.
+A folder is joined here: exposures with impressions and clicks by request id, within the experiment's attribution
+window (docs/journal.md). The columns of a joined log, and what each number means and assumes: docs/answers.md. The same
+log gives the same bytes.
 
 exit codes  0 answered, 2 wrong option or file
 """
@@ -36,7 +39,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiments", type=Path, required=True, metavar="PATH", help="the experiment file")
     parser.add_argument("--experiment", metavar="NAME", help="one of its experiments; without, the default one")
     parser.add_argument(
-        "--log", type=Path, required=True, nargs="+", metavar="PATH", help="the joined log: .jsonl or .csv"
+        "--log",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="folders of the service's log, or a joined log: .jsonl or .csv",
     )
     parser.add_argument("--segment", nargs="*", default=[], metavar="COLUMN", help="columns to split predictions by")
     parser.add_argument(
@@ -60,11 +68,15 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+ReadFolders = Callable[[Sequence[Path], str, float, Sequence[str]], Rows]
+"""(folders, experiment, attribution window in seconds, segments) -> rows."""
+
+
+def main(arguments: Sequence[str], read_folders: ReadFolders) -> int:
+    """The command; returns its exit code. `read_folders` joins what the service has logged."""
     options = make_parser().parse_args(arguments)
     try:
-        text = answer(options)
+        text = answer(options, read_folders)
         if options.out is None:
             sys.stdout.write(text)
         else:
@@ -78,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def answer(options: argparse.Namespace) -> str:
+def answer(options: argparse.Namespace, read_folders: ReadFolders) -> str:
     """What is printed."""
     file = read_experiments(options.experiments)
     names = [experiment.name for experiment in file.experiments]
@@ -87,5 +99,13 @@ def answer(options: argparse.Namespace) -> str:
         raise AnswersError(f"--experiment: no '{name}' in {options.experiments} (there are: {', '.join(names)})")
     experiment = file.experiments[names.index(name)]
     question = Question(experiment, file.assigner(experiment) if options.replay else None, options.as_of)
-    tree = report(question, read_rows(options.log, options.segment))
+    folders = [path for path in options.log if path.is_dir()]
+    if folders and len(folders) < len(options.log):
+        raise AnswersError("--log: expected folders or files, got both: a request might be in two of them")
+    if folders:
+        window = experiment.analysis.attribution_window_seconds
+        rows = read_folders(folders, experiment.name, window, options.segment)
+    else:
+        rows = read_rows(options.log, options.segment)
+    tree = report(question, rows)
     return {"json": to_json, "markdown": to_markdown, "html": to_html}[options.format](tree)

@@ -134,7 +134,7 @@ class Facts:
 
 def fold(rows: Rows, facts: Facts, phase: int) -> Evidence:
     """The evidence of one phase in these rows. Rows of an arm that the experiment lacks are counted and left out."""
-    counts = {"rows": len(rows), "unreadable": rows.bad}
+    counts = {**rows.counts, "rows": len(rows), "unreadable": rows.bad}
     rows = rows.take(
         np.lexsort((rows["time"], rows["candidate"], rows["request_id"], rows["unit"]))
     )  # sums do not depend on order

@@ -37,7 +37,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,8 @@ class Rows:
     segments: Mapping[str, NDArray[np.str_]]
     bad: int = 0
     """Rows that could not be read."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What whoever joined the log counted, by name; the report shows it."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
@@ -186,6 +188,7 @@ class Rows:
             {name: column[which] for name, column in self.columns.items()},
             {name: column[which] for name, column in self.segments.items()},
             self.bad,
+            self.counts,
         )
 
 
@@ -199,7 +202,7 @@ def read_rows(paths: Sequence[Path], segments: Sequence[str] = ()) -> Rows:
             for line, record in _records(path):
                 total += 1
                 try:
-                    found.append(_values(record, segments))
+                    found.append(row_values(record, segments))
                 except ValueError as error:
                     here, first_bad = here + 1, first_bad or f"{path}:{line}: {error}"
         except OSError as error:
@@ -217,13 +220,15 @@ def rows_of(records: Iterable[Mapping[str, object]], segments: Sequence[str] = (
     found = []
     for place, record in enumerate(records):
         try:
-            found.append(_values(record, segments))
+            found.append(row_values(record, segments))
         except ValueError as error:
             raise AnswersError(f"row {place}: {error}") from None
     return make_rows(found, segments, 0)
 
 
-def make_rows(values: list[list[Any]], segments: Sequence[str], bad: int) -> Rows:
+def make_rows(
+    values: list[list[Any]], segments: Sequence[str], bad: int, counts: Mapping[str, int] | None = None
+) -> Rows:
     """Columns from rows of values in the order of `COLUMNS`, then of the segments."""
     columns = list(zip(*values, strict=True)) if values else [()] * (len(COLUMNS) + len(segments))
     kinds = [_dtype(default, read) for read, default in COLUMNS.values()]
@@ -231,7 +236,7 @@ def make_rows(values: list[list[Any]], segments: Sequence[str], bad: int) -> Row
     named = {
         name: np.asarray(column, dtype=np.str_) for name, column in zip(segments, columns[len(COLUMNS) :], strict=True)
     }
-    return Rows(dict(zip(COLUMNS, arrays, strict=True)), named, bad)
+    return Rows(dict(zip(COLUMNS, arrays, strict=True)), named, bad, counts or {})
 
 
 def _dtype(default: object, read: Callable[[object], Any]) -> type:
@@ -242,7 +247,8 @@ def _dtype(default: object, read: Callable[[object], Any]) -> type:
     return np.int64 if read is _whole else np.float64
 
 
-def _values(record: Mapping[str, object], segments: Sequence[str]) -> list[Any]:
+def row_values(record: Mapping[str, object], segments: Sequence[str]) -> list[Any]:
+    """A record's values in the order of `COLUMNS`, then of the segments; `ValueError` names the column at fault."""
     values = list(_DEFAULTS)
     for name, value in record.items():  # those that are there; most columns are absent from most logs
         if name not in _PLACES or value is None or value == "":

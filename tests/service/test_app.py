@@ -25,6 +25,7 @@ ROUTES = {
     ("get", "/health/live"),
     ("get", "/health/ready"),
     ("get", "/metrics"),
+    ("post", "/feedback"),
     ("get", "/catalogue"),
     ("put", "/catalogue"),
     ("post", EXPLAIN_ROUTE),

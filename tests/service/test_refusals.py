@@ -494,6 +494,7 @@ def test_every_code_in_the_table_is_produced_by_a_request():
     shown_elsewhere |= {Code.VERSION_DEFERRED}  # test_registry.py
     shown_elsewhere |= {Code.INVALID_CATALOGUE}  # test_catalogue.py
     shown_elsewhere |= {Code.INVALID_TENSOR, Code.UNKNOWN_OUTPUT}  # oip/test_inference.py
+    shown_elsewhere |= {Code.NO_LOG, Code.INVALID_EVENT, Code.TOO_MANY_EVENTS, Code.LOG_UNAVAILABLE}  # journal/
     shown_elsewhere |= {Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.MODEL_IN_USE, Code.LOAD_REFUSED}  # admin/
     shown_elsewhere |= {Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE}  # test_protocol.py
 

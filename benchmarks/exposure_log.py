@@ -1,0 +1,106 @@
+"""python -m benchmarks.exposure_log: what a record of every answer costs, as a ratio.
+
+Two services of one worker answer the same requests on one core, one with `--log` and one without; they take turns, and
+which is first changes from round to round. Ratios are taken within a round. The log goes to the folder for temporary
+files, or to `--folder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.contenders import Cell, Sample, _over_http, serve
+from benchmarks.machine import commit, facts, pin, two_cores
+from benchmarks.results import Spread, write_block
+from benchmarks.workload import make_requests
+from models.bundle import read_bundle
+from models.versions import Repository
+from service.journal.frames import Skipped
+from service.journal.segments import read_payloads
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "without": (),
+    "with": ("--log", "{folder}"),
+    "with, and all features": ("--log", "{folder}-features", "--log-features", "1"),
+}
+
+
+def line(name: str, samples: Sequence[Sample], base: Sequence[Sample]) -> str:
+    """A row of the table: medians over rounds, and the ratio of CPU and of requests a second to `base`."""
+    cpu = Spread.of([1e3 * sample.cpu_ms for sample in samples])
+    ratio = Spread.of([a.cpu_ms / b.cpu_ms for a, b in zip(samples, base, strict=True)])
+    rate = Spread.of([a.requests_per_second / b.requests_per_second for a, b in zip(samples, base, strict=True)])
+    p99 = Spread.of([1e3 * float(np.percentile(sample.latency_ms, 99)) for sample in samples])
+    cells = (cpu.text(lambda us: f"{us:.0f}"), ratio.text("{:.3f}".format), rate.text("{:.3f}".format))
+    return f"| {name} | {' | '.join(cells)} | {p99.text(lambda us: f'{us:.0f}')} |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table, or writes it into a document."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.exposure_log", description="The cost of the exposure log.", epilog=__doc__
+    )
+    parser.add_argument("--repository", type=Path, default=Path("models/repository"), metavar="DIR", help="bundles")
+    parser.add_argument("--model", default="student", metavar="NAME", help="live version of [student]")
+    parser.add_argument("--candidates", type=int, default=50, metavar="N", help="ads a request [50]")
+    parser.add_argument("--callers", type=int, default=8, metavar="N", help="connections [8]")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each [7]")
+    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="of one turn [1.5]")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where the log is written")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="replace the block `exposure-log` of this document")
+    options = parser.parse_args(arguments)
+    server, generator = two_cores()
+    machine = facts()
+    pin(generator)
+    found = Repository(options.repository)
+    bundle = read_bundle(found.path(options.model, found.live(options.model)))
+    workload = {options.candidates: make_requests(bundle, options.candidates, 200)}
+    cell = Cell(bundle.name, options.candidates, options.callers)
+    samples: dict[str, list[Sample]] = {name: [] for name in WAYS}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-bench-", dir=options.folder)))
+        running = {}
+        for name, more in WAYS.items():
+            extra = [option.format(folder=folder / "log") for option in more]
+            process = stack.enter_context(serve(options.repository, [bundle], server, folder, extra))
+            running[name] = _over_http(name, {bundle.name: process}, workload)
+        for number in range(options.rounds + 1):
+            for name in list(WAYS) if number % 2 else reversed(list(WAYS)):
+                sample = running[name].measure(cell, options.seconds)
+                if number:  # the first round fills caches
+                    samples[name].append(sample)
+        skipped = Skipped()
+        sizes = [len(payload) for payload in read_payloads(folder / "log", skipped)]
+    answered = sum(len(sample.latency_ms) for sample in samples["with"])
+    if len(sizes) < answered or skipped.damaged:
+        raise SystemExit(f"{answered} requests were answered and {len(sizes)} records found: nothing was measured")
+    block = "\n".join(
+        (
+            f"`{shlex.join(['python', '-m', 'benchmarks.exposure_log', *arguments])}`, "
+            f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}, commit {commit()}, {machine['cpu']}, Python {machine['python']}, "
+            f"load {machine['load_before']:.2f} before the run; {options.candidates} candidates, {options.callers} "
+            f"callers, {len(sizes):,} records of {median(sizes):.0f} bytes.\n",
+            "| log | CPU us a request | CPU, ratio | requests/s, ratio | p99, us |",
+            "|---|---:|---:|---:|---:|",
+            *(line(name, samples[name], samples["without"]) for name in WAYS),
+            "",
+        )
+    )
+    print(block)
+    if options.write is not None:
+        write_block(options.write, "exposure-log", block)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,217 @@
+"""A folder of records -> the joined log that answers are made of: each impression with its exposure and its click.
+
+Decided here, where all of it can be seen, and counted in `Rows.counts`:
+
+    log_exposures             of the experiment that was asked for
+    log_other_experiments     of others, and of model routes
+    log_duplicate_exposures   of two exposures with one request_id the first by its time wins
+    log_events                impressions and clicks, those included that are left out below
+    log_duplicate_events      equal events (request, candidate, kind, event id), whichever worker wrote them: one counts
+    log_orphan_events         no exposure has their request_id
+    log_misplaced_events      the exposure has no such candidate, or no pctr for it
+    log_skewed_events         their time cannot be: more than `SKEW_SECONDS` before the exposure, or after they were
+                              received; when they were received stands in for it
+    log_late_events           more than the attribution window after the exposure
+    log_other_events          neither impressions nor clicks
+    log_unreadable            records of a kind or a form that is not known here
+    log_torn, log_damaged     what of the files cannot be read
+
+An impression that is late is none; a click that is late is handed on with its time where the impression is not late,
+and `fold` leaves it out. A click implies an impression.
+
+The files are read twice: for events and the times of exposures, then for the exposures. In memory are a time a request,
+the events, and the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from service.answers.rows import Rows, make_rows, row_values
+from service.errors import AnswersError
+from service.journal.frames import Skipped
+from service.journal.records import CLICK, IMPRESSION, Event
+from service.journal.segments import read_payloads
+
+SKEW_SECONDS = 60.0
+
+COUNTS = (
+    *("exposures", "other_experiments", "duplicate_exposures", "events", "duplicate_events", "orphan_events"),
+    *("misplaced_events", "skewed_events", "late_events", "other_events", "unreadable", "torn", "damaged"),
+)
+
+
+class _Head(msgspec.Struct, tag_field="kind", tag="exposure"):
+    """Of an exposure, what the first reading needs."""
+
+    request_id: str
+    time: float
+
+
+class _Exposure(msgspec.Struct, tag_field="kind", tag="exposure"):
+    """Of an exposure, what a row needs; `records.Exposure` says what it means."""
+
+    request_id: str
+    time: float
+    unit: str
+    pctr: list[float | None]
+    latency_ms: float
+    experiment: str | None = None
+    phase: int = 0
+    arm: str | None = None
+    served: str | None = None
+    enrolled: bool = False
+    forced: bool = False
+    fallback: str | None = None
+    context: dict[str, Any] | None = None
+
+
+_decode_first = msgspec.json.Decoder(_Head | Event).decode
+_decode_exposure = msgspec.json.Decoder(_Exposure).decode
+_EVENT = b'{"kind":"event"'
+_USED = -1.0
+
+_Told = tuple[int | None, bool, float | None, float]
+"""What an event says: candidate, whether it is a click, its own time, when it was received."""
+
+
+class _Counts(dict[str, int]):
+    """Counts under their names in the report."""
+
+    def __init__(self) -> None:
+        super().__init__((f"log_{name}", 0) for name in COUNTS)
+
+    def add(self, name: str, number: int = 1) -> None:
+        self[f"log_{name}"] += number
+
+
+def read_journal(folders: Sequence[Path], experiment: str, window_seconds: float, segments: Sequence[str] = ()) -> Rows:
+    """The rows of one experiment in these folders. Raises `AnswersError` where a folder cannot be read.
+
+    `window_seconds` after its exposure an event is late. `segments`: context fields, known of the exposures that hold
+    their features.
+    """
+    counts = _Counts()
+    first, told = _read_events(folders, counts)
+    values: list[list[Any]] = []
+    bad = 0
+    for payload in _payloads(folders, Skipped()):
+        if payload.startswith(_EVENT):
+            continue
+        try:
+            exposure = _decode_exposure(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue  # counted by the first reading
+        time = first.get(exposure.request_id)
+        if time is None:  # it was written since
+            continue
+        if time != exposure.time:
+            counts.add("duplicate_exposures")
+            continue
+        first[exposure.request_id] = _USED
+        events = told.pop(exposure.request_id, ())
+        if exposure.experiment != experiment:
+            counts.add("other_experiments")
+            continue
+        counts.add("exposures")
+        for row in _join(exposure, events, window_seconds, counts):
+            for name in segments:
+                row.setdefault(name, (exposure.context or {}).get(name))
+            try:
+                values.append(row_values(row, segments))
+            except ValueError:  # a unit with a NUL in it, say
+                bad += 1
+    counts.add("orphan_events", sum(map(len, told.values())))
+    return make_rows(values, segments, bad, counts)
+
+
+def _payloads(folders: Sequence[Path], skipped: Skipped) -> Iterator[bytes]:
+    for folder in folders:
+        try:
+            yield from read_payloads(folder, skipped)
+        except OSError as error:
+            raise AnswersError(f"{folder}: {error.strerror or error}") from None
+
+
+def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, float], dict[str, list[_Told]]]:
+    """(the time of the first exposure of each request, what was told of each request)."""
+    first: dict[str, float] = {}
+    told: dict[str, list[_Told]] = {}
+    seen: set[int] = set()
+    skipped = Skipped()
+    for payload in _payloads(folders, skipped):
+        try:
+            record = _decode_first(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            counts.add("unreadable")
+            continue
+        if isinstance(record, _Head):
+            before = first.get(record.request_id)
+            if before is not None:
+                record.time = min(before, record.time)
+            first[record.request_id] = record.time
+            continue
+        if record.event not in (IMPRESSION, CLICK):
+            counts.add("other_events")
+            continue
+        counts.add("events")
+        key = hash((record.request_id, record.candidate, record.event, record.event_id))
+        if key in seen:
+            counts.add("duplicate_events")
+            continue
+        seen.add(key)
+        event = (record.candidate, record.event == CLICK, record.time, record.received)
+        told.setdefault(record.request_id, []).append(event)
+    counts.add("torn", skipped.torn)
+    counts.add("damaged", skipped.damaged)
+    return first, told
+
+
+def _join(exposure: _Exposure, events: Sequence[_Told], window: float, counts: _Counts) -> list[dict[str, Any]]:
+    """The rows of one exposure: one for each candidate that was shown in time; else one without."""
+    shown: set[int] = set()
+    clicks: dict[int, float] = {}
+    """When each candidate was clicked first."""
+    for candidate, is_click, time, received in events:
+        if candidate is None or candidate >= len(exposure.pctr) or exposure.pctr[candidate] is None:
+            counts.add("misplaced_events")
+            continue
+        if time is None:
+            time = received
+        elif time > received + SKEW_SECONDS or time < exposure.time - SKEW_SECONDS:
+            counts.add("skewed_events")
+            time = received
+        is_late = time - exposure.time > window
+        if is_late:
+            counts.add("late_events")
+        else:
+            shown.add(candidate)
+        if is_click:
+            clicks[candidate] = min(time, clicks.get(candidate, time))
+    common: dict[str, Any] = {
+        "request_id": exposure.request_id,
+        "time": exposure.time,
+        "unit": exposure.unit,
+        "experiment": exposure.experiment,
+        "phase": exposure.phase,
+        "arm": exposure.arm,
+        "served": exposure.served,
+        "enrolled": exposure.enrolled,
+        "forced": exposure.forced,
+        "fallback": exposure.fallback,
+        "latency_ms": exposure.latency_ms,
+    }
+    if not shown:
+        return [common]
+    rows = []
+    for candidate in sorted(shown):
+        pctr = exposure.pctr[candidate]
+        row = {**common, "candidate": candidate, "click": candidate in clicks, "click_time": clicks.get(candidate)}
+        if pctr is not None and 0 < pctr < 1:  # of a score that says never or always no loss can be taken
+            row["pctr"] = pctr
+        rows.append(row)
+    return rows

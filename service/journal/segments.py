@@ -1,0 +1,130 @@
+"""The files of a journal: `<milliseconds since 1970>-<process>-<number>`, then `.open` while written and `.seg` after.
+
+A file has one writer in its whole life, which holds a lock (`flock`) on it; the kernel lets go of the lock when the
+process dies, whatever it died of. So a file that is `.open` and not locked is a dead writer's. It is never appended to:
+what can be read of it stays, its torn end is counted once, by whoever renames it to `.seg`. Names sort by age.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.journal.frames import Skipped, payloads
+
+OPEN = ".open"
+SEALED = ".seg"
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """Every segment of a folder, oldest first."""
+    found = [path for path in folder.iterdir() if path.suffix in (OPEN, SEALED) and path.stem[:1].isdigit()]
+    return sorted(found, key=lambda path: path.name)
+
+
+def read_payloads(folder: Path, skipped: Skipped) -> Iterator[bytes]:
+    """Every record's bytes, file by file; what cannot be read is counted. `OSError` where the folder cannot be read.
+
+    A file that is still written to ends wherever its writer was when it was read: that is no torn end. A file that
+    retention removes meanwhile is as if it had not been there.
+    """
+    for path in segment_paths(folder):
+        here = Skipped()
+        try:
+            data, is_alive = _read(path)
+        except FileNotFoundError:
+            try:
+                data, is_alive = _read(path.with_suffix(SEALED))  # sealed since
+            except FileNotFoundError:
+                continue
+        yield from payloads(data, here)
+        if is_alive:
+            here.torn, here.bytes = 0, 0 if not here.damaged else here.bytes
+        skipped.add(here)
+
+
+def _read(path: Path) -> tuple[bytes, bool]:
+    """(the file's bytes, whether somebody writes to it)."""
+    with path.open("rb") as file:
+        is_alive = path.suffix == OPEN and _is_locked(file.fileno())
+        return file.read(), is_alive
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def adopt(folder: Path) -> tuple[int, Skipped]:
+    """Seals what dead writers left: (how many files, what of them cannot be read). Each file is counted by one caller.
+
+    Other processes may do the same at the same time.
+    """
+    files, skipped = 0, Skipped()
+    for path in segment_paths(folder):
+        if path.suffix != OPEN:
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue  # its writer lives, or somebody else looks after it
+            if not path.exists():  # somebody else was quicker
+                continue
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                for _ in payloads(file.read(), skipped):
+                    pass
+            path.rename(path.with_suffix(SEALED))
+            files += 1
+        finally:
+            os.close(descriptor)
+    return files, skipped
+
+
+def forget(folder: Path, *, keep_seconds: float, keep_bytes: int, now: float) -> tuple[int, int]:
+    """Removes sealed segments that nothing was written to for `keep_seconds`, then the oldest until at most
+    `keep_bytes` are left: (how many for their age, how many for their size). What is being written is let be.
+
+    One process does it at a time: where another is at it, nothing is done.
+    """
+    lock = os.open(folder / "retention.lock", os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return 0, 0
+        sizes = {}
+        total = 0
+        old = 0
+        for path in segment_paths(folder):
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                continue
+            if path.suffix == SEALED and facts.st_mtime + keep_seconds < now:
+                path.unlink(missing_ok=True)
+                old += 1
+                continue
+            total += facts.st_size
+            if path.suffix == SEALED:
+                sizes[path] = facts.st_size
+        large = 0
+        for path, size in sizes.items():
+            if total <= keep_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+            large += 1
+        return old, large
+    finally:
+        os.close(lock)
