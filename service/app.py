@@ -544,6 +544,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
             "weight": float(arm.weight),
             "buckets": [owned.start, owned.stop],
             "halted": running_arm.halted,
+            "deadline_ms": arm.deadline_ms,
         }
         for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
     ]

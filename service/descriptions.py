@@ -61,8 +61,9 @@ _ANSWER_MEMBERS: dict[str, Any] = {
     "version": {"type": "integer"},
     "fallback": {
         "type": "string",
-        "enum": ["deadline"],
-        "description": "Why another model than the arm's answered; `model` names it.",
+        "enum": ["deadline", "error", "circuit"],
+        "description": "Why another model than the arm's answered; `model` names it. `deadline`: it could not be in "
+        "time; `error`: its run failed; `circuit`: it was not asked, because its runs had failed or been late.",
     },
     "pctr": {
         "type": "array",
@@ -349,6 +350,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [0, 5000],
             "halted": False,
+            "deadline_ms": None,
         },
         {
             "name": "student",
@@ -358,6 +360,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [5000, 10000],
             "halted": False,
+            "deadline_ms": None,
         },
     ],
 }
