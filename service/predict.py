@@ -626,7 +626,7 @@ class Predictor:
         """Scores a copy of a request in a thread, for nobody to wait for. `ended` is told, on the loop, the number of
         candidates, the seconds of the run (None: it failed), and whether it came to a run."""
         try:
-            request = decode_request(call.body, self._max_candidates, self._new_id)
+            request = decode_request(call.body, self._max_candidates, self.new_id)
             context, candidates, unknown = encode_request(request, scorer)
         except (Refusal, EncodeError):
             ended(1, None, False)
