@@ -66,7 +66,16 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RETORT_")}
 
     service = [sys.executable, "-m", "service", "--repository", str(repository), "--experiments", str(experiments)]
-    service += ["--port", str(service_port), "--workers", "2", "--drain-seconds", "0"]
+    service += [
+        "--port",
+        str(service_port),
+        "--workers",
+        "2",
+        "--drain-seconds",
+        "0",
+        "--log",
+        str(folder / "exposures"),
+    ]
     storage = [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{prometheus_port}"]
     with (
         running(
@@ -88,14 +97,14 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     ):
         # Counters with labels exist from their first count on: two halves, so that rate() sees them grow.
         _traffic(service_port)
-        _wait_until(lambda: _scored(prometheus_port) == [60], "the first half is scraped")
+        _wait_until(lambda: _answered(prometheus_port) == [60, 3], "the first half is scraped")
         _traffic(service_port)
-        _wait_until(lambda: _scored(prometheus_port) == [120], "the second half is scraped")
+        _wait_until(lambda: _answered(prometheus_port) == [120, 6], "the second half is scraped")
         _damage(repository, experiments, shipped)
         for refused in ("retort_model_load_failures_total", "retort_experiment_reload_failures_total > 0"):
             _wait_until(lambda refused=refused: bool(_values(prometheus_port, refused)), f"{refused} is scraped")
         _traffic(service_port)
-        _wait_until(lambda: _scored(prometheus_port) == [180], "the last of it is scraped")
+        _wait_until(lambda: _answered(prometheus_port) == [180, 9], "the last of it is scraped")
         yield Prometheus(prometheus_port, time.time())
 
 
@@ -106,8 +115,10 @@ def _wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def _scored(port: int) -> list[float]:
-    return _values(port, 'sum(retort_requests_total{route="/predict", code="200"})')
+def _answered(port: int) -> list[float]:
+    """How many requests were scored and how many refused, as scraped; refusals are the last that `_traffic` sends."""
+    scored = _values(port, 'sum(retort_requests_total{route="/predict", code="200"})')
+    return scored + _values(port, 'sum(retort_refused_total{reason!="not_ready"})')
 
 
 def _config(folder: Path, service_port: int) -> Path:
