@@ -43,6 +43,7 @@ files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/li
             a number, or `latest`. Publish by renaming a finished folder into place, roll back by writing `live`;
             the experiment file is replaced the same way. All workers follow within a second; what cannot be used
             is refused and logged, and what was in force stays.
+            <log>/ is the exposure log: what was answered, and what POST /feedback says came of it; `results` reads it
 signals     SIGTERM, SIGINT: readiness falls, what is in flight is answered, exit 0
             SIGHUP: logged and nothing else, there is nothing to reload
 exit codes  0 stopped as asked, 2 wrong option, variable or file, 3 no model to serve, 1 unforeseen

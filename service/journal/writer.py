@@ -131,12 +131,23 @@ class SegmentWriter:
         return opened
 
     def _open(self) -> _Segment:
+        """A new file with the lock on it. In the moment between the two, somebody who looks for what the dead have left
+        may take it for such a file; then another is made."""
+        while True:
+            segment = self._open_once()
+            if segment is not None:
+                return segment
+
+    def _open_once(self) -> _Segment | None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._number += 1
         path = self.folder / f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}-{self._number:06d}{OPEN}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not path.exists():
+                os.close(descriptor)
+                return None
             segment = _Segment(path, descriptor, time.monotonic())
             _write(segment, FILE_MAGIC)
         except OSError:
@@ -156,15 +167,18 @@ class SegmentWriter:
     def _look_after(self) -> None:
         next_forgetting = 0.0
         while not self._stopping.wait(self._bounds.sync_seconds):
-            segment = self._segment
-            if segment is not None:
-                self._sync(segment)
-            self._seal_full()
-            if self._write_failure is not None:
-                self._probe()
-            if time.monotonic() >= next_forgetting:
-                next_forgetting = time.monotonic() + RETENTION_SECONDS
-                self._forget()
+            try:
+                segment = self._segment
+                if segment is not None:
+                    self._sync(segment)
+                self._seal_full()
+                if self.failure is not None:
+                    self._probe()
+                if time.monotonic() >= next_forgetting:
+                    next_forgetting = time.monotonic() + RETENTION_SECONDS
+                    self._forget()
+            except Exception:  # without this thread nothing would be synced any more
+                logger.exception("looking after the journal failed")
 
     def _sync(self, segment: _Segment) -> None:
         size = segment.size
@@ -172,14 +186,14 @@ class SegmentWriter:
             if os.fstat(segment.descriptor).st_nlink == 0:
                 segment.is_lost = True  # somebody removed it: what is written there is gone
                 logger.error("the journal's segment %s was removed while it was written to", segment.path)
-            if segment.synced < size:
+            if segment.synced < size and not segment.is_lost:
                 os.fsync(segment.descriptor)
                 if segment.synced == 0:
                     _sync_folder(self.folder)  # or its name would not outlive the power failure
                 segment.synced = size
-            if self._sync_failure is not None:
-                self._sync_failure = None
-                logger.info("the journal is synced again")
+                if self._sync_failure is not None:
+                    self._sync_failure = None
+                    logger.info("the journal is synced again")
         except OSError as error:
             # What could not be synced is not tried again: the kernel may have forgotten it. A new file starts clean.
             segment.is_lost = True
@@ -201,7 +215,7 @@ class SegmentWriter:
             os.close(segment.descriptor)
 
     def _probe(self) -> None:
-        """Whether something can be written again; where nobody asks, nobody else would find out."""
+        """Whether something can be written and synced again; where nobody asks, nobody else would find out."""
         path = self.folder / f"probe-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +229,7 @@ class SegmentWriter:
         except OSError:
             return
         if written == PROBE_BYTES:
-            self._write_failure = None
+            self._write_failure = self._sync_failure = None
             logger.info("the journal can be written again")
 
     def _forget(self) -> None:
