@@ -72,6 +72,7 @@ class SegmentWriter:
         self._write_failure: str | None = None
         self._sync_failure: str | None = None
         self._next_note = 0.0
+        self._has_noted = False
         self._full: deque[_Segment] = deque()
         self._stopping = threading.Event()
         self._segment: _Segment | None = self._open()
@@ -101,11 +102,10 @@ class SegmentWriter:
                 segment = self._rotate()  # whatever it is, it may be this file's alone
                 _write(segment, data)
         except OSError as error:
-            self._note_failure(error)
+            self._write_failure = f"{error.strerror or error}"
+            self._note("the journal cannot be written, records are dropped: %s", error)
             return DISK_FULL if error.errno in _FULL else WRITE_ERROR
-        if self._write_failure is not None:
-            self._write_failure = None
-            logger.info("the journal is written again")
+        self._write_failure = None
         return None
 
     def close(self) -> None:
@@ -156,11 +156,12 @@ class SegmentWriter:
             raise
         return segment
 
-    def _note_failure(self, error: OSError) -> None:
-        self._write_failure = f"{error.strerror or error}"
+    def _note(self, message: str, error: OSError) -> None:
+        """Tells of a failure, once in `NOTE_SECONDS` at most: on a disk that is almost full every other record fits."""
         if time.monotonic() >= self._next_note:
             self._next_note = time.monotonic() + NOTE_SECONDS
-            logger.error("the journal cannot be written, records are dropped: %s", error)
+            self._has_noted = True
+            logger.error(message, error)
 
     # The thread's part.
 
@@ -174,6 +175,9 @@ class SegmentWriter:
                 self._seal_full()
                 if self.failure is not None:
                     self._probe()
+                if self._has_noted and self.failure is None and time.monotonic() >= self._next_note:
+                    self._has_noted = False
+                    logger.info("the journal is written again")
                 if time.monotonic() >= next_forgetting:
                     next_forgetting = time.monotonic() + RETENTION_SECONDS
                     self._forget()
@@ -191,14 +195,12 @@ class SegmentWriter:
                 if segment.synced == 0:
                     _sync_folder(self.folder)  # or its name would not outlive the power failure
                 segment.synced = size
-                if self._sync_failure is not None:
-                    self._sync_failure = None
-                    logger.info("the journal is synced again")
+                self._sync_failure = None
         except OSError as error:
             # What could not be synced is not tried again: the kernel may have forgotten it. A new file starts clean.
             segment.is_lost = True
             self._sync_failure = f"{error.strerror or error}"
-            logger.error("the journal cannot be synced: %s", error)
+            self._note("the journal cannot be synced: %s", error)
 
     def _seal_full(self) -> None:
         while self._full:
@@ -230,7 +232,6 @@ class SegmentWriter:
             return
         if written == PROBE_BYTES:
             self._write_failure = self._sync_failure = None
-            logger.info("the journal can be written again")
 
     def _forget(self) -> None:
         bounds = self._bounds

@@ -310,3 +310,21 @@ def test_a_sync_that_failed_is_forgiven_without_anybody_writing(tmp_path: Path, 
             writer.append([record(0)])
             wait_for(lambda: writer.failure is not None, "the sync has failed")
         wait_for(lambda: writer.failure is None, "the thread has synced a file of its own")
+
+
+def test_a_disk_on_which_every_other_record_fits_does_not_flood_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """One line a second at most says that it fails; one that it is over, once it is."""
+    now = time.monotonic()
+    with writing(tmp_path) as writer, caplog.at_level("INFO", "service.journal.writer"):
+        with monkeypatch.context() as context:
+            context.setattr(writer_module.time, "monotonic", lambda: now)
+            for _ in range(50):
+                with failing(monkeypatch, errno.ENOSPC):
+                    writer.append([record(0)])
+                assert writer.append([record(1)]) is None
+            assert [line.levelname for line in caplog.records] == ["ERROR"]
+
+        wait_for(lambda: len(caplog.records) > 1, "it is said to be over")
+    assert caplog.messages[1:] == ["the journal is written again"]
