@@ -34,6 +34,7 @@ from service.catalogue.lines import Catalogue, no_catalogue
 from service.compression import expand
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.journal.keeper import Journal
+from service.journal.units import read_unit_key
 from service.journal.writer import Bounds
 from service.metrics import CONTENT_TYPE, Metrics
 from service.oip import routes as oip
@@ -481,7 +482,13 @@ def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
         keep_seconds=86400.0 * settings.log_keep_days,
         keep_bytes=settings.log_keep_bytes,
     )
-    return Journal(settings.log, bounds, metrics, feature_rate=settings.log_features, is_required=settings.log_required)
+    key = None if settings.log_unit_key_file is None else read_unit_key(settings.log_unit_key_file)
+    return Journal(
+        *(settings.log, bounds, metrics),
+        feature_rate=settings.log_features,
+        is_required=settings.log_required,
+        unit_key=key,
+    )
 
 
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:
