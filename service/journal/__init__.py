@@ -11,5 +11,6 @@ one is for machines, is kept on purpose, and is read by `python -m service resul
     units.py      users' ids under a keyed hash
     feedback.py   POST /feedback: bytes -> events, or a refusal that names the row
     keeper.py     the journal of one application: puts the above together and counts
+    erase.py      one unit out of a folder
     joined.py     a folder -> the joined log that answers are made of
 """
