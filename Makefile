@@ -45,8 +45,9 @@ test: $(INSTALLED)  ## the whole suite, under 15 minutes on 2 cores
 soak: $(INSTALLED)  ## the long forms: full recipes, hundreds of kills, soaks
 	$(PY) -m pytest -m soak
 
-conformance: $(INSTALLED)  ## clients of Triton, KServe and MLServer from PyPI against the service (needs a package index)
+conformance: $(INSTALLED)  ## clients of Triton, KServe and MLServer, and a model of FuxiCTR, from PyPI (needs a package index)
 	$(PY) -m tests.conformance
+	$(PY) -m tests.conformance.packing
 
 lint: $(INSTALLED)  ## ruff and mypy (strict on models/ and service/)
 	$(BIN)/ruff check .

@@ -81,7 +81,11 @@ class FieldReference(_Part):
     @classmethod
     def from_ids(cls, ids: NDArray[Any], top: int = 64) -> FieldReference:
         """The reference of ids [n]: missing (0) and unknown (1) always, and the `top` most frequent."""
-        counts = np.bincount(ids, minlength=2)
+        return cls.from_counts(np.bincount(ids, minlength=2), top)
+
+    @classmethod
+    def from_counts(cls, counts: NDArray[Any], top: int = 64) -> FieldReference:
+        """The same of how often each id occurred, [ids], two at least."""
         order = np.argsort(-counts, kind="stable")[:top].tolist()
         kept = sorted({0, 1, *(id_ for id_ in order if counts[id_])})
         listed = [int(counts[id_]) for id_ in kept]

@@ -38,6 +38,7 @@ Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the 
 
 routes      POST /predict, /models/{name}/predict, /models/{name}/versions/{version}/predict
             GET /health/live, /health/ready, /metrics, /experiments, /docs
+            POST /explain, like /predict: what the scores are made of; takes the admin token
             /v2/... is the Open Inference Protocol, with --grpc-port over gRPC too; loading and unloading models there
             takes the admin token
 files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is served:

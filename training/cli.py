@@ -19,6 +19,7 @@ from pathlib import Path
 from models.errors import ModelsError
 from training import torchrun
 from training.errors import TrainingError
+from training.pack import command as pack_command
 
 DESCRIPTION = """\
 Retort, offline: from a click log to models that the service can score with.
@@ -239,6 +240,15 @@ def _parser() -> argparse.ArgumentParser:
     results.set_defaults(command=_results)
 
     commands.add_parser("infer-schema", help="propose a schema for CSV, TSV or Parquet files", add_help=False)
+
+    packing = commands.add_parser(
+        "pack",
+        help="serve a model trained elsewhere: a bundle of its ONNX graph and vocabularies",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=pack_command.DESCRIPTION,
+        epilog="From training in FuxiCTR to the first request, as commands: docs/elsewhere.md",
+    )
+    pack_command.add_arguments(packing)
 
     generate = commands.add_parser(
         "generate",

@@ -7,6 +7,7 @@
       SplitError            a part of the split is empty or without both labels
       DivergedError         a loss became NaN or infinite, or ran away: where, and which setting to lower
       ExportError           an exported graph does not answer as the network it came from
+      PackError             a graph trained elsewhere, its vocabularies and its rows do not fit each other
       StepError             a step of a run failed or its process died
       OutOfMemoryError      a step found no memory: what it needs it for, and which setting to lower
 
@@ -40,6 +41,10 @@ class DivergedError(TrainingError):
 
 class ExportError(TrainingError):
     """ONNX and torch disagree, or the graph cannot be written."""
+
+
+class PackError(TrainingError):
+    """A model trained elsewhere is refused: which file and field, what was expected, what came, what to do."""
 
 
 class StepError(TrainingError):

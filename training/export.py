@@ -147,7 +147,7 @@ def build_graph(folder: Path, networks: Mapping[str, nn.Module], head: Head, *, 
     encoder, log = load_encoder(prepared), EncodedLog.open(prepared / "log")
     wiring = wiring_of(encoder, log)
     golden_rows = load_golden_rows(prepared)
-    golden_feeds = [_encode(encoder, request) for request in golden_rows]
+    golden_feeds = [encode_request(encoder, request) for request in golden_rows]
 
     report(0, 3, "to ONNX")
     write_graph(ServingGraph(networks, wiring, head), folder)
@@ -156,7 +156,7 @@ def build_graph(folder: Path, networks: Mapping[str, nn.Module], head: Head, *, 
     feeds = [*random_feeds(wiring), *_log_feeds(log, wiring), *golden_feeds]
     parity = check_parity(session, feeds, networks, wiring, head, name=" + ".join(networks))
     report(2, 3, "golden rows")
-    golden = _golden(golden_rows, [session.run([LOGIT, PCTR], feed) for feed in golden_feeds])
+    golden = golden_of(golden_rows, [session.run([LOGIT, PCTR], feed) for feed in golden_feeds])
     (folder / "golden.json").write_text(golden.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _write(folder / "graph.json", {"parity_error": parity.logit, **count_parameters(networks)})
     report(3, 3, f"logits within {parity.logit:.1e} of torch on {parity.candidates} rows")
@@ -212,21 +212,23 @@ def publish(folder: Path, prepared: Path, repository: Path) -> list[Published]:
         card = ModelCard.model_validate_json((place / "card.json").read_text(encoding="utf-8"))
         golden = Golden.model_validate_json((place / "golden.json").read_text(encoding="utf-8"))
         files = {file.name: file for file in sorted(place.glob("model.onnx*"))}
-        newest = _newest(repository, place.name)
-        if newest is not None and _is_same(newest, encoder, card, golden, files):
-            published.append(Published(place.name, newest.path, is_new=False))
-            continue
-        path = write_bundle(
-            repository,
-            place.name,
-            encoder=encoder,
-            card=card,
-            golden=golden,
-            model=files.pop("model.onnx"),
-            external=files,
-        )
-        published.append(Published(place.name, path, is_new=True))
+        published.append(publish_model(repository, place.name, encoder=encoder, card=card, golden=golden, files=files))
     return published
+
+
+def publish_model(
+    repository: Path, name: str, *, encoder: Encoder, card: ModelCard, golden: Golden, files: Mapping[str, Path]
+) -> Published:
+    """The next version of one model, unless its newest is this one already. `files`: model.onnx, and its weights
+    beside it."""
+    newest = _newest(repository, name)
+    if newest is not None and _is_same(newest, encoder, card, golden, files):
+        return Published(name, newest.path, is_new=False)
+    external = {file_name: file for file_name, file in files.items() if file_name != "model.onnx"}
+    path = write_bundle(
+        repository, name, encoder=encoder, card=card, golden=golden, model=files["model.onnx"], external=external
+    )
+    return Published(name, path, is_new=True)
 
 
 def wiring_of(encoder: Encoder, log: EncodedLog) -> Wiring:
@@ -269,7 +271,7 @@ def _card(
     corrected = head.platt.apply(about.logit[log.rows([Part.TEST])]) + np.log(head.negative_keep_rate)
     served = {field.name for field in encoder.schema.fields if field.role != "training_only"}
     return ModelCard(
-        retort_version=_version(),
+        retort_version=version(),
         git_commit=commit,
         git_dirty=dirty,
         data=DataFacts(
@@ -326,12 +328,14 @@ def _flat(test: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _encode(encoder: Encoder, request: Mapping[str, Any]) -> Feed:
+def encode_request(encoder: Encoder, request: Mapping[str, Any]) -> Feed:
+    """A raw request as the graph is fed it."""
     context = encoder.encode_context(request["context"])
     return graph_inputs([context], [encoder.encode_candidates(request["candidates"])])
 
 
-def _golden(rows: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[NDArray[np.float32]]]) -> Golden:
+def golden_of(rows: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[NDArray[np.float32]]]) -> Golden:
+    """Raw requests with logit and pctr of each."""
     return Golden(
         requests=tuple(
             GoldenRequest(
@@ -385,7 +389,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _version() -> str:
+def version() -> str:
+    """Of this installation."""
     try:
         return importlib.metadata.version("retort")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree that was not installed

@@ -309,10 +309,10 @@ def write_graph(graph: ServingGraph, folder: Path) -> list[Path]:
     """
     with _quiet():
         program = _exported(graph)
-        files = [folder / "model.onnx", *_set_apart(program.model, folder / "model.onnx.data")]
+        files = [folder / "model.onnx", *set_apart(program.model, folder / "model.onnx.data")]
         model: onnx.ModelProto = program.model_proto
     _gather_by_int32(model.graph)
-    _name_plainly(model)
+    name_plainly(model)
     files[0].write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(files[0])
     return files
@@ -352,7 +352,7 @@ def _exported(graph: ServingGraph) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _set_apart(model: onnx_ir.Model, path: Path) -> list[Path]:
+def set_apart(model: onnx_ir.Model, path: Path) -> list[Path]:
     """Move large tensors to a file; [path], or [] where none is large."""
     tensors = ((value, value.const_value) for value in model.graph.initializers.values())
     large = [(value, tensor) for value, tensor in tensors if tensor is not None and tensor.nbytes > EXTERNAL_BYTES]
@@ -405,10 +405,10 @@ def _gather_by_int32(graph: onnx.GraphProto) -> None:
                 source = before.input[0]
             if source == REQUEST_INDEX:
                 node.input[1] = REQUEST_INDEX
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Take out nodes and constants that nothing reads."""
     while True:
         read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
@@ -421,7 +421,7 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(tensor)
 
 
-def _name_plainly(model: onnx.ModelProto) -> None:
+def name_plainly(model: onnx.ModelProto) -> None:
     """Drop what the exporter left for its own debugging (paths of source files among it), so that the same weights
     give the same bytes on every machine."""
     model.producer_name, model.doc_string = "retort", ""

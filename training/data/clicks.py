@@ -31,7 +31,7 @@ class Clicks:
     chunk: Chunk
     """The raw columns and the place of each row."""
     label: npt.NDArray[np.float32]
-    """1 for a click, else 0 [n]."""
+    """1 for a click, else 0 [n]; NaN where the log is read without labels."""
     time: npt.NDArray[np.int64]
     """Microseconds since the epoch [n]; zeros where the schema names no timestamp."""
     unit: npt.NDArray[np.uint64]
@@ -56,13 +56,24 @@ class Clicks:
 
 
 class ClickLog:
-    """A source and the schema it is read by. Raises `DataError` when their columns do not fit each other."""
+    """A source and the schema it is read by. Raises `DataError` when their columns do not fit each other.
 
-    def __init__(self, source: Source, schema: FeatureSchema, extra_columns: tuple[str, ...] = ()) -> None:
+    `has_labels=False` reads a file without the label's column: rows to be scored, not learned from.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        schema: FeatureSchema,
+        extra_columns: tuple[str, ...] = (),
+        *,
+        has_labels: bool = True,
+    ) -> None:
         self.source = source
         self.schema = schema
+        self._has_labels = has_labels
         self.zone = zone_of(schema.timestamp.timezone if schema.timestamp else "UTC")
-        own = [schema.label.column]
+        own = [schema.label.column] if has_labels else []
         own += [part.column for part in (schema.timestamp, schema.unit, schema.truth) if part]
         self._own_columns = tuple(dict.fromkeys([*own, *extra_columns]))
         fields = [f.source_column for f in schema.fields if f.source_column is not None]
@@ -72,7 +83,8 @@ class ClickLog:
     def _check_columns(self) -> None:
         schema = self.schema
         wanted = dict.fromkeys(self._own_columns, "the split reads it")
-        wanted[schema.label.column] = "the label"
+        if self._has_labels:
+            wanted[schema.label.column] = "the label"
         for part, role in ((schema.timestamp, "timestamp"), (schema.unit, "unit"), (schema.truth, "truth")):
             if part is not None:
                 wanted[part.column] = f"the {role}"
@@ -111,7 +123,9 @@ class ClickLog:
         row = 0
         for chunk in self.source.chunks(columns, faults):
             time = np.zeros(chunk.rows, np.int64)
-            label = _labels(chunk, schema.label.column)
+            label = np.full(chunk.rows, np.nan, np.float32)
+            if self._has_labels:
+                label = _labels(chunk, schema.label.column)
             if schema.timestamp is not None:
                 name, form, unit = schema.timestamp.column, schema.timestamp.format, schema.timestamp.unit
                 time, good = parse_times(chunk.columns[name], form, unit, self.zone)
@@ -207,14 +221,14 @@ def _report_bad_times(chunk: Chunk, name: str, good: npt.NDArray[np.bool_], expe
 
 
 def _labels(chunk: Chunk, name: str) -> npt.NDArray[np.float32]:
-    return _probabilities(chunk, name, f"label column {name!r}: expected 0 or 1", only_certain=True)
+    return probabilities(chunk, name, f"label column {name!r}: expected 0 or 1", only_certain=True)
 
 
 def _truths(chunk: Chunk, name: str) -> npt.NDArray[np.float32]:
-    return _probabilities(chunk, name, f"truth column {name!r}: expected a probability from 0 to 1")
+    return probabilities(chunk, name, f"truth column {name!r}: expected a probability from 0 to 1")
 
 
-def _probabilities(chunk: Chunk, name: str, expected: str, *, only_certain: bool = False) -> npt.NDArray[np.float32]:
+def probabilities(chunk: Chunk, name: str, expected: str, *, only_certain: bool = False) -> npt.NDArray[np.float32]:
     """A column of numbers from 0 to 1 (of 0 and 1 only); `DataError` at the first row that holds anything else."""
     column = chunk.columns[name]
     if pa.types.is_boolean(column.type):
