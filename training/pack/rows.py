@@ -6,8 +6,9 @@ CSV, TSV and Parquet are read as any log is; of JSON lines each line is an objec
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.encoder import EncodedColumns, Encoder
 from models.errors import EncodeError
 from models.graph import CANDIDATES, CONTEXT, REQUEST_INDEX, ids_input, offsets_input
 from models.schema import FeatureSchema
-from training.data.chunks import Source
+from training.data.chunks import Chunk, Source, require_columns
 from training.data.clicks import ClickLog, Clicks, probabilities
 from training.data.faults import Faults, shown
 from training.data.golden_rows import Row, raw_rows, spread_out
@@ -37,8 +38,8 @@ JSON_ENDINGS = (".jsonl", ".ndjson")
 class Batch:
     """Some rows: each a request of its own, and all of them candidates of the first one's context."""
 
-    first: str
-    """Where the first row stands in its file."""
+    place: Callable[[int], str]
+    """Where a row stands in its file, by its number among these."""
     feed: Feed
     as_one: Feed
     label: NDArray[np.float32]
@@ -90,7 +91,7 @@ class Rows:
             for start in range(0, len(clicks), RUN_ROWS):
                 rows = slice(start, min(len(clicks), start + RUN_ROWS))
                 yield Batch(
-                    str(clicks.chunk.place(start)),
+                    partial(_place, clicks.chunk, start),
                     self._feed(encoded, rows, as_one=False),
                     self._feed(encoded, rows, as_one=True),
                     clicks.label[rows],
@@ -155,15 +156,11 @@ class JsonLines:
         """Those of the schema that any line has."""
         return {name: self._types[name] for name in self._read()}
 
-    def require(self, wanted: Any) -> None:
+    def require(self, wanted: Mapping[str, str]) -> None:
         """`DataError` for a column that no line has."""
-        from training.data.chunks import require_columns
-
         require_columns(str(self.files[0]), wanted, self._read())
 
-    def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Any]:
-        from training.data.chunks import Chunk
-
+    def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Chunk]:
         found, path = self._read(), self.files[0]
         arrays = {}
         for name in columns:
@@ -219,6 +216,10 @@ def _fits(value: object, kind: pa.DataType) -> bool:
     if pa.types.is_integer(kind):
         return type(value) is int and -(2**63) <= value < 2**63
     return type(value) in (int, float)
+
+
+def _place(chunk: Chunk, start: int, row: int) -> str:
+    return str(chunk.place(start + row))
 
 
 def _stacked(encoded: EncodedColumns, names: Sequence[str], rows: slice) -> NDArray[np.int32]:
