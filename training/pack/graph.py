@@ -326,4 +326,6 @@ def _type_name(kind: int) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:400]
+    """The end of it, where it is long: ONNX Runtime begins with places in its own source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 300 else f"…{line[-300:]}"

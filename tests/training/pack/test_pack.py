@@ -204,7 +204,7 @@ def test_rows_come_in_any_form_and_without_labels_too(form: str, labels: bool, p
         pyarrow.parquet.write_table(pyarrow.csv.read_csv(place / "rows.csv"), path)
     elif form == "jsonl":
         path = place / "rows.jsonl"
-        click = {"click": 0} if labels else {}
+        click = {"click": False} if labels else {}
         lines = [json.dumps({**click, **row, "said": foreign.predict(row)}) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -197,6 +197,8 @@ def test_rows_that_are_none(place: Path):
     rows = [json.dumps({**row, "said": 0.5}) for row in foreign.raw_rows(3)]
     (place / "rows.jsonl").write_text("\n".join(rows).replace('"ad": "', '"ad": 7, "was": "', 1))
     assert "rows.jsonl:1: column 'ad': expected string or null, got 7" in refused(place, rows=place / "rows.jsonl")
+    (place / "rows.jsonl").write_text("\n".join(rows).replace('"ad": "', '"ad": "\\ud800', 1))
+    assert "rows.jsonl:1: column 'ad': expected string or null" in refused(place, rows=place / "rows.jsonl")
     (place / "rows.jsonl").write_text("\n".join([*rows, "{"]))
     assert "rows.jsonl:4: expected a JSON object" in refused(place, rows=place / "rows.jsonl")
 
