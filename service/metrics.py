@@ -147,6 +147,13 @@ class Metrics:
         self.model_load_failures = counter(
             "retort_model_load_failures_total", "Model versions refused at load.", ["model", "reason"]
         )
+        self.circuit_state = Gauge(
+            "retort_circuit_state",
+            "Whether a model that another can answer for is asked: 1 closed, 2 half-open, 3 open.",
+            ["model", "version"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.experiment_reload_failures = counter(
             "retort_experiment_reload_failures_total", "Experiment files refused; the last good one was kept."
         )
@@ -199,7 +206,6 @@ class Metrics:
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
         # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.
         self._refused = {code: adder(self.refused.labels(code)) for code in Code}
-        self.deadline_fallbacks = self.fallbacks.labels("deadline")
         self.stages = {stage: Bins(self.stage_duration.labels(stage)) for stage in STAGES}
         self.candidate_bins = Bins(self.candidates)
         self.pctr_bins = Bins(self.pctr)

@@ -7,6 +7,8 @@ around the scores, the metrics to count in) is put together here, once a plan an
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,12 +19,15 @@ from numpy.typing import NDArray
 from models.graph import CANDIDATES, CONTEXT, ids_input
 from models.schema import FeatureSchema
 from models.tables import UNKNOWN
+from service.circuit import Circuit, State
 from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import Assigner
 from service.experiments.file import Arm, Experiment, ExperimentFile
 from service.metrics import Bins, Metrics, adder
 from service.registry import Registry, Version
 from service.scorer import Scorer
+
+logger = logging.getLogger(__name__)
 
 
 class FieldCounts:
@@ -61,6 +66,7 @@ class Served:
 
     __slots__ = (
         "arm",
+        "count_fallback",
         "durations",
         "experiment",
         "expose",
@@ -98,6 +104,7 @@ class Served:
         outcome = "ok" if fallback is None else "fallback"
         self.durations = Bins(metrics.request_duration.labels(*labels, outcome))
         self.refused = Bins(metrics.request_duration.labels(*labels, "refused"))
+        self.count_fallback = None if fallback is None else adder(metrics.fallbacks.labels(fallback))
         self.expose: Callable[[float], object] | None = None
         if experiment is not None and arm is not None:
             self.expose = adder(metrics.exposures.labels(experiment, arm))
@@ -105,22 +112,37 @@ class Served:
         scorer.candidates.count = metrics.count_cache
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Fallback:
+    """How another model answers for an arm, by what was wrong with the arm's own. Answers and metrics say which."""
+
+    deadline: Served
+    """It could not be in time."""
+    error: Served
+    """Its run failed."""
+    circuit: Served
+    """It was not asked, because its runs had failed or been late before."""
+
+
 @dataclass(slots=True, eq=False)
 class RunningArm:
-    """An arm: how it answers, and how another answers for it when a deadline is near."""
+    """An arm: how it answers, and how another answers for it."""
 
     name: str
     served: Served
     halted: bool
-    fallback: Served | None = None
+    deadline_seconds: float | None = None
+    fallback: Fallback | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
-    """Where a request goes. `assigned` is the arm of the unit, `served` what answers it."""
+    """Where a request goes. `assigned` is the arm of the unit, `served` what answers it, within `deadline_seconds` or
+    else by its fallback."""
 
     served: Served
-    fallback: Served | None = None
+    fallback: Fallback | None = None
+    deadline_seconds: float | None = None
     assigned: str | None = None
     enrolled: bool = False
     forced: bool = False
@@ -146,14 +168,14 @@ class RunningExperiment:
         phase = self.spec.phase
         routes = [
             Chosen(
-                *(answers.served, answers.fallback, arm.name),
+                *(answers.served, answers.fallback, answers.deadline_seconds, arm.name),
                 enrolled=True,
                 phase=phase,
                 propensity=float(stated.weight),
             )
             for arm, answers, stated in zip(self.arms, answering, self.spec.arms, strict=True)
         ]
-        outside = Chosen(answering[0].served, answering[0].fallback, control.name, phase=phase)
+        outside = Chosen(control.served, control.fallback, control.deadline_seconds, control.name, phase=phase)
         object.__setattr__(self, "routes", (*routes, outside))
 
     def choose(self, unit: str, forced_arm: str | None) -> Chosen:
@@ -163,7 +185,8 @@ class RunningExperiment:
             if index is None:
                 raise Refusal(Code.UNKNOWN_ARM, "the experiment has no such arm", field="arm")
             arm = self.arms[index]
-            return Chosen(arm.served, arm.fallback, arm.name, enrolled=False, forced=True, phase=self.spec.phase)
+            way = (arm.served, arm.fallback, arm.deadline_seconds, arm.name)
+            return Chosen(*way, enrolled=False, forced=True, phase=self.spec.phase)
         return self.routes[self.assigner.place(unit)]
 
 
@@ -195,6 +218,7 @@ def build_plan(
     """
     live = {name: Served(registry.loaded[name, version], metrics) for name, version in registry.live.items()}
     running: dict[str, RunningExperiment] = {}
+    limits: dict[Scorer, list[float]] = {}
     for experiment in file.experiments:
         scorers = []
         for arm in experiment.arms:
@@ -213,21 +237,60 @@ def build_plan(
                 arm.name,
                 Served(scorer, metrics, experiment=experiment.name, arm=arm.name),
                 halted=arm.name in experiment.halted,
+                deadline_seconds=None if arm.deadline_ms is None else arm.deadline_ms / 1000.0,
             )
             for arm, scorer in zip(experiment.arms, scorers, strict=True)
         )
         for running_arm, arm in zip(arms, experiment.arms, strict=True):
             stand_in = _stand_in(arm, running_arm, arms)
             if stand_in is not None:
-                running_arm.fallback = Served(
-                    stand_in, metrics, experiment=experiment.name, arm=arm.name, fallback="deadline"
-                )
+                ways = {
+                    reason: Served(stand_in, metrics, experiment=experiment.name, arm=arm.name, fallback=reason)
+                    for reason in ("deadline", "error", "circuit")
+                }
+                running_arm.fallback = Fallback(**ways)
+                seconds = running_arm.deadline_seconds
+                limits.setdefault(running_arm.served.scorer, []).extend([] if seconds is None else [seconds])
         running[experiment.name] = RunningExperiment(experiment, file.assigner(experiment), arms)
+    for scorer in registry.loaded.values():
+        _guard(scorer, limits.get(scorer), metrics)
     return Plan(running, running[file.default.name], live)
 
 
+def _guard(scorer: Scorer, limits: list[float] | None, metrics: Metrics) -> None:
+    """Gives a model for which another can answer its circuit, or leaves it the one it has. `limits`: the deadlines of
+    its arms; late is what misses the longest. None: nobody answers for it, so it is asked whatever happens."""
+    name, version = scorer.bundle.name, scorer.bundle.version
+    gauge = metrics.circuit_state.labels(name, str(version))
+    if limits is None:
+        if scorer.circuit is not None:
+            scorer.circuit = None
+            gauge.set(0)
+        return
+    if scorer.circuit is None:
+
+        def tell(circuit: Circuit) -> None:
+            gauge.set(circuit.state)
+            if circuit.state is State.CLOSED:
+                logger.info("model %s version %d: the circuit is closed again: the model is asked", name, version)
+            elif circuit.state is State.HALF_OPEN:
+                logger.info("model %s version %d: the circuit is half-open: one run is tried", name, version)
+            else:
+                limit = circuit.limit_seconds
+                late = "" if limit == math.inf else f" or take more than {1000 * limit:g} ms"
+                logger.warning(
+                    "model %s version %d: the circuit is open: its runs fail%s; another model answers, "
+                    "and it is tried again in %.0f s",
+                    *(name, version, late, circuit.pause_seconds),
+                )
+
+        scorer.circuit = Circuit(changed=tell)
+        gauge.set(scorer.circuit.state)
+    scorer.circuit.limit_seconds = max(limits, default=math.inf)
+
+
 def _stand_in(spec: Arm, arm: RunningArm, arms: tuple[RunningArm, ...]) -> Scorer | None:
-    """The model that answers for an arm when a deadline is near; never that of a halted arm.
+    """The model that answers for an arm whose own is late or fails; never that of a halted arm.
 
     The model of the arm that is named as its fallback; or, for an ensemble, that of the first arm with a student,
     or else with any model that is no ensemble.

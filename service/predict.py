@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import re
 import secrets
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -35,7 +37,7 @@ from service.errors import Code, Refusal
 from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, find_version
 from service.registry import Version
-from service.scorer import Floats, Job, ScoringQueue
+from service.scorer import Floats, Job, Scorer, ScoringQueue
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,10 @@ LONG_BODY = 1 << 15
 """Shorter bodies cost little whatever is in them."""
 MANY_EXPONENTS = 3000
 RETRY_AFTER = (b"retry-after", b"1")
+RENEWAL_SECONDS = 1.0
+"""The shortest time after which what a model takes is measured again, while it is not asked for being too slow."""
+RENEWAL_SHARE = 0.02
+"""Share of the time that may go into that."""
 _NO_SCORES = np.zeros(0, dtype=np.float32)
 
 _MEMBERS = frozenset(
@@ -311,12 +317,27 @@ def refuse_wide_integers(members: Any, body: bytes) -> None:
         raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
 
 
+def encode_request(request: PredictRequest, scorer: Scorer) -> tuple[EncodedRows, EncodedRows | None, list[int]]:
+    """(context, candidates, places of those that the catalogue does not know) of a decoded request, in a model's ids.
+
+    The candidates are None where the catalogue knows none of them. Raises `EncodeError`, or `Refusal`.
+    """
+    encoder = scorer.bundle.encoder
+    context = encoder.encode_context(request.context)
+    if request.rows is not None:
+        return context, encoder.encode_candidates(request.rows), []
+    if request.columns is not None:
+        return context, encoder.encode_candidate_columns(request.columns, request.count), []
+    assert request.ids is not None
+    return context, *scorer.catalogue.find(request.ids)
+
+
 class Call(Job):
     """One admitted request, from its bytes to its answer."""
 
     __slots__ = (
-        *("answer", "body", "chosen", "decoded", "encoding"),
-        *("pieces", "plan", "request", "served", "started", "target", "unknown", "way"),
+        *("answer", "body", "chosen", "decoded", "encoding", "is_noted", "late"),
+        *("pieces", "plan", "reason", "request", "served", "started", "target", "unknown", "way"),
     )
 
     request: PredictRequest
@@ -348,6 +369,13 @@ class Call(Job):
         """Places of candidates that the catalogue does not know."""
         self.way = 0
         """How many of the ways to answer, `chosen.served` and `chosen.fallback`, have been tried."""
+        self.reason: Literal["deadline", "error", "circuit"] = "deadline"
+        """Why it was not the first."""
+        self.late: float | None = None
+        """`perf_counter` time after which nothing is answered: the request's own deadline. `due`, of one way to answer,
+        may be earlier."""
+        self.is_noted = False
+        """Whether the circuit knows that the arm's model was too slow for it."""
         self.is_abandoned = False
 
 
@@ -383,8 +411,8 @@ class Predictor:
         self._remembers = remembers
         self._record = record
         self._bringing: set[asyncio.Task[None]] = set()
+        self._next_renewal: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
         self.queue = ScoringQueue(max_run_rows)
-        self._count_fallback = adder(metrics.deadline_fallbacks)
         self._count_ignored = adder(metrics.ignored_fields)
         stages = metrics.stages
         self._observe_decode = stages["decode"].observe
@@ -394,7 +422,7 @@ class Predictor:
         self._observe_reply = stages["reply"].observe
         prefix = secrets.token_hex(8)
         numbers = itertools.count()
-        self._new_id = lambda: f"{prefix}-{next(numbers):x}"
+        self.new_id = lambda: f"{prefix}-{next(numbers):x}"
         self._overloaded = refuse(
             Refusal(Code.OVERLOADED, f"{max_in_flight} requests are in flight: try again", headers=(RETRY_AFTER,))
         )
@@ -474,7 +502,7 @@ class Predictor:
             return False
         envelope, text, call.pieces = taken
         try:
-            call.request = _request_in(envelope, len(call.pieces), self._new_id)
+            call.request = _request_in(envelope, len(call.pieces), self.new_id)
             call.decoded = perf_counter() - began
             chosen = self._choose(call)
             if not isinstance(chosen, Chosen):
@@ -482,14 +510,14 @@ class Predictor:
             call.chosen = chosen
             self._go_on(call, text)
         except (Refusal, _NewError):
-            call.chosen, call.way = None, 0
+            call.chosen, call.way, call.reason = None, 0, "deadline"
             return False
         return True
 
     def _begin(self, call: Call) -> Answer | None:
         """Queues a request, or its version's loading, or answers it at once. Raises `Refusal`."""
         began = perf_counter()
-        call.request = decode_request(call.body, self._max_candidates, self._new_id)
+        call.request = decode_request(call.body, self._max_candidates, self.new_id)
         call.decoded = perf_counter() - began
         chosen = self._choose(call)
         if isinstance(chosen, Chosen):
@@ -512,14 +540,7 @@ class Predictor:
 
     def _choose(self, call: Call) -> Chosen | Version:
         """Where a request goes, or the version that has to be loaded for it."""
-        request, target = call.request, call.target
-        if target.model is None:
-            return call.plan.choose(request.experiment, request.arm, request.unit)
-        for name in ("experiment", "arm"):
-            if getattr(request, name) is not None:
-                raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
-        served = find_version(call.plan, target.model, target.version)
-        return Chosen(served) if isinstance(served, Served) else served
+        return choose(call.plan, call.target, call.request)
 
     def _go_on(self, call: Call, text: bytes) -> Answer | None:
         """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none. Where
@@ -529,16 +550,29 @@ class Predictor:
         """
         chosen, request = call.chosen, call.request
         assert chosen is not None
-        due = call.due = None if request.deadline_seconds is None else call.started + request.deadline_seconds
+        late = call.late = None if request.deadline_seconds is None else call.started + request.deadline_seconds
         call.rows = request.count
         while call.way < 2:
-            served = chosen.served if call.way == 0 else chosen.fallback
             call.way += 1
-            if served is None:
-                continue
+            served, due = chosen.served, late
+            if call.way == 1:
+                if chosen.fallback is not None:
+                    if not self._may_ask(call, served.scorer):
+                        call.reason = "circuit"
+                        continue
+                    if chosen.deadline_seconds is not None:
+                        due = call.started + chosen.deadline_seconds
+                        due = due if late is None else min(late, due)
+            elif chosen.fallback is None:
+                break
+            else:
+                served = getattr(chosen.fallback, call.reason)
             began = perf_counter()
             if due is not None and began + served.scorer.estimate.seconds(request.count) > due:
+                if call.way == 1 and chosen.fallback is not None:
+                    self._note_too_slow(call, served.scorer)
                 continue
+            call.due = due
             call.served, call.scorer = served, served.scorer
             self._encode(call, text)
             call.queued = perf_counter()
@@ -550,23 +584,83 @@ class Predictor:
             return self._reply(call, _NO_SCORES)
         raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
 
+    def _may_ask(self, call: Call, scorer: Scorer) -> bool:
+        """Whether an arm's model is to be asked. Where it is not, this request may be what it is tried with."""
+        circuit = scorer.circuit
+        if circuit is None or circuit.is_closed:
+            return True
+        if circuit.take_probe():
+
+            def ended(rows: int, seconds: float | None, was_tried: bool) -> None:
+                is_bad = seconds is None or scorer.is_late(rows, seconds)
+                if seconds is not None:
+                    scorer.estimate.renew(rows, seconds)
+                circuit.end_probe(is_bad if was_tried else None)
+                if circuit.is_closed:
+                    scorer.estimate.forgive(circuit.limit_seconds)
+
+            self._try_aside(call, scorer, ended)
+        return False
+
+    def _note_too_slow(self, call: Call, scorer: Scorer) -> None:
+        """An arm's model was not asked, because by its last runs it would be late. The circuit counts that like a run
+        that was, where waiting or the client's own haste are not to blame; and now and then the estimate is renewed,
+        or a model that was slow for a moment would never be asked again."""
+        rows, estimate = call.request.count, scorer.estimate
+        if scorer.circuit is not None and not call.is_noted and scorer.is_late(rows, estimate.seconds(rows)):
+            call.is_noted = True
+            scorer.circuit.note(True)
+        now = perf_counter()
+        if now >= self._next_renewal.get(scorer, 0.0):
+            self._next_renewal[scorer] = math.inf  # until this one has ended
+
+            def ended(rows: int, seconds: float | None, was_tried: bool) -> None:
+                if seconds is not None:
+                    estimate.renew(rows, seconds)
+                after = perf_counter()
+                self._next_renewal[scorer] = after + max(RENEWAL_SECONDS, (after - now) / RENEWAL_SHARE)
+
+            self._try_aside(call, scorer, ended)
+
+    def _try_aside(self, call: Call, scorer: Scorer, ended: Callable[[int, float | None, bool], object]) -> None:
+        """Scores a copy of a request in a thread, for nobody to wait for. `ended` is told, on the loop, the number of
+        candidates, the seconds of the run (None: it failed), and whether it came to a run."""
+        try:
+            request = decode_request(call.body, self._max_candidates, self.new_id)
+            context, candidates, unknown = encode_request(request, scorer)
+        except (Refusal, EncodeError):
+            ended(1, None, False)
+            return
+        rows = request.count - len(unknown)
+        if candidates is None or rows == 0:
+            ended(1, None, False)
+            return
+        bundle = scorer.bundle
+        running = asyncio.get_running_loop().run_in_executor(None, scorer.measure, context, candidates)
+
+        def done(future: asyncio.Future[float]) -> None:
+            if future.cancelled():
+                ended(rows, None, False)
+            elif (error := future.exception()) is not None:
+                logger.warning("model %s version %d failed again", bundle.name, bundle.version, exc_info=error)
+                ended(rows, None, True)
+            else:
+                ended(rows, future.result(), True)
+
+        running.add_done_callback(done)
+
     def _encode(self, call: Call, text: bytes) -> None:
         """Sets `context` and `candidates`. Raises `Refusal`, or `_NewError` where the candidates were not decoded and
         the cache does not know them either."""
         request, scorer = call.request, call.scorer
-        encoder = scorer.bundle.encoder
         candidates: EncodedRows | None
         try:
-            context = encoder.encode_context(request.context)
-            if request.rows is not None:
-                candidates = encoder.encode_candidates(request.rows)
-            elif request.columns is not None:
-                candidates = encoder.encode_candidate_columns(request.columns, request.count)
-            elif request.ids is not None:
-                candidates, call.unknown = scorer.catalogue.find(request.ids)
+            if request.members is not None:
+                context, candidates, call.unknown = encode_request(request, scorer)
                 call.rows = request.count - len(call.unknown)
             else:
                 assert call.pieces is not None
+                context = scorer.bundle.encoder.encode_context(request.context)
                 known = scorer.candidates.encode(call.pieces)
                 if known is None:
                     raise _NewError
@@ -592,7 +686,9 @@ class Predictor:
         if not call.is_abandoned:
             try:
                 if call.error is not None:
-                    raise call.error
+                    if call.way > 1 or call.chosen is None or call.chosen.fallback is None:
+                        raise call.error
+                    call.reason, call.error = "error", None  # the failure is logged with its run
                 answered = self._try_another(call) if call.pctr is None else self._reply(call, call.pctr)
                 if answered is None:  # it is in the queue again
                     return
@@ -605,14 +701,14 @@ class Predictor:
             return self._go_on(call, b"" if call.request.members is None else call.body)
         except _NewError:
             before = call.request
-            call.request = decode_request(call.body, self._max_candidates, self._new_id)
+            call.request = decode_request(call.body, self._max_candidates, self.new_id)
             call.request.request_id, call.request.unit = before.request_id, before.unit
             call.way -= 1
             return self._go_on(call, call.body)
 
     def _reply(self, call: Call, pctr: Floats) -> Answer:
         replying = perf_counter()
-        if call.due is not None and replying > call.due:
+        if call.late is not None and replying > call.late:
             raise Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline")
         served, metrics = call.served, self._metrics
         request_id = orjson.dumps(call.request.request_id)
@@ -631,8 +727,8 @@ class Predictor:
         metrics.pctr_bins.observe_many(pctr)
         if served.expose is not None:
             served.expose(1)
-        if served.fallback is not None:
-            self._count_fallback(1)
+        if served.count_fallback is not None:
+            served.count_fallback(1)
         metrics.count_request(call.target.route, 200)
         ended = perf_counter()
         self._observe_reply(ended - replying)
@@ -659,6 +755,17 @@ class Predictor:
         answer = refuse(refusal)
         self._metrics.count_request(target.route, answer.status)
         return answer
+
+
+def choose(plan: Plan, target: Target, request: PredictRequest) -> Chosen | Version:
+    """Where a request goes, or the version that has to be loaded for it. Raises `Refusal`."""
+    if target.model is None:
+        return plan.choose(request.experiment, request.arm, request.unit)
+    for name in ("experiment", "arm"):
+        if getattr(request, name) is not None:
+            raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
+    served = find_version(plan, target.model, target.version)
+    return Chosen(served) if isinstance(served, Served) else served
 
 
 def _with_unknown(scores: bytes, unknown: list[int], count: int) -> tuple[bytes, bytes]:

@@ -305,6 +305,8 @@ class Registry:
         for key in [key for key in self.loaded if key not in needed]:
             scorer = self.loaded.pop(key)
             self._metrics.model_info.labels(key[0], str(key[1]), scorer.bundle.sha256).set(0)
+            if scorer.circuit is not None:
+                self._metrics.circuit_state.labels(key[0], str(key[1])).set(0)
             logger.info("model %s version %d is released", *key)
 
 

@@ -30,6 +30,7 @@ from models.golden import check_golden
 from models.graph import LOGIT, PCTR, TEACHER_LOGITS, graph_inputs, input_names
 from service.candidates import CandidateCache
 from service.catalogue.lines import EncodedCatalogue
+from service.circuit import Circuit
 from service.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,12 @@ class TimeEstimate:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._best: dict[int, float] = {}
 
     def observe(self, rows: int, seconds: float) -> None:
         """Takes one measured run into account."""
         size = (rows - 1).bit_length()
+        self._best[size] = min(seconds, self._best.get(size, seconds))
         before = self._seconds.get(size)
         if before is None:
             self._seconds[size] = seconds
@@ -70,6 +73,22 @@ class TimeEstimate:
         nearest = min(self._seconds, key=lambda seen: (abs(seen - size), seen))
         return self._seconds[nearest] * (2.0 ** (size - nearest) if nearest < size else 1.0)
 
+    def renew(self, rows: int, seconds: float) -> None:
+        """Replaces the estimate for a size by one run that was made to find it out."""
+        size = (rows - 1).bit_length()
+        self._best[size] = min(seconds, self._best.get(size, seconds))
+        self._seconds[size] = seconds
+
+    def has_met(self, rows: int, limit_seconds: float) -> bool:
+        """Whether a run of about that size ever took no longer."""
+        return self._best.get((rows - 1).bit_length(), math.inf) <= limit_seconds
+
+    def forgive(self, limit_seconds: float) -> None:
+        """Sizes that have met the limit once, and are estimated to miss it, are estimated at their best again."""
+        for size, best in self._best.items():
+            if best <= limit_seconds < self._seconds[size]:
+                self._seconds[size] = best
+
 
 class Scorer:
     """One bundle's graph, loaded and proven: the golden rows come out as the manifest says, or it is not built."""
@@ -88,6 +107,8 @@ class Scorer:
         self.count_inputs: Callable[[Mapping[str, Ids]], object] = lambda inputs: None
         """Told of what each run was fed."""
         self.estimate = TimeEstimate()
+        self.circuit: Circuit | None = None
+        """Whether it may be asked, where another model can answer in its place (`plan.py`)."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -148,6 +169,25 @@ class Scorer:
         self.count_inputs(inputs)
         return pctr
 
+    def measure(self, context: EncodedRows, candidates: EncodedRows) -> float:
+        """Seconds that a run of one request takes; nothing is counted, so another thread than the loop's may do it."""
+        started = perf_counter()
+        self._run([PCTR], graph_inputs([context], [candidates]))
+        return perf_counter() - started
+
+    def note_run(self, rows: int, seconds: float | None) -> None:
+        """Tells the circuit, if there is one, of a run that took so long; None: it failed."""
+        if self.circuit is not None:
+            self.circuit.note(seconds is None or self.is_late(rows, seconds))
+
+    def is_late(self, rows: int, seconds: float) -> bool:
+        """Whether a run is later than the circuit allows, at a size that this model has scored in time before: a
+        request that is too large for the limit says nothing about the model."""
+        if self.circuit is None:
+            return False
+        limit = self.circuit.limit_seconds
+        return seconds > limit and self.estimate.has_met(rows, limit)
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[np.int32]]) -> list[Floats]:
         """The named outputs, each [N] or [N, M], for the graph's inputs as they are: ids are not checked here."""
         started = perf_counter()
@@ -155,6 +195,11 @@ class Scorer:
         self.estimate.observe(len(found[0]), perf_counter() - started)
         self.count_inputs(feeds)
         return found
+
+    def look_into(self, feeds: Mapping[str, Ids]) -> dict[str, Floats]:
+        """Every output by name, each [N] or [N, M], for `/explain`: neither counted nor timed. From any thread."""
+        names = [node.name for node in self._session.get_outputs()]
+        return dict(zip(names, self._run(names, feeds), strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -264,10 +309,12 @@ class ScoringQueue:
             pctr = scorer.score([job.context for job in batch], [job.candidates for job in batch])
         except Exception as error:
             logger.exception("model %s version %d failed", scorer.bundle.name, scorer.bundle.version)
+            scorer.note_run(sum(job.rows for job in batch), None)
             for job in batch:
                 job.error = error
             return
         ended = perf_counter()
+        scorer.note_run(len(pctr), ended - began)
         start = 0
         for job in batch:
             job.began, job.ended = began, ended

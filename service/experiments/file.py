@@ -82,8 +82,12 @@ class Arm(_Part):
     """Share of the experiment's units, in steps of 0.0001; the arms' weights sum to 1."""
 
     fallback: Name | None = None
-    """The arm whose model answers when this one cannot meet a deadline. Absent: an ensemble's arm falls back to
-    the first arm with a distilled student, or else with any model that is no ensemble."""
+    """The arm whose model answers when this one cannot meet a deadline or fails. Absent: an ensemble's arm falls back
+    to the first arm with a distilled student, or else with any model that is no ensemble."""
+
+    deadline_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False, strict=True)] | None = None
+    """From the first byte of a request: where this arm's model cannot answer within it, its fallback does. Says who
+    answers, never that nobody does: that is the request's own `deadline_ms`."""
 
     @model_validator(mode="after")
     def _follow_needs_latest(self) -> Self:

@@ -54,6 +54,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
     assert found.keys() - CONTRACT.keys() == {
         "retort_candidate_cache_total",
         "retort_catalogue_candidates",
+        "retort_circuit_state",
         "retort_worker_starts_total",
         "retort_log_records_total",
         "retort_log_torn_total",

@@ -97,7 +97,7 @@ def test_a_halted_arm_keeps_its_units_and_control_answers_them(plan: Callable[..
 
 def fallback_of(running: Plan, arm: str) -> str | None:
     chosen: Chosen = running.choose(None, arm, "u")
-    return model_of(chosen.fallback)
+    return None if chosen.fallback is None else model_of(chosen.fallback.deadline)
 
 
 def test_an_ensemble_falls_back_to_the_student(plan: Callable[..., Plan]):

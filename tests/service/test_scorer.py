@@ -111,6 +111,9 @@ class CountingScorer:
         if seconds:
             self.estimate.observe(1, seconds)
 
+    def note_run(self, rows: int, seconds: float | None) -> None:
+        """It has no circuit."""
+
     def score(self, contexts: Sequence[Any], candidates: Sequence[Any]) -> Any:
         assert len(contexts) == len(candidates)
         self.runs.append([len(rows.ids) for rows in candidates])
