@@ -77,6 +77,7 @@ def swap_under_load(repository: Path, log: Path, swaps: int, after_each: Callabl
         def is_answered_by(version: int) -> bool:
             return all(asker.wrong or asker.versions[-1:] == [version] for asker in askers)
 
+        wait_for(lambda: is_answered_by(1), "version 1 answers")
         for version in range(2, swaps + 2):
             write_tiny_bundle(repository, "student", bias=bias_of(version))
             wait_for(lambda version=version: is_answered_by(version), f"version {version} answers")  # type: ignore[misc]
@@ -164,6 +165,7 @@ def test_a_single_bit_that_flips_anywhere_is_refused(own_repository: Path, tmp_p
     with running_service(tmp_path / "log", "--repository", str(own_repository)) as running:
         asker = Asker(running, 0, lambda version: 0.0 if version == 1 else 3.0)
         asker.start()
+        wait_for(lambda: len(asker.versions) > 0 or bool(asker.wrong), "requests flow")
         for copy in copies[:FLIPS]:
             copy.rename(own_repository / "student" / copy.name)
 
