@@ -35,6 +35,7 @@ from service.compression import expand
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
+from service.journal.units import read_unit_key
 from service.journal.writer import Bounds
 from service.metrics import CONTENT_TYPE, Metrics
 from service.oip import routes as oip
@@ -516,7 +517,13 @@ def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
         keep_seconds=86400.0 * settings.log_keep_days,
         keep_bytes=settings.log_keep_bytes,
     )
-    return Journal(settings.log, bounds, metrics, feature_rate=settings.log_features, is_required=settings.log_required)
+    key = None if settings.log_unit_key_file is None else read_unit_key(settings.log_unit_key_file)
+    return Journal(
+        *(settings.log, bounds, metrics),
+        feature_rate=settings.log_features,
+        is_required=settings.log_required,
+        unit_key=key,
+    )
 
 
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:

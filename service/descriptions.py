@@ -15,6 +15,7 @@ from service.errors import PROBLEMS, Code, Refusal
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "One context and its candidates. Unknown members and features are ignored and counted.",
+    "anyOf": [{"required": ["candidates"]}, {"required": ["candidate_ids"]}],
     "properties": {
         "request_id": {
             "type": ["string", "null"],
