@@ -8,6 +8,8 @@ files, or to `--folder`.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import shlex
 import sys
 import tempfile
@@ -16,23 +18,52 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from benchmarks.contenders import Cell, Sample, _over_http, serve
 from benchmarks.machine import commit, facts, pin, two_cores
 from benchmarks.results import Spread, write_block
-from benchmarks.workload import make_requests
-from models.bundle import read_bundle
+from benchmarks.stages import inside
+from benchmarks.workload import AdRequest, make_requests
+from models.bundle import Bundle, read_bundle
 from models.versions import Repository
+from service.app import create_app
 from service.journal.frames import Skipped
 from service.journal.segments import read_payloads
+from service.settings import Settings
+
+REPLY = "reply, with metrics"
 
 WAYS: dict[str, tuple[str, ...]] = {
     "without": (),
     "with": ("--log", "{folder}"),
     "with, and all features": ("--log", "{folder}-features", "--log-features", "1"),
 }
+
+
+def reply_costs(
+    repository: Path, bundle: Bundle, requests: Sequence[AdRequest], folder: Path, rounds: int = 3
+) -> dict[str, float]:
+    """CPU us of the last stage of a request, the reply, called in a loop: where the record is made and written. The
+    least of some rounds, in turns."""
+    file = folder / "experiments.json"
+    arm = {"name": bundle.name, "model": bundle.name, "version": bundle.version, "weight": 1}
+    experiment = {"name": bundle.name, "salt": "benchmark", "default": True, "arms": [arm]}
+    file.write_text(json.dumps({"format_version": 1, "experiments": [experiment]}), encoding="utf-8")
+    ways: dict[str, dict[str, Any]] = {
+        "without": {},
+        "with": {"log": folder / "alone"},
+        "with, and all features": {"log": folder / "alone-features", "log_features": 1.0},
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, more in ways.items():
+            settings = Settings(repository=repository, experiments=file, candidate_cache_bytes=1 << 28, **more)
+            stages = asyncio.run(inside(create_app(settings), {1: requests}, bundle.name))
+            found[name].append(stages[1][REPLY])
+    return {name: min(times) for name, times in found.items()}
 
 
 def line(name: str, samples: Sequence[Sample], base: Sequence[Sample]) -> str:
@@ -79,6 +110,7 @@ def main(arguments: Sequence[str]) -> int:
                 sample = running[name].measure(cell, options.seconds)
                 if number:  # the first round fills caches
                     samples[name].append(sample)
+        alone = reply_costs(options.repository, bundle, workload[options.candidates][:100], folder)
         skipped = Skipped()
         sizes = [len(payload) for payload in read_payloads(folder / "log", skipped)]
     answered = sum(len(sample.latency_ms) for sample in samples["with"])
@@ -93,6 +125,9 @@ def main(arguments: Sequence[str]) -> int:
             "| log | CPU us a request | CPU, ratio | requests/s, ratio | p99, us |",
             "|---|---:|---:|---:|---:|",
             *(line(name, samples[name], samples["without"]) for name in WAYS),
+            "\nThe last stage of a request, which makes the answer and the record, alone in a loop: "
+            + ", ".join(f"{us:.1f} us {name}" for name, us in alone.items())
+            + ".",
             "",
         )
     )

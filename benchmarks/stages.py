@@ -127,7 +127,8 @@ def inner_stages(app: Service, requests: Sequence[AdRequest], model: str) -> dic
     for body, envelope, own, feeds in zip(bodies, envelopes, pieces, inputs, strict=True):
         call = Call(predictor.finish, PREDICT, body, time.perf_counter(), lambda answer: None, plan)
         call.request = _request_in(envelope, len(own), lambda: "id")
-        call.served, call.due, call.rows = plan.choose(model, None, "user").served, None, len(own)
+        call.chosen = plan.choose(model, None, "user")
+        call.served, call.due, call.rows = call.chosen.served, None, len(own)
         call.pctr = scorer._run([PCTR], feeds)[0]
         call.queued = call.began = call.ended = call.decoded = call.encoding = 0.0
         calls.append(call)

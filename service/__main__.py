@@ -32,17 +32,20 @@ examples:
   python -m service --repository models/repository --experiments experiments.yaml --workers 4
   RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
   python -m service results --help                            what an experiment has shown so far
+  python -m service erase-unit --help                         takes one user out of the exposure log
 
 Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
 
 routes      POST /predict, /models/{name}/predict, /models/{name}/versions/{version}/predict
             GET /health/live, /health/ready, /metrics, /experiments, /docs
+            POST /explain, like /predict: what the scores are made of; takes the admin token
             /v2/... is the Open Inference Protocol, with --grpc-port over gRPC too; loading and unloading models there
             takes the admin token
 files       <repository>/<name>/<version>/ holds a model; <repository>/<name>/live says which version is served:
             a number, or `latest`. Publish by renaming a finished folder into place, roll back by writing `live`;
             the experiment file is replaced the same way. All workers follow within a second; what cannot be used
             is refused and logged, and what was in force stays.
+            <log>/ is the exposure log: what was answered, and what POST /feedback says came of it; `results` reads it
 signals     SIGTERM, SIGINT: readiness falls, what is in flight is answered, exit 0
             SIGHUP: logged and nothing else, there is nothing to reload
 exit codes  0 stopped as asked, 2 wrong option, variable or file, 3 no model to serve, 1 unforeseen
@@ -176,6 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from service.journal.joined import read_journal
 
         return results(given[1:], read_journal)
+    if given and given[0] == "erase-unit":
+        from service.journal.erase import main as erase_unit
+
+        return erase_unit(given[1:])
     try:
         settings = read_settings(given)
         configure_logging(settings.log_level, settings.log_format)

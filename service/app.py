@@ -33,7 +33,9 @@ from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
 from service.compression import expand
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
+from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
+from service.journal.units import read_unit_key
 from service.journal.writer import Bounds
 from service.metrics import CONTENT_TYPE, Metrics
 from service.oip import routes as oip
@@ -87,7 +89,9 @@ class Service(FastAPI):
         self.draining = False
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
-        self.gate = Gate(read_token(settings), {CATALOGUE_ROUTE: settings.max_catalogue_bytes})
+        explained = (EXPLAIN_ROUTE, EXPLAIN_MODEL_ROUTE, EXPLAIN_VERSION_ROUTE)
+        long_bodies = dict.fromkeys(explained, settings.max_body_bytes)
+        self.gate = Gate(read_token(settings), {CATALOGUE_ROUTE: settings.max_catalogue_bytes, **long_bodies})
         self._registry = Registry(
             settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes
         )
@@ -174,6 +178,26 @@ class Service(FastAPI):
     async def answer_inference(self, target: Target, request: Request) -> Response:
         """The slow way to what `__call__` answers at once."""
         return _response(await self.inference.respond(target, request.scope, request.receive))
+
+    async def answer_explain(self, target: Target, request: Request) -> Response:
+        """How a request to the predict route beside it would be read and scored."""
+        plan, limit = self.require_plan(), self.settings.max_body_bytes
+        if self.predictor.is_full:
+            return _response(self.predictor.turn_away())
+        try:
+            body, coding = await read_body(request.scope, request.receive, limit)
+        except ClientGoneError:
+            return _response(None)
+        body = body if coding is None else expand(body, coding, limit)
+        explained = await explain(
+            plan,
+            target,
+            body,
+            max_candidates=self.settings.max_candidates,
+            new_id=self.predictor.new_id,
+            load_version=self._load_version,
+        )
+        return _json(explained)
 
     def openapi(self) -> dict[str, Any]:
         """FastAPI's description of the routes, with what their requests and answers really are."""
@@ -370,6 +394,18 @@ def _add_routes(app: Service) -> None:
         target = Target(VERSION_ROUTE, name, version)
         return _response(await respond(target, request.scope, request.receive))
 
+    @app.post(EXPLAIN_ROUTE, tags=["administration"], summary="What the scores of a request are made of")
+    async def explain_request(request: Request) -> Response:
+        return await app.answer_explain(Target(EXPLAIN_ROUTE), request)
+
+    @app.post(EXPLAIN_MODEL_ROUTE, tags=["administration"], summary="The same, by a model's live version")
+    async def explain_by_model(name: str, request: Request) -> Response:
+        return await app.answer_explain(Target(EXPLAIN_MODEL_ROUTE, name), request)
+
+    @app.post(EXPLAIN_VERSION_ROUTE, tags=["administration"], summary="The same, by one version of a model")
+    async def explain_by_version(name: str, version: str, request: Request) -> Response:
+        return await app.answer_explain(Target(EXPLAIN_VERSION_ROUTE, name, version), request)
+
     @app.get(
         "/health/live",
         tags=["health"],
@@ -481,7 +517,13 @@ def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
         keep_seconds=86400.0 * settings.log_keep_days,
         keep_bytes=settings.log_keep_bytes,
     )
-    return Journal(settings.log, bounds, metrics, feature_rate=settings.log_features, is_required=settings.log_required)
+    key = None if settings.log_unit_key_file is None else read_unit_key(settings.log_unit_key_file)
+    return Journal(
+        *(settings.log, bounds, metrics),
+        feature_rate=settings.log_features,
+        is_required=settings.log_required,
+        unit_key=key,
+    )
 
 
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:

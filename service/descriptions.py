@@ -15,6 +15,7 @@ from service.errors import PROBLEMS, Code, Refusal
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "One context and its candidates. Unknown members and features are ignored and counted.",
+    "anyOf": [{"required": ["candidates"]}, {"required": ["candidate_ids"]}],
     "properties": {
         "request_id": {
             "type": ["string", "null"],
@@ -395,6 +396,63 @@ EXPERIMENTS_RESPONSES = {
     **problems(Code.NOT_READY),
 }
 
+_STATE: dict[str, Any] = {
+    "description": "Of one value; of a sequence, one for each element that was kept.",
+    "oneOf": [
+        {"type": "string", "enum": ["missing", "unknown", "known"]},
+        {"type": "array", "items": {"type": "string", "enum": ["missing", "unknown", "known"]}},
+        {"type": "null"},
+    ],
+}
+_BY_CANDIDATE: dict[str, Any] = {"type": "array", "description": "By candidate; null for one the catalogue lacks."}
+EXPLAIN_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "How a request is read, and what its scores are made of. Values are never repeated.",
+    "required": [
+        *("request_id", "experiment", "arm", "assigned_arm", "enrolled", "forced", "model", "version"),
+        *("ignored_fields", "context", "candidates", "logit", "pctr"),
+    ],
+    "properties": {
+        **{name: _ANSWER_MEMBERS[name] for name in ("request_id", "experiment", "arm")},
+        "assigned_arm": {"type": ["string", "null"], "description": "The unit's; `arm` answers for it."},
+        "enrolled": {"type": "boolean"},
+        "forced": {"type": "boolean"},
+        **{name: _ANSWER_MEMBERS[name] for name in ("model", "version")},
+        "ignored_fields": {"type": "integer", "description": "Members and features that no field takes."},
+        "context": {"type": "object", "additionalProperties": _STATE},
+        "candidates": {"type": "object", "additionalProperties": {**_BY_CANDIDATE, "items": _STATE}},
+        "logit": {**_BY_CANDIDATE, "items": {"type": ["number", "null"]}},
+        "pctr": {**_BY_CANDIDATE, "items": {"type": ["number", "null"]}},
+        "unknown_candidates": _ANSWER_MEMBERS["unknown_candidates"],
+        "teachers": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Of an ensemble: its teachers, in the order of the two members below.",
+        },
+        "teacher_logits": {**_BY_CANDIDATE, "items": {"type": ["array", "null"], "items": {"type": "number"}}},
+        "gate_weights": {**_BY_CANDIDATE, "items": {"type": ["array", "null"], "items": {"type": "number"}}},
+    },
+}
+_EXPLAIN_EXAMPLE: dict[str, Any] = {
+    "request_id": "auction-1",
+    "experiment": "student-vs-ensemble",
+    "arm": "ensemble",
+    "assigned_arm": "ensemble",
+    "enrolled": True,
+    "forced": False,
+    "model": "ensemble",
+    "version": 3,
+    "ignored_fields": 0,
+    "context": {"device": "known", "hour": "missing", "visited": ["known", "unknown"]},
+    "candidates": {"ad_id": ["known", "unknown"], "price": ["known", "known"]},
+    "logit": [-4.38, -3.04],
+    "pctr": [0.0123, 0.0456],
+    "teachers": ["deepfm", "dcnv2"],
+    "teacher_logits": [[-4.2, -4.5], [-3.1, -3.0]],
+    "gate_weights": [[0.4, 0.6], [0.4, 0.6]],
+}
+
+
 _EVENT_EXAMPLE = {"request_id": "auction-1", "candidate": 0, "event": "impression", "time": 1795300000.5}
 FEEDBACK_BODY: dict[str, Any] = {
     "requestBody": {
@@ -496,8 +554,24 @@ CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in f
 CATALOGUE_GET_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "What is in force") | problems(
     *(*_ADMIN_CODES, Code.NO_CATALOGUE)
 )
+_EXPLAIN_ANSWERS = answers(
+    {"an ensemble": {"summary": "Two teachers", "value": _EXPLAIN_EXAMPLE}},
+    EXPLAIN_SCHEMA,
+    "What the scores are made of",
+)
+_EXPLAIN_CODES = tuple(code for code in _BODY_CODES if code is not Code.DEADLINE_EXCEEDED)
+EXPLAIN_RESPONSES = _EXPLAIN_ANSWERS | problems(
+    *(Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM), *_EXPLAIN_CODES
+)
+EXPLAIN_MODEL_RESPONSES = _EXPLAIN_ANSWERS | problems(
+    *(Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.UNKNOWN_MODEL, Code.UNKNOWN_VERSION, Code.VERSION_DEFERRED),
+    *(Code.OUTSIDE_EXPERIMENT, *_EXPLAIN_CODES),
+)
 
 OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("post", "/explain"): {**PREDICT_BODY, "responses": EXPLAIN_RESPONSES},
+    ("post", "/models/{name}/explain"): {**PREDICT_BODY, "responses": EXPLAIN_MODEL_RESPONSES},
+    ("post", "/models/{name}/versions/{version}/explain"): {**PREDICT_BODY, "responses": EXPLAIN_MODEL_RESPONSES},
     ("post", "/predict"): {**PREDICT_BODY, "responses": PREDICT_RESPONSES},
     ("post", "/models/{name}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},
     ("post", "/models/{name}/versions/{version}/predict"): {**PREDICT_BODY, "responses": MODEL_RESPONSES},

@@ -422,7 +422,7 @@ class Predictor:
         self._observe_reply = stages["reply"].observe
         prefix = secrets.token_hex(8)
         numbers = itertools.count()
-        self._new_id = lambda: f"{prefix}-{next(numbers):x}"
+        self.new_id = lambda: f"{prefix}-{next(numbers):x}"
         self._overloaded = refuse(
             Refusal(Code.OVERLOADED, f"{max_in_flight} requests are in flight: try again", headers=(RETRY_AFTER,))
         )
@@ -502,7 +502,7 @@ class Predictor:
             return False
         envelope, text, call.pieces = taken
         try:
-            call.request = _request_in(envelope, len(call.pieces), self._new_id)
+            call.request = _request_in(envelope, len(call.pieces), self.new_id)
             call.decoded = perf_counter() - began
             chosen = self._choose(call)
             if not isinstance(chosen, Chosen):
@@ -517,7 +517,7 @@ class Predictor:
     def _begin(self, call: Call) -> Answer | None:
         """Queues a request, or its version's loading, or answers it at once. Raises `Refusal`."""
         began = perf_counter()
-        call.request = decode_request(call.body, self._max_candidates, self._new_id)
+        call.request = decode_request(call.body, self._max_candidates, self.new_id)
         call.decoded = perf_counter() - began
         chosen = self._choose(call)
         if isinstance(chosen, Chosen):
@@ -540,14 +540,7 @@ class Predictor:
 
     def _choose(self, call: Call) -> Chosen | Version:
         """Where a request goes, or the version that has to be loaded for it."""
-        request, target = call.request, call.target
-        if target.model is None:
-            return call.plan.choose(request.experiment, request.arm, request.unit)
-        for name in ("experiment", "arm"):
-            if getattr(request, name) is not None:
-                raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
-        served = find_version(call.plan, target.model, target.version)
-        return Chosen(served) if isinstance(served, Served) else served
+        return choose(call.plan, call.target, call.request)
 
     def _go_on(self, call: Call, text: bytes) -> Answer | None:
         """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none. Where
@@ -633,7 +626,7 @@ class Predictor:
         """Scores a copy of a request in a thread, for nobody to wait for. `ended` is told, on the loop, the number of
         candidates, the seconds of the run (None: it failed), and whether it came to a run."""
         try:
-            request = decode_request(call.body, self._max_candidates, self._new_id)
+            request = decode_request(call.body, self._max_candidates, self.new_id)
             context, candidates, unknown = encode_request(request, scorer)
         except (Refusal, EncodeError):
             ended(1, None, False)
@@ -708,7 +701,7 @@ class Predictor:
             return self._go_on(call, b"" if call.request.members is None else call.body)
         except _NewError:
             before = call.request
-            call.request = decode_request(call.body, self._max_candidates, self._new_id)
+            call.request = decode_request(call.body, self._max_candidates, self.new_id)
             call.request.request_id, call.request.unit = before.request_id, before.unit
             call.way -= 1
             return self._go_on(call, call.body)
@@ -762,6 +755,17 @@ class Predictor:
         answer = refuse(refusal)
         self._metrics.count_request(target.route, answer.status)
         return answer
+
+
+def choose(plan: Plan, target: Target, request: PredictRequest) -> Chosen | Version:
+    """Where a request goes, or the version that has to be loaded for it. Raises `Refusal`."""
+    if target.model is None:
+        return plan.choose(request.experiment, request.arm, request.unit)
+    for name in ("experiment", "arm"):
+        if getattr(request, name) is not None:
+            raise Refusal(Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field=name)
+    served = find_version(plan, target.model, target.version)
+    return Chosen(served) if isinstance(served, Served) else served
 
 
 def _with_unknown(scores: bytes, unknown: list[int], count: int) -> tuple[bytes, bytes]:

@@ -124,6 +124,10 @@ class Settings(BaseSettings):
     log_features: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the exposures that hold the raw features of their request too."""
 
+    log_unit_key_file: Path | None = None
+    """File with a secret of at least 16 bytes, `openssl rand -hex 32` makes one: units are logged under a keyed hash
+    instead of as they were sent. The same on every machine. Read once."""
+
     log_segment_bytes: int = Field(default=64 << 20, ge=1 << 12, le=1 << 30)
     """Longest segment of the exposure log; then a new one is begun."""
 

@@ -408,10 +408,21 @@ def _gather_by_int32(graph: onnx.GraphProto) -> None:
     drop_unused(graph)
 
 
+def names_read(graph: onnx.GraphProto) -> set[str]:
+    """What the nodes of a graph and of the graphs within them read, and the outputs."""
+    read = {output.name for output in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, attribute.g):
+                read |= names_read(inner)
+    return read
+
+
 def drop_unused(graph: onnx.GraphProto) -> None:
     """Take out nodes and constants that nothing reads."""
     while True:
-        read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        read = names_read(graph)
         unused = [node for node in graph.node if not any(output in read for output in node.output)]
         for node in unused:
             graph.node.remove(node)

@@ -8,7 +8,9 @@ one is for machines, is kept on purpose, and is read by `python -m service resul
     writer.py     one worker's end: append, rotate, sync, forget; what happens when the disk fails
     records.py    what is in a record: an exposure or an event
     exposures.py  a finished request -> its exposure
+    units.py      users' ids under a keyed hash
     feedback.py   POST /feedback: bytes -> events, or a refusal that names the row
     keeper.py     the journal of one application: puts the above together and counts
+    erase.py      one unit out of a folder
     joined.py     a folder -> the joined log that answers are made of
 """

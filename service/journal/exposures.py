@@ -6,6 +6,7 @@ which most are the kernel's.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from time import perf_counter
@@ -48,6 +49,8 @@ def exposure_of(call: Call, scores: bytes, feature_rate: float) -> Exposure:
         if served.arm != chosen.assigned:
             record.served = served.arm
     if feature_rate and random.random() < feature_rate:
-        features = decode_features(call.body)
-        record.context, record.candidates = features.context or None, features.candidates or None
+        # Whatever the usual way could read, this one can too, but for depths at which only its decoder gives up.
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            features = decode_features(call.body)
+            record.context, record.candidates = features.context or None, features.candidates or None
     return record

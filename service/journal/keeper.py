@@ -16,6 +16,7 @@ from service.journal.exposures import exposure_of
 from service.journal.feedback import decode_events
 from service.journal.records import CLICK, IMPRESSION, Event, encode
 from service.journal.segments import adopt
+from service.journal.units import unit_hasher
 from service.journal.writer import DROP_REASONS, Bounds, SegmentWriter
 from service.metrics import Metrics, adder
 
@@ -35,12 +36,20 @@ class Journal:
     """Keeps exposures and events of one worker in `folder`."""
 
     def __init__(
-        self, folder: Path, bounds: Bounds, metrics: Metrics, *, feature_rate: float, is_required: bool
+        self,
+        folder: Path,
+        bounds: Bounds,
+        metrics: Metrics,
+        *,
+        feature_rate: float,
+        is_required: bool,
+        unit_key: bytes | None,
     ) -> None:
-        """`is_required`: what cannot be kept is not answered either. Raises `ConfigError` where nothing can be
-        written there."""
+        """`is_required`: what cannot be kept is not answered either. `unit_key`: units are logged under a hash with it.
+        Raises `ConfigError` where nothing can be written there."""
         self.is_required = is_required
         self._feature_rate = feature_rate
+        self._hash_unit = None if unit_key is None else unit_hasher(unit_key)
         self._metrics = metrics
         try:
             self._writer = SegmentWriter(folder, bounds)
@@ -84,7 +93,10 @@ class Journal:
     def record(self, call: Call, scores: bytes) -> None:
         """Records a request that is about to be answered with these scores. `Refusal` where it must not be answered
         without its record."""
-        record = encode(exposure_of(call, scores, self._feature_rate))
+        exposure = exposure_of(call, scores, self._feature_rate)
+        if self._hash_unit is not None:
+            exposure.unit = self._hash_unit(exposure.unit)
+        record = encode(exposure)
         reason = self._writer.append((record,))
         if reason is None:
             self._count_exposure(1)

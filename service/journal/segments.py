@@ -7,6 +7,7 @@ what can be read of it stays, its torn end is counted once, by whoever renames i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -97,11 +98,10 @@ def forget(folder: Path, *, keep_seconds: float, keep_bytes: int, now: float) ->
 
     One process does it at a time: where another is at it, nothing is done.
     """
-    lock = os.open(folder / "retention.lock", os.O_RDWR | os.O_CREAT, 0o640)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(retention_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
             return 0, 0
         sizes = {}
         total = 0
@@ -126,5 +126,15 @@ def forget(folder: Path, *, keep_seconds: float, keep_bytes: int, now: float) ->
             total -= size
             large += 1
         return old, large
+
+
+@contextlib.contextmanager
+def retention_lock(folder: Path, operation: int) -> Iterator[None]:
+    """Inside, nobody else removes or replaces segments. `BlockingIOError` where somebody does and `operation` does not
+    wait."""
+    lock = os.open(folder / "retention.lock", os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        fcntl.flock(lock, operation)
+        yield
     finally:
         os.close(lock)

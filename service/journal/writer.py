@@ -72,6 +72,7 @@ class SegmentWriter:
         self._write_failure: str | None = None
         self._sync_failure: str | None = None
         self._next_note = 0.0
+        self._has_noted = False
         self._full: deque[_Segment] = deque()
         self._stopping = threading.Event()
         self._segment: _Segment | None = self._open()
@@ -101,11 +102,10 @@ class SegmentWriter:
                 segment = self._rotate()  # whatever it is, it may be this file's alone
                 _write(segment, data)
         except OSError as error:
-            self._note_failure(error)
+            self._write_failure = f"{error.strerror or error}"
+            self._note("the journal cannot be written, records are dropped: %s", error)
             return DISK_FULL if error.errno in _FULL else WRITE_ERROR
-        if self._write_failure is not None:
-            self._write_failure = None
-            logger.info("the journal is written again")
+        self._write_failure = None
         return None
 
     def close(self) -> None:
@@ -131,12 +131,23 @@ class SegmentWriter:
         return opened
 
     def _open(self) -> _Segment:
+        """A new file with the lock on it. In the moment between the two, somebody who looks for what the dead have left
+        may take it for such a file; then another is made."""
+        while True:
+            segment = self._open_once()
+            if segment is not None:
+                return segment
+
+    def _open_once(self) -> _Segment | None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._number += 1
         path = self.folder / f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}-{self._number:06d}{OPEN}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not path.exists():
+                os.close(descriptor)
+                return None
             segment = _Segment(path, descriptor, time.monotonic())
             _write(segment, FILE_MAGIC)
         except OSError:
@@ -145,26 +156,33 @@ class SegmentWriter:
             raise
         return segment
 
-    def _note_failure(self, error: OSError) -> None:
-        self._write_failure = f"{error.strerror or error}"
+    def _note(self, message: str, error: OSError) -> None:
+        """Tells of a failure, once in `NOTE_SECONDS` at most: on a disk that is almost full every other record fits."""
         if time.monotonic() >= self._next_note:
             self._next_note = time.monotonic() + NOTE_SECONDS
-            logger.error("the journal cannot be written, records are dropped: %s", error)
+            self._has_noted = True
+            logger.error(message, error)
 
     # The thread's part.
 
     def _look_after(self) -> None:
         next_forgetting = 0.0
         while not self._stopping.wait(self._bounds.sync_seconds):
-            segment = self._segment
-            if segment is not None:
-                self._sync(segment)
-            self._seal_full()
-            if self._write_failure is not None:
-                self._probe()
-            if time.monotonic() >= next_forgetting:
-                next_forgetting = time.monotonic() + RETENTION_SECONDS
-                self._forget()
+            try:
+                segment = self._segment
+                if segment is not None:
+                    self._sync(segment)
+                self._seal_full()
+                if self.failure is not None:
+                    self._probe()
+                if self._has_noted and self.failure is None and time.monotonic() >= self._next_note:
+                    self._has_noted = False
+                    logger.info("the journal is written again")
+                if time.monotonic() >= next_forgetting:
+                    next_forgetting = time.monotonic() + RETENTION_SECONDS
+                    self._forget()
+            except Exception:  # without this thread nothing would be synced any more
+                logger.exception("looking after the journal failed")
 
     def _sync(self, segment: _Segment) -> None:
         size = segment.size
@@ -172,19 +190,17 @@ class SegmentWriter:
             if os.fstat(segment.descriptor).st_nlink == 0:
                 segment.is_lost = True  # somebody removed it: what is written there is gone
                 logger.error("the journal's segment %s was removed while it was written to", segment.path)
-            if segment.synced < size:
+            if segment.synced < size and not segment.is_lost:
                 os.fsync(segment.descriptor)
                 if segment.synced == 0:
                     _sync_folder(self.folder)  # or its name would not outlive the power failure
                 segment.synced = size
-            if self._sync_failure is not None:
                 self._sync_failure = None
-                logger.info("the journal is synced again")
         except OSError as error:
             # What could not be synced is not tried again: the kernel may have forgotten it. A new file starts clean.
             segment.is_lost = True
             self._sync_failure = f"{error.strerror or error}"
-            logger.error("the journal cannot be synced: %s", error)
+            self._note("the journal cannot be synced: %s", error)
 
     def _seal_full(self) -> None:
         while self._full:
@@ -201,7 +217,7 @@ class SegmentWriter:
             os.close(segment.descriptor)
 
     def _probe(self) -> None:
-        """Whether something can be written again; where nobody asks, nobody else would find out."""
+        """Whether something can be written and synced again; where nobody asks, nobody else would find out."""
         path = self.folder / f"probe-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,8 +231,7 @@ class SegmentWriter:
         except OSError:
             return
         if written == PROBE_BYTES:
-            self._write_failure = None
-            logger.info("the journal can be written again")
+            self._write_failure = self._sync_failure = None
 
     def _forget(self) -> None:
         bounds = self._bounds

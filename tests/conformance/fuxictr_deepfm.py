@@ -3,13 +3,15 @@
     python fuxictr_deepfm.py FOLDER
 
 FOLDER then holds a generated log (train.csv), what FuxiCTR's processing left of it (data/ads/), the graph
-(deepfm.onnx), rows that were not trained on with the model's own predictions (rows.csv), and others (checked.csv).
+(deepfm.onnx), rows that were not trained on with the model's own predictions (rows.csv), and others (checked.csv), each
+with the ids that FuxiCTR gives (rows.ids.json, checked.ids.json).
 Cells are empty, values rare and never seen, lists empty and long, in all of them.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import random
 import sys
 from pathlib import Path
@@ -160,6 +162,8 @@ def main() -> None:
         given = tensors_of(processor, folder / f"{name}.csv")
         with torch.no_grad():
             pctr = model({feature: given[feature].long() for feature in names})["y_pred"].double().flatten().tolist()
+        ids = {feature: given[feature].tolist() for feature in names}
+        (folder / f"{name}.ids.json").write_text(json.dumps(ids), encoding="utf-8")
         lines = (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()
         said = ["fuxictr_pctr", *map(repr, pctr)]
         text = "\n".join(f"{line},{value}" for line, value in zip(lines, said, strict=True))

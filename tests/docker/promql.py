@@ -20,6 +20,7 @@ from service.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "docker/grafana/dashboards/retort.json"
 ALERTS = ROOT / "docker/prometheus/alerts.yml"
+RUNBOOK = ROOT / "docs/runbook.md"
 
 #: Not ours: what Prometheus says of a target and of its alerts, with their labels.
 FOREIGN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate", "severity"}}
@@ -104,6 +105,13 @@ def alert_rules() -> list[dict[str, Any]]:
 def alert_expressions() -> Iterator[Expression]:
     for rule in alert_rules():
         yield Expression(f"alert '{rule['alert']}'", rule["expr"])
+
+
+def runbook_expressions() -> Iterator[Expression]:
+    """Every query that docs/runbook.md tells to ask."""
+    text = RUNBOOK.read_text(encoding="utf-8")
+    for number, query in enumerate(re.findall(r"^ *```promql\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)):
+        yield Expression(f"runbook query {number}", query.strip())
 
 
 def filled_in(text: str, rate_interval: str) -> str:

@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.docker.promql import ALERTS, Expression, alert_expressions, alert_rules, dashboard_expressions, filled_in
+from tests.docker.promql import (
+    ALERTS,
+    Expression,
+    alert_expressions,
+    alert_rules,
+    dashboard_expressions,
+    filled_in,
+    runbook_expressions,
+)
 from tests.docker.serving import PATIENCE_SECONDS, ask, free_port, running
 from tests.models.tiny_bundle import REQUESTS, write_tiny_bundle
 
@@ -58,7 +66,16 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RETORT_")}
 
     service = [sys.executable, "-m", "service", "--repository", str(repository), "--experiments", str(experiments)]
-    service += ["--port", str(service_port), "--workers", "2", "--drain-seconds", "0"]
+    service += [
+        "--port",
+        str(service_port),
+        "--workers",
+        "2",
+        "--drain-seconds",
+        "0",
+        "--log",
+        str(folder / "exposures"),
+    ]
     storage = [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{prometheus_port}"]
     with (
         running(
@@ -80,14 +97,14 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     ):
         # Counters with labels exist from their first count on: two halves, so that rate() sees them grow.
         _traffic(service_port)
-        _wait_until(lambda: _scored(prometheus_port) == [60], "the first half is scraped")
+        _wait_until(lambda: _answered(prometheus_port) == [60, 3], "the first half is scraped")
         _traffic(service_port)
-        _wait_until(lambda: _scored(prometheus_port) == [120], "the second half is scraped")
+        _wait_until(lambda: _answered(prometheus_port) == [120, 6], "the second half is scraped")
         _damage(repository, experiments, shipped)
         for refused in ("retort_model_load_failures_total", "retort_experiment_reload_failures_total > 0"):
             _wait_until(lambda refused=refused: bool(_values(prometheus_port, refused)), f"{refused} is scraped")
         _traffic(service_port)
-        _wait_until(lambda: _scored(prometheus_port) == [180], "the last of it is scraped")
+        _wait_until(lambda: _answered(prometheus_port) == [180, 9], "the last of it is scraped")
         yield Prometheus(prometheus_port, time.time())
 
 
@@ -98,8 +115,10 @@ def _wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def _scored(port: int) -> list[float]:
-    return _values(port, 'sum(retort_requests_total{route="/predict", code="200"})')
+def _answered(port: int) -> list[float]:
+    """How many requests were scored and how many refused, as scraped; refusals are the last that `_traffic` sends."""
+    scored = _values(port, 'sum(retort_requests_total{route="/predict", code="200"})')
+    return scored + _values(port, 'sum(retort_refused_total{reason!="not_ready"})')
 
 
 def _config(folder: Path, service_port: int) -> Path:
@@ -122,7 +141,9 @@ def _traffic(port: int) -> None:
     Inference Protocol; refused ones too."""
     for number in range(60):
         context, candidates = REQUESTS[number % len(REQUESTS)]
-        body = {"unit_id": f"user-{number}", "context": context, "candidates": candidates, "colour": "blue"}
+        body = {"unit_id": f"user-{number}", "context": context, "candidates": candidates}
+        if number % 2:  # which keeps it out of the cache
+            body["colour"] = "blue"
         assert ask(port, "/predict", body)[0] == 200
     tensor = {"name": "ad_id", "datatype": "BYTES", "shape": [2], "data": ["a1", "a2"]}
     assert ask(port, "/v2/models/student/infer", {"inputs": [tensor]})[0] == 200
@@ -167,6 +188,15 @@ def test_every_panel_gets_data_once_there_is_traffic(prometheus: Prometheus, exp
 
     assert values or set(expression.metrics) <= WITHOUT_TRAFFIC, expression.text
     assert all(value >= 0 for value in values)
+
+
+@pytest.mark.parametrize("expression", [*runbook_expressions()], ids=lambda expression: expression.place)
+def test_every_query_of_the_runbook_gets_data_or_says_that_all_is_well(prometheus: Prometheus, expression: Expression):
+    """What somebody pastes at night: at the moment it was written for, or empty where it only shows what is wrong."""
+    values = _values(prometheus.port, expression.text, prometheus.seen)
+
+    shows_only_faults = "offset" in expression.text or " unless " in expression.text or "code=" in expression.text
+    assert values or shows_only_faults or set(expression.metrics) <= WITHOUT_TRAFFIC, expression.text
 
 
 @pytest.mark.parametrize("expression", [*alert_expressions()], ids=lambda expression: expression.place)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.end_to_end.small_run import training
 from tests.service.conftest import own_repository
-from tests.service.running import metric, running_service, wait_for
+from tests.service.running import Running, metric, running_service, wait_for
 from tests.service.test_server import BIASES, Load
 
 __all__ = ["own_repository"]  # a fixture, named so that pytest finds it here
@@ -49,11 +49,17 @@ def test_a_real_log_trains_whole_and_exports(recipe: str, tmp_path: Path):
 
 
 def test_a_hundred_killed_workers_lose_no_count(own_repository: Path, tmp_path: Path):
-    """SIGKILL after SIGKILL under load: what was counted stays counted, and a worker is back within 5 s each time."""
+    """SIGKILL after SIGKILL under load: what was counted stays counted, a worker is back within 5 s each time, and the
+    dead leave nothing behind for a scrape to read: as many files and series as before, of the same sizes."""
     with running_service(tmp_path / "log", "--repository", str(own_repository), "--workers", "2") as running:
         wait_for(lambda: running.ready_count() == 2, "both workers are ready")
         load = Load(running, 1, BIASES)
         load.start()
+        wait_for(lambda: load.answered > 200, "every metric has been counted in")
+        running.metrics()  # which is a series too
+        folder = metrics_folder(running)
+        before = {path.name: path.stat().st_size for path in folder.iterdir()}
+        series = len(running.metrics().splitlines())
         counted = 0.0
         away = []
         chooser = random.Random(0)
@@ -69,8 +75,18 @@ def test_a_hundred_killed_workers_lose_no_count(own_repository: Path, tmp_path: 
 
         assert load.wrong == []
         assert max(away) < 5
-        assert metric(running.metrics(), "retort_exposures_total") >= load.answered
+        assert load.answered <= metric(running.metrics(), "retort_exposures_total") <= load.answered + len(load.broken)
+        assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
+        assert len(running.metrics().splitlines()) == series
+        assert metric(running.metrics(), "retort_worker_starts_total") == 102
         assert running.stop() == 0
+
+
+def metrics_folder(running: Running) -> Path:
+    """Where the workers count, as the maps of one of them tell."""
+    maps = Path(f"/proc/{running.worker_pids()[0]}/maps").read_text()
+    (folder,) = {Path(line.split()[-1]).parent for line in maps.splitlines() if line.endswith(".db")}
+    return folder
 
 
 def test_ten_minutes_of_load_do_not_grow_memory(own_repository: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ from service import page
 from service.app import MODEL_ROUTE, VERSION_ROUTE, Service, find_inference, find_target
 from service.descriptions import PREDICT_REQUEST_SCHEMA
 from service.errors import PROBLEMS, Code
+from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE
 from service.predict import Target
 from tests.service.running import make_app, metric, request_of
@@ -27,6 +28,9 @@ ROUTES = {
     ("post", "/feedback"),
     ("get", "/catalogue"),
     ("put", "/catalogue"),
+    ("post", EXPLAIN_ROUTE),
+    ("post", EXPLAIN_MODEL_ROUTE),
+    ("post", EXPLAIN_VERSION_ROUTE),
     ("get", "/experiments"),
     ("get", "/experiments/{name}"),
     ("get", "/v2"),

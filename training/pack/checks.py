@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -21,6 +20,7 @@ from training.data.prepare import fields_of
 from training.errors import PackError
 from training.metrics import sigmoid
 from training.pack.graph import Foreign
+from training.pack.rows import Batch
 from training.parity import TOLERANCE, Feed, random_feeds
 from training.serving_graph import Wiring
 
@@ -110,20 +110,45 @@ def refuse_numbers(foreign: Foreign, theirs: dict[str, NDArray[np.float64]], pla
 
 
 def refuse_unexpected(
-    path: Path, logit: NDArray[np.float64], expected: NDArray[np.float32], column: str, first: str
+    foreign: Foreign, batch: Batch, logit: NDArray[np.float64], expected: NDArray[np.float32], column: str
 ) -> float:
-    """The largest |sigmoid(logit) - expected|; `PackError` where it is above the tolerance."""
-    gap = np.abs(sigmoid(logit) - expected)
-    if not (gap <= TOLERANCE).all():
+    """The largest |sigmoid(logit) - expected|; `PackError` above the tolerance, with what such rows share."""
+    pctr = sigmoid(logit)
+    gap = np.abs(pctr - expected)
+    wrong = ~(gap <= TOLERANCE)
+    if wrong.any():
         row = int(gap.argmax())
-        wrong = int((gap > TOLERANCE).sum())
         raise PackError(
-            f"{path}: column {column!r}: expected {expected[row]:.7g}, got {float(sigmoid(logit)[row]):.7g} from the "
-            f"graph, {row} rows behind {first}; {wrong} of these {len(gap)} rows differ by more than {TOLERANCE:g}. "
-            "Which ones tells what is wrong: all, a vocabulary of another field or run, or another column; those with "
-            "an empty cell, fill_na; those with a long list, `keep`"
+            f"{batch.place(row)}: column {column!r}: expected {expected[row]:.7g}, got {pctr[row]:.7g} from the "
+            f"graph; {int(wrong.sum())} of {len(gap)} rows differ by more than {TOLERANCE:g}. "
+            f"{_what_they_share(foreign, batch, wrong)}"
         )
     return float(gap.max(initial=0.0))
+
+
+def _what_they_share(foreign: Foreign, batch: Batch, wrong: NDArray[np.bool_]) -> str:
+    """The likeliest cause: something that all rows marked in `wrong` [n] have, and as few of the others as possible."""
+    schema, feed = foreign.encoder.schema, batch.feed
+    clues: list[tuple[NDArray[np.bool_], str]] = []
+    for name, fields in ((CONTEXT, schema.context_id_fields), (CANDIDATES, schema.candidate_id_fields)):
+        for place, field in enumerate(fields):
+            ids = feed[name][:, place]
+            missing = 'what does the library put in its place (FuxiCTR: --fill-na; elsewhere its "missing")?'
+            unknown = 'is the vocabulary cut short, are values spelled otherwise, is its "unknown" right?'
+            clues.append((ids == 0, f"have no {field.name!r}: {missing}"))
+            clues.append((ids == 1, f"have a {field.name!r} that its vocabulary does not know: {unknown}"))
+    for field in schema.sequence_fields:
+        ids, offsets = feed[ids_input(field.name)], feed[offsets_input(field.name)]
+        kept = "does `keep` name the end that the library keeps, and pads at the other?"
+        clues.append((np.diff(offsets) == field.max_length, f"have a full list of {field.name!r}: {kept}"))
+        clues.append((ids[offsets[:-1]] != 0, f"have a list of {field.name!r}: {kept}"))
+    fitting = [(int((clue & ~wrong).sum()), said) for clue, said in clues if clue[wrong].all() and not clue.all()]
+    if wrong.all() or not fitting:
+        return (
+            "Nothing that they share tells why: is a vocabulary of another field or run, is a field read from another "
+            f"column, is {foreign.path.name} the model that predicted?"
+        )
+    return f"All of those {min(fitting)[1]}"
 
 
 def _compare(

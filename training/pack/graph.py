@@ -82,7 +82,10 @@ class Foreign:
         try:
             found = self.session.run(list(wanted.values()), given, _quietly())
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise PackError(f"{self.path}: cannot score {count} rows: {_first_line(error)}") from None
+            raise PackError(
+                f"{self.path}: cannot score {count} rows: {_first_line(error)}. Where it scores other numbers of rows, "
+                f"theirs is fixed inside. {_EXPORT}"
+            ) from None
         for output, value in zip(wanted.values(), found, strict=True):
             if value.size != count or value.shape[:1] != (count,):
                 raise PackError(
@@ -323,4 +326,6 @@ def _type_name(kind: int) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:400]
+    """The end of it, where it is long: ONNX Runtime begins with places in its own source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 300 else f"…{line[-300:]}"

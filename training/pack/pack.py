@@ -150,7 +150,7 @@ class _Scored:
             self.parity = max(self.parity, check_answers(foreign, session, order.calibration, _feeds(batch)))
             logit = session.run([LOGIT], batch.feed)[0].astype(np.float64)
             if batch.expected is not None and order.expect is not None:
-                gap = refuse_unexpected(order.rows, logit, batch.expected, order.expect, batch.first)
+                gap = refuse_unexpected(foreign, batch, logit, batch.expected, order.expect)
                 self.expected_error = max(self.expected_error or 0.0, gap)
             labels.append(batch.label)
             logits.append(logit)
@@ -166,8 +166,8 @@ class _Scored:
 
 
 def _feeds(batch: Batch) -> Iterator[tuple[str, Feed]]:
-    yield f"rows from {batch.first} on", batch.feed
-    yield f"rows from {batch.first} on, as candidates of one request", batch.as_one
+    yield f"rows from {batch.place(0)} on", batch.feed
+    yield f"rows from {batch.place(0)} on, as candidates of one request", batch.as_one
 
 
 def _repeated(feed: Feed, count: int) -> Feed:

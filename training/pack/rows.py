@@ -6,8 +6,9 @@ CSV, TSV and Parquet are read as any log is; of JSON lines each line is an objec
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.encoder import EncodedColumns, Encoder
 from models.errors import EncodeError
 from models.graph import CANDIDATES, CONTEXT, REQUEST_INDEX, ids_input, offsets_input
 from models.schema import FeatureSchema
-from training.data.chunks import Source
+from training.data.chunks import Chunk, Source, require_columns
 from training.data.clicks import ClickLog, Clicks, probabilities
 from training.data.faults import Faults, shown
 from training.data.golden_rows import Row, raw_rows, spread_out
@@ -37,8 +38,8 @@ JSON_ENDINGS = (".jsonl", ".ndjson")
 class Batch:
     """Some rows: each a request of its own, and all of them candidates of the first one's context."""
 
-    first: str
-    """Where the first row stands in its file."""
+    place: Callable[[int], str]
+    """Where a row stands in its file, by its number among these."""
     feed: Feed
     as_one: Feed
     label: NDArray[np.float32]
@@ -90,7 +91,7 @@ class Rows:
             for start in range(0, len(clicks), RUN_ROWS):
                 rows = slice(start, min(len(clicks), start + RUN_ROWS))
                 yield Batch(
-                    str(clicks.chunk.place(start)),
+                    partial(_place, clicks.chunk, start),
                     self._feed(encoded, rows, as_one=False),
                     self._feed(encoded, rows, as_one=True),
                     clicks.label[rows],
@@ -141,7 +142,8 @@ class JsonLines:
             if field.source_column is not None:
                 kind = kinds[field.type]
                 self._types[field.source_column] = pa.list_(kind) if field.is_sequence else kind
-        for name in (schema.label.column, *numbers):
+        self._numbers = frozenset((schema.label.column, *numbers))
+        for name in self._numbers:
             self._types[name] = pa.float64()
         if schema.timestamp is not None:
             is_number = schema.timestamp.format == "epoch"
@@ -155,26 +157,24 @@ class JsonLines:
         """Those of the schema that any line has."""
         return {name: self._types[name] for name in self._read()}
 
-    def require(self, wanted: Any) -> None:
+    def require(self, wanted: Mapping[str, str]) -> None:
         """`DataError` for a column that no line has."""
-        from training.data.chunks import require_columns
-
         require_columns(str(self.files[0]), wanted, self._read())
 
-    def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Any]:
-        from training.data.chunks import Chunk
-
+    def chunks(self, columns: Sequence[str], faults: Faults) -> Iterator[Chunk]:
         found, path = self._read(), self.files[0]
         arrays = {}
         for name in columns:
-            kind = self._types[name]
+            kind, values = self._types[name], []
             for line, value in zip(self._lines, found[name], strict=True):
-                if not _fits(value, kind):
+                try:
+                    values.append(_converted(value, kind, is_label=name in self._numbers))
+                except (ValueError, OverflowError):
                     raise DataError(
                         f"{path}:{line}: column {name!r}: expected {kind} or null, got {shown(value)}; mend the line "
                         "or the schema"
-                    )
-            arrays[name] = pa.array(found[name], kind)
+                    ) from None
+            arrays[name] = pa.array(values, kind)
         faults.seen(str(path), len(self._lines))
         yield Chunk(str(path), arrays, np.array(self._lines, dtype=np.int64), "line", 1.0)
         faults.close(str(path))
@@ -207,18 +207,34 @@ class JsonLines:
         return self._found
 
 
-def _fits(value: object, kind: pa.DataType) -> bool:
+def _converted(value: Any, kind: pa.DataType, *, is_label: bool = False) -> Any:
+    """A JSON value as a column of this type holds it; ValueError where it is of another."""
     if value is None:
-        return True
+        return None
     if pa.types.is_list(kind):
-        return isinstance(value, list) and all(_fits(element, kind.value_type) for element in value)
+        if not isinstance(value, list):
+            raise ValueError
+        return [_converted(element, kind.value_type) for element in value]
     if pa.types.is_string(kind):
-        return isinstance(value, str)
-    if pa.types.is_boolean(kind):
-        return isinstance(value, bool)
-    if pa.types.is_integer(kind):
-        return type(value) is int and -(2**63) <= value < 2**63
-    return type(value) in (int, float)
+        if not isinstance(value, str):
+            raise ValueError
+        value.encode()  # UnicodeEncodeError, a ValueError, for a lone surrogate
+        return value
+    if isinstance(value, bool):
+        if not (is_label or pa.types.is_boolean(kind)):
+            raise ValueError
+        return float(value) if is_label else value
+    if type(value) not in (int, float) or pa.types.is_boolean(kind):
+        raise ValueError
+    if pa.types.is_floating(kind):
+        return float(value)
+    if value != value or value in (np.inf, -np.inf) or int(value) != value or not -(2**63) <= value < 2**63:
+        raise ValueError
+    return int(value)
+
+
+def _place(chunk: Chunk, start: int, row: int) -> str:
+    return str(chunk.place(start + row))
 
 
 def _stacked(encoded: EncodedColumns, names: Sequence[str], rows: slice) -> NDArray[np.int32]:

@@ -24,6 +24,9 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
     ("PUT", "/catalogue"),
+    ("POST", "/explain"),
+    ("POST", "/models/{name}/explain"),
+    ("POST", "/models/{name}/versions/{version}/explain"),
     ("POST", "/v2/repository/index"),
     ("POST", "/v2/repository/models/{name}/load"),
     ("POST", "/v2/repository/models/{name}/unload"),

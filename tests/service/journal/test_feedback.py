@@ -33,6 +33,15 @@ def client(repository: Path, folder: Path) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def refusing(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Path]]:
+    """A client and its log, for bodies of which nothing is kept."""
+    folder = tmp_path_factory.mktemp("refusing") / "log"
+    with TestClient(make_app(repository, log=folder), raise_server_exceptions=False) as client:
+        wait_until_ready(client)
+        yield client, folder
+
+
 def test_events_are_kept_before_they_are_acknowledged(client: TestClient, folder: Path):
     """One or many; before their exposure, out of order, and long after it: nothing is looked up."""
     many = [
@@ -110,9 +119,10 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
 
 @pytest.mark.parametrize(("what", "event", "status", "code", "field"), WRONG, ids=[case[0] for case in WRONG])
 def test_one_wrong_event_refuses_all_and_says_which(
-    client: TestClient, folder: Path, what: str, event: Any, status: int, code: str, field: str | None
+    refusing: tuple[TestClient, Path], what: str, event: Any, status: int, code: str, field: str | None
 ):
     """With the row at fault in a list, and never with what was sent; of the others none is kept."""
+    client, folder = refusing
     for body, row in ((event, None), ([CLICK, event, CLICK], 1)):
         reply = client.post(FEEDBACK_ROUTE, json=body)
         problem = reply.json()
@@ -141,9 +151,10 @@ def test_one_wrong_event_refuses_all_and_says_which(
     ],
 )
 def test_bodies_that_are_none_are_refused_like_those_of_predict(
-    client: TestClient, folder: Path, body: bytes, status: int, code: str
+    refusing: tuple[TestClient, Path], body: bytes, status: int, code: str
 ):
     """By the same rules of JSON and of length."""
+    client, folder = refusing
     reply = client.post(FEEDBACK_ROUTE, content=body, headers={"content-type": "application/json"})
 
     assert (reply.status_code, reply.json()["code"]) == (status, code)

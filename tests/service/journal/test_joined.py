@@ -217,6 +217,22 @@ def test_a_row_that_answers_cannot_hold_is_unreadable(tmp_path: Path):
     assert (len(rows), rows.bad) == (1, 1)
 
 
+def test_the_first_version_of_the_files_is_read_for_ever():
+    """A segment as it was first written, with one damaged record and a torn end: stored data is a contract."""
+    rows = read_journal([Path(__file__).parent / "segments"], "e", WINDOW, ["device"])
+
+    assert shown(rows) == [("auction-1", 1, True), ("auction-2", -1, False)]
+    first, second = np.argsort(rows["request_id"])
+    assert (rows["pctr"][first], rows["unit"][first], rows.segments["device"][first]) == (0.0456, "user-831", "phone")
+    assert (rows["served"][second], rows["fallback"][second], rows["latency_ms"][second]) == (
+        "ensemble",
+        "deadline",
+        1.25,
+    )
+    counts = {name.removeprefix("log_"): count for name, count in rows.counts.items() if count}
+    assert counts == {"exposures": 2, "other_experiments": 1, "events": 2, "damaged": 1, "torn": 1}
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path):
     with pytest.raises(AnswersError, match="nowhere"):
         read_journal([tmp_path / "nowhere"], "e", WINDOW)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -82,30 +83,64 @@ def kill_under_load(kills: int, repository: Path, tmp_path: Path) -> None:
         text = running.metrics()
         assert running.stop() == 0
 
+    torn, logged = check_log(folder, callers)
+    assert torn <= kills
+    assert metric(text, "retort_log_torn_total") == torn
+    assert metric(text, "retort_log_dropped_total") == 0
+    assert metric(text, "retort_log_records_total", kind="exposure") <= logged
+
+
+def check_log(folder: Path, callers: Sequence[Caller]) -> tuple[int, int]:
+    """Whatever was acknowledged is there, once, and nothing in the middle is damaged: (torn ends, exposures)."""
     skipped = Skipped()
     found = [json.loads(payload) for payload in read_payloads(folder, skipped)]
     exposures = [record["request_id"] for record in found if record["kind"] == "exposure"]
     events = {(record["request_id"], record["event"]) for record in found if record["kind"] == "event"}
 
-    assert [caller.wrong for caller in callers] == [[], [], []]
+    assert [caller.wrong for caller in callers] == [[]] * len(callers)
     for caller in callers:
         assert caller.scored <= set(exposures)
         assert caller.told <= events
     assert len(exposures) == len(set(exposures)) <= sum(caller.asked for caller in callers)
     assert skipped.damaged == 0
-    assert skipped.torn <= kills
-    assert metric(text, "retort_log_torn_total") == skipped.torn
     assert not [path for path in segment_paths(folder) if path.suffix == OPEN]
-    assert metric(text, "retort_log_dropped_total") == 0
-    assert metric(text, "retort_log_records_total", kind="exposure") <= len(exposures)
+    return skipped.torn, len(exposures)
+
+
+def kill_everything_under_load(kills: int, repository: Path, tmp_path: Path) -> None:
+    """The supervisor and its workers die at once, and the program is started again over the same log."""
+    folder = tmp_path / "journal"
+    options = ("--repository", str(repository), "--log", str(folder), "--log-segment-bytes", "4096")
+    options = (*options, "--metrics-directory", str(tmp_path / "metrics"))  # or each death leaves one behind
+    callers: list[Caller] = []
+    for kill in range(kills + 1):
+        with running_service(tmp_path / f"log-{kill}", *options, own_group=True) as running:
+            now = [Caller(running, 3 * kill + number) for number in range(3)]
+            callers += now
+            for caller in now:
+                caller.start()
+            wait_for(lambda now=now: all(len(caller.told) > 20 for caller in now), "callers are answered")  # type: ignore[misc]
+            if kill < kills:
+                os.killpg(running.process.pid, signal.SIGKILL)
+                running.process.wait(PATIENCE_SECONDS)
+            for caller in now:
+                caller.stop()
+    torn, _ = check_log(folder, callers)
+    assert torn <= kills
 
 
 def test_no_acknowledged_record_is_lost_when_workers_are_killed(repository: Path, tmp_path: Path):
-    """Three kills; the long form is below."""
-    kill_under_load(3, repository, tmp_path)
+    """Two kills; the long forms are below."""
+    kill_under_load(2, repository, tmp_path)
 
 
 @pytest.mark.soak
 def test_no_acknowledged_record_is_lost_in_a_hundred_kills(repository: Path, tmp_path: Path):
     """A file that is buffered lost records in each of twenty, when this was tried."""
     kill_under_load(100, repository, tmp_path)
+
+
+@pytest.mark.soak
+def test_no_acknowledged_record_is_lost_when_every_process_is_killed(repository: Path, tmp_path: Path):
+    """A hundred times, over one folder; what each life left is sealed by the next."""
+    kill_everything_under_load(100, repository, tmp_path)

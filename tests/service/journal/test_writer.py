@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -273,3 +274,57 @@ def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path: Path):
 
     with pytest.raises(OSError, match="directory"):
         SegmentWriter(tmp_path / "file" / "log", BOUNDS)
+
+
+def test_a_file_that_is_taken_for_a_dead_writers_before_it_is_locked_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another worker starts at that very moment and seals it; the writer makes another."""
+    real = writer_module.fcntl.flock
+    sealed = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not sealed:
+            sealed.append(adopt(tmp_path))
+        real(descriptor, operation)
+
+    with monkeypatch.context() as context:
+        context.setattr(writer_module, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=writer_module.fcntl.LOCK_EX))
+        with writing(tmp_path) as writer:
+            assert sealed == [(1, Skipped())]
+            writer.append([record(0)])
+            assert [path.suffix for path in segment_paths(tmp_path)] == [SEALED, OPEN]
+
+    assert read(tmp_path) == ([record(0)], Skipped())
+
+
+def test_a_sync_that_failed_is_forgiven_without_anybody_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the log is required, nobody is sent here until it is."""
+
+    def no_sync(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with writing(tmp_path) as writer:
+        with monkeypatch.context() as context:
+            context.setattr(writer_module.os, "fsync", no_sync)
+            writer.append([record(0)])
+            wait_for(lambda: writer.failure is not None, "the sync has failed")
+        wait_for(lambda: writer.failure is None, "the thread has synced a file of its own")
+
+
+def test_a_disk_on_which_every_other_record_fits_does_not_flood_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """One line a second at most says that it fails; one that it is over, once it is."""
+    now = time.monotonic()
+    with writing(tmp_path) as writer, caplog.at_level("INFO", "service.journal.writer"):
+        with monkeypatch.context() as context:
+            context.setattr(writer_module.time, "monotonic", lambda: now)
+            for _ in range(50):
+                with failing(monkeypatch, errno.ENOSPC):
+                    writer.append([record(0)])
+                assert writer.append([record(1)]) is None
+            assert [line.levelname for line in caplog.records] == ["ERROR"]
+
+        wait_for(lambda: len(caplog.records) > 1, "it is said to be over")
+    assert caplog.messages[1:] == ["the journal is written again"]

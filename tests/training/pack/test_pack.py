@@ -204,7 +204,7 @@ def test_rows_come_in_any_form_and_without_labels_too(form: str, labels: bool, p
         pyarrow.parquet.write_table(pyarrow.csv.read_csv(place / "rows.csv"), path)
     elif form == "jsonl":
         path = place / "rows.jsonl"
-        click = {"click": 0} if labels else {}
+        click = {"click": False} if labels else {}
         lines = [json.dumps({**click, **row, "said": foreign.predict(row)}) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -228,3 +228,67 @@ def test_the_command_prints_the_folder_last_and_says_what_it_proved(place: Path,
     assert proven.out == f"{place}/out/graph/1\n"
     assert "of the predictions expected" in proven.err
     assert "no --expect" in unproven.err
+
+
+@pytest.mark.parametrize("role", ["context", "candidate"])
+def test_a_model_of_one_side_alone_is_packed_too(role: str, tmp_path: Path):
+    """The other side's input has width 0 and is read by nothing."""
+    weights = np.array([[0.0], [1.0], [2.0], [-1.0]], np.float32)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Gather", ["table", "x"], ["vectors"]),
+            onnx.helper.make_node("Squeeze", ["vectors", "axis"], ["logit"]),
+        ],
+        "one",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.INT64, ["b"])],
+        [onnx.helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["b"])],
+        [
+            onnx.numpy_helper.from_array(weights, "table"),
+            onnx.numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "graph.onnx")
+    (tmp_path / "schema.yaml").write_text(
+        "label: {column: click}\n"
+        f"fields: [{{name: x, type: string, role: {role}, kind: categorical, encoding: {{method: vocabulary}}}}]\n"
+    )
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "x.json").write_text('{"ids": {"a": 1, "b": 2}, "missing": 0, "unknown": 3}')
+    (tmp_path / "rows.csv").write_text('x\na\nb\n""\nz\n')
+    said = {"vocabularies": tmp_path / "lists", "probability": None, "expect": None}
+
+    packed = pack(order_of(tmp_path, **said))
+
+    bundle = read_bundle(packed.published.path)
+    session = open_session(bundle.model_path)
+    found = {}
+    for value in ("a", "b", None, "z"):
+        context, candidates = ({"x": value}, [{}, {}]) if role == "context" else ({}, [{"x": value}, {"x": value}])
+        encoded = bundle.encoder.encode_context(context), bundle.encoder.encode_candidates(candidates)
+        found[value] = session.run([LOGIT], graph_inputs([encoded[0]], [encoded[1]]))[0].tolist()
+    assert found == {"a": [1, 1], "b": [2, 2], None: [0, 0], "z": [-1, -1]}
+
+
+def test_a_branch_of_a_graph_that_reads_from_outside_stays_whole(place: Path):
+    """What only the inside of an If reads is not taken out as unused."""
+    model = foreign.graph()
+    inside = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["raw", "outer"], ["result"])],
+        "branch",
+        [],
+        [onnx.helper.make_tensor_value_info("result", TensorProto.FLOAT, None)],
+    )
+    identity = next(number for number, node in enumerate(model.graph.node) if node.op_type == "Identity")
+    del model.graph.node[identity]
+    choice = onnx.helper.make_node("If", ["always"], ["logit"], then_branch=inside, else_branch=inside)
+    model.graph.node.insert(identity, choice)
+    model.graph.node.insert(identity, onnx.helper.make_node("Identity", ["nothing"], ["outer"]))
+    for value, name in ((np.array([0], np.float32), "nothing"), (np.array(True), "always")):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(model, place / "graph.onnx")
+
+    packed = pack(order_of(place))
+
+    assert packed.expected_error is not None
+    assert packed.expected_error <= 1e-6

@@ -155,7 +155,17 @@ def test_ids_that_the_table_has_no_row_for(place: Path):
 def test_a_list_kept_at_the_other_end_shows_in_the_predictions_expected(place: Path):
     (place / "schema.yaml").write_text(foreign.SCHEMA.replace("keep: first", "keep: last"))
 
-    assert "those with a long list, `keep`" in refused(place)
+    assert "All of those have a list of 'tags': does `keep` name the end that the library keeps" in refused(place)
+
+
+def test_a_missing_value_that_stands_for_another_shows_in_the_predictions_expected(place: Path):
+    """The rows that differ are searched for what they share, and the place of the worst is named."""
+    said = refused(place, fills={"hour": "23"})
+
+    assert "All of those have no 'hour': what does the library put in its place" in said
+    found = re.match(rf"{place}/rows\.csv:(\d+): column 'said': expected", said)
+    assert found is not None
+    assert foreign.raw_rows()[int(found[1]) - 2]["hour"] is None
 
 
 def test_a_list_of_another_length(place: Path):
@@ -187,6 +197,8 @@ def test_rows_that_are_none(place: Path):
     rows = [json.dumps({**row, "said": 0.5}) for row in foreign.raw_rows(3)]
     (place / "rows.jsonl").write_text("\n".join(rows).replace('"ad": "', '"ad": 7, "was": "', 1))
     assert "rows.jsonl:1: column 'ad': expected string or null, got 7" in refused(place, rows=place / "rows.jsonl")
+    (place / "rows.jsonl").write_text("\n".join(rows).replace('"ad": "', '"ad": "\\ud800', 1))
+    assert "rows.jsonl:1: column 'ad': expected string or null" in refused(place, rows=place / "rows.jsonl")
     (place / "rows.jsonl").write_text("\n".join([*rows, "{"]))
     assert "rows.jsonl:4: expected a JSON object" in refused(place, rows=place / "rows.jsonl")
 

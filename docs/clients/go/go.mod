@@ -1,0 +1,3 @@
+module retort
+
+go 1.19
