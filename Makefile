@@ -37,10 +37,10 @@ train: $(INSTALLED)  ## log -> teachers -> gate -> student -> bundles and a repo
 serve: $(INSTALLED)  ## serve what `make train` exported (PORT=8000, WORKERS=1); prints a curl and its answer
 	$(PY) -m service --repository $(REPOSITORY) --experiments $(EXPERIMENTS) --port $(PORT) --workers $(WORKERS) --show-example
 
-# Servers are killed, overloaded and timed in the second part: those tests have the machine to themselves.
+# Servers are killed, overloaded and hurried in the second part: those tests have the machine to themselves.
 test: $(INSTALLED)  ## the whole suite, under 15 minutes on 2 cores
-	$(PY) -m pytest -m 'not soak' --numprocesses auto --maxprocesses 8 --dist loadfile --ignore tests/service --ignore tests/docker
-	$(PY) -m pytest -m 'not soak' tests/service tests/docker
+	$(PY) -m pytest -m 'not soak and not alone' --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(PY) -m pytest -m 'alone and not soak' tests/service tests/docker
 
 soak: $(INSTALLED)  ## the long forms: full recipes, hundreds of kills, soaks
 	$(PY) -m pytest -m soak

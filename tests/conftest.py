@@ -5,10 +5,39 @@ thread: tensors here are too small for two, which only wait for each other.
 """
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+HERE = Path(__file__).parent
+ALONE = ("service", "docker")
+"""Folders whose tests have the machine to themselves: servers are killed, overloaded and hurried there."""
+BESIDE_OTHERS = (
+    "service/answers",
+    "service/experiments",
+    "service/journal/test_frames.py",
+    "service/journal/test_joined.py",
+    "service/journal/test_erase.py",
+    "service/oip/test_document.py",
+    "service/oip/test_fuzz.py",
+    "service/test_api_document.py",
+    "service/test_candidates.py",
+    "service/test_faults_document.py",
+    "service/test_plan.py",
+    "service/test_settings.py",
+)
+"""What of these starts no server and waits for nothing."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what has to be alone."""
+    for item in items:
+        path = item.path.relative_to(HERE)
+        if any(path.is_relative_to(folder) for folder in ALONE) and not any(map(path.is_relative_to, BESIDE_OTHERS)):
+            item.add_marker(pytest.mark.alone)
