@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,51 +25,40 @@ REFUSED = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\n{}"
 FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\n{}"
 
 
-class Server(threading.Thread):
+class Answering(socketserver.StreamRequestHandler):
     """Answers requests of one byte: `1` is scored, `2` refused, `3` fails."""
 
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.loop = asyncio.new_event_loop()
-        self.server = self.loop.run_until_complete(asyncio.start_server(self.answer, "127.0.0.1", 0))
-        self.port = self.server.sockets[0].getsockname()[1]
+    disable_nagle_algorithm = True
 
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while request := await reader.read(1):
-            reply = {b"1": OK, b"2": REFUSED, b"3": FAILED}[request]
-            writer.write(reply[:20])  # in two pieces
-            await writer.drain()
-            writer.write(reply[20:])
-        writer.close()
-
-    def run(self) -> None:
-        self.loop.run_forever()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.join()
-        self.server.close()
-        self.loop.close()
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while request := self.rfile.read(1):
+                reply = {b"1": OK, b"2": REFUSED, b"3": FAILED}[request]
+                self.wfile.write(reply[:20])  # in two pieces
+                self.wfile.write(reply[20:])
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    running.start()
-    yield running
-    running.stop()
+def port() -> Iterator[int]:
+    """Of a server that has a thread a connection, and ends when they have."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
+        accepting = threading.Thread(target=server.serve_forever, args=(0.01,))
+        accepting.start()
+        yield server.server_address[1]
+        server.shutdown()
+        accepting.join()
 
 
-def test_an_open_loop_sends_every_request_and_tells_scores_from_refusals(server: Server):
+def test_an_open_loop_sends_every_request_and_tells_scores_from_refusals(port: int):
     """As many as the rate says, over few connections too; any other answer ends the measurement."""
-    seen = open_loop(server.port, [b"1", b"1", b"2"], connections=3, rate=300, seconds=1.0)
+    seen = open_loop(port, [b"1", b"1", b"2"], connections=3, rate=300, seconds=1.0)
 
     assert seen.refused == 100
     assert len(seen.latency_ms) == 200
     assert (seen.latency_ms > 0).all()
     assert seen.goodput < 300
     with pytest.raises(LoadError, match="expected 200 or 429"):
-        open_loop(server.port, [b"3"], connections=1, rate=10, seconds=0.3)
+        open_loop(port, [b"3"], connections=1, rate=10, seconds=0.3)
 
 
 def test_a_workload_said_by_ids_is_the_same_workload(tmp_path: Path):
