@@ -28,10 +28,9 @@ from service.admin import audit
 from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
-from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_body, refuse, send_answer
+from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refuse, send_answer
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
-from service.compression import expand
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
@@ -185,10 +184,9 @@ class Service(FastAPI):
         if self.predictor.is_full:
             return _response(self.predictor.turn_away())
         try:
-            body, coding = await read_body(request.scope, request.receive, limit)
+            body = await read_whole(request, limit)
         except ClientGoneError:
             return _response(None)
-        body = body if coding is None else expand(body, coding, limit)
         explained = await explain(
             plan,
             target,
@@ -449,11 +447,9 @@ def _add_routes(app: Service) -> None:
         if app.journal is None:
             raise _NO_LOG.with_traceback(None)
         try:
-            body, coding = await read_body(request.scope, request.receive, app.settings.max_body_bytes)
+            body = await read_whole(request, app.settings.max_body_bytes)
         except ClientGoneError:
             return _response(None)
-        if coding is not None:
-            body = expand(body, coding, app.settings.max_body_bytes)
         return _json(app.journal.take_feedback(body))
 
     @app.put(
@@ -465,8 +461,7 @@ def _add_routes(app: Service) -> None:
         limit = app.settings.max_catalogue_bytes
         result, facts = str(Code.INTERNAL), {}
         try:
-            body, coding = await read_body(request.scope, request.receive, limit, (NDJSON, JSON))
-            catalogue = await app.catalogue.put(body if coding is None else expand(body, coding, limit))
+            catalogue = await app.catalogue.put(await read_whole(request, limit, (NDJSON, JSON)))
             result, facts = "ok", describe_catalogue(catalogue)
         except Refusal as refusal:
             result = str(refusal.code)

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 from typing import Any, NamedTuple
 
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from service.compression import content_coding
+from service.compression import content_coding, expand
 from service.errors import PROBLEM_JSON, Code, Refusal
 
 LINGER_SECONDS = 2.0
@@ -138,3 +139,9 @@ async def read_body(
         size += len(chunks[-1])
         if not message.get("more_body", False) and size <= limit:
             return b"".join(chunks), coding
+
+
+async def read_whole(request: Request, limit: int, accepted: tuple[bytes, ...] = (JSON,)) -> bytes:
+    """The same, expanded, where nothing has to come between the two."""
+    body, coding = await read_body(request.scope, request.receive, limit, accepted)
+    return body if coding is None else expand(body, coding, limit)

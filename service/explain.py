@@ -23,7 +23,15 @@ from models.errors import EncodeError
 from models.graph import GATE_WEIGHTS, LOGIT, PCTR, TEACHER_LOGITS, graph_inputs
 from models.tables import MISSING, UNKNOWN
 from service.plan import Chosen, Plan, Served
-from service.predict import PredictRequest, Target, choose, decode_request, refuse_encoding, refuse_wide_integers
+from service.predict import (
+    PredictRequest,
+    Target,
+    choose,
+    decode_request,
+    encode_request,
+    refuse_encoding,
+    refuse_wide_integers,
+)
 from service.scorer import Floats, Scorer
 
 EXPLAIN_ROUTE = "/explain"
@@ -88,19 +96,9 @@ async def explain(
 
 
 def _encode(request: PredictRequest, scorer: Scorer, body: bytes) -> tuple[EncodedRows, EncodedRows | None, list[int]]:
-    """(context, candidates or None where the catalogue knows none of them, places of those it does not know)."""
-    encoder = scorer.bundle.encoder
-    unknown: list[int] = []
-    candidates: EncodedRows | None
+    """As `encode_request`, with what `/predict` refuses."""
     try:
-        context = encoder.encode_context(request.context)
-        if request.rows is not None:
-            candidates = encoder.encode_candidates(request.rows)
-        elif request.columns is not None:
-            candidates = encoder.encode_candidate_columns(request.columns, request.count)
-        else:
-            assert request.ids is not None
-            candidates, unknown = scorer.catalogue.find(request.ids)
+        context, candidates, unknown = encode_request(request, scorer)
     except EncodeError as error:
         raise refuse_encoding(error) from None
     if request.ignored or context.ignored or (candidates is not None and candidates.ignored):

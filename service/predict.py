@@ -504,7 +504,7 @@ class Predictor:
         try:
             call.request = _request_in(envelope, len(call.pieces), self.new_id)
             call.decoded = perf_counter() - began
-            chosen = self._choose(call)
+            chosen = choose(call.plan, call.target, call.request)
             if not isinstance(chosen, Chosen):
                 return False
             call.chosen = chosen
@@ -519,7 +519,7 @@ class Predictor:
         began = perf_counter()
         call.request = decode_request(call.body, self._max_candidates, self.new_id)
         call.decoded = perf_counter() - began
-        chosen = self._choose(call)
+        chosen = choose(call.plan, call.target, call.request)
         if isinstance(chosen, Chosen):
             call.chosen = chosen
             return self._go_on(call, call.body)
@@ -537,10 +537,6 @@ class Predictor:
             answered = self._refusal_of(call, error)
         if answered is not None:
             self._end(call, answered)
-
-    def _choose(self, call: Call) -> Chosen | Version:
-        """Where a request goes, or the version that has to be loaded for it."""
-        return choose(call.plan, call.target, call.request)
 
     def _go_on(self, call: Call, text: bytes) -> Answer | None:
         """Encodes and queues for the next way to answer that may be in time; `Refusal` where there is none. Where

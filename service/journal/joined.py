@@ -34,10 +34,8 @@ import msgspec
 from service.answers.rows import Rows, make_rows, row_values
 from service.errors import AnswersError
 from service.journal.frames import Skipped
-from service.journal.records import CLICK, IMPRESSION, Event
+from service.journal.records import CLICK, IMPRESSION, SKEW_SECONDS, Event
 from service.journal.segments import read_payloads
-
-SKEW_SECONDS = 60.0
 
 COUNTS = (
     *("exposures", "other_experiments", "duplicate_exposures", "events", "duplicate_events", "orphan_events"),
@@ -159,7 +157,7 @@ def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, fl
             counts.add("other_events")
             continue
         counts.add("events")
-        key = hash((record.request_id, record.candidate, record.event, record.event_id))
+        key = record.key()
         if key in seen:
             counts.add("duplicate_events")
             continue

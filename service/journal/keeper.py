@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from service.errors import Code, ConfigError, Refusal
 from service.journal.exposures import exposure_of
 from service.journal.feedback import decode_events
-from service.journal.records import CLICK, IMPRESSION, Event, encode
+from service.journal.records import CLICK, IMPRESSION, SKEW_SECONDS, Event, encode
 from service.journal.segments import adopt
 from service.journal.units import unit_hasher
 from service.journal.writer import DROP_REASONS, Bounds, SegmentWriter
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SKEW_SECONDS = 60.0
-"""A caller's clock may be so far ahead of ours."""
 REMEMBERED_EVENTS = 1 << 17
 EVENT_LABELS = (IMPRESSION, CLICK, "other")
 OUTCOMES = ("accepted", "skewed", "duplicate", "dropped")
@@ -151,7 +149,7 @@ class _Recent:
         """Those that were not here before, each once, by the hash of their key."""
         found: dict[int, Event] = {}
         for event in events:
-            key = hash((event.request_id, event.candidate, event.event, event.event_id))
+            key = event.key()
             if key not in self._young and key not in self._old:
                 found.setdefault(key, event)
         return found

@@ -9,6 +9,8 @@ from __future__ import annotations
 import msgspec
 
 IMPRESSION, CLICK = "impression", "click"
+SKEW_SECONDS = 60.0
+"""A caller's clock may be so far from ours."""
 
 
 class Exposure(msgspec.Struct, tag_field="kind", tag="exposure", omit_defaults=True):
@@ -56,6 +58,10 @@ class Event(msgspec.Struct, tag_field="kind", tag="event", omit_defaults=True):
     """By the caller's clock; absent: when it was received."""
     candidate: int | None = None
     event_id: str | None = None
+
+    def key(self) -> int:
+        """Of equal events equal, in one process: a hash of 64 bits."""
+        return hash((self.request_id, self.candidate, self.event, self.event_id))
 
 
 encode = msgspec.json.Encoder().encode

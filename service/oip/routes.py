@@ -11,8 +11,7 @@ from fastapi.responses import Response
 
 from service.admin.gate import BODY_BYTES, credentials
 from service.admin.repository import wanted_version, wants_ready_only
-from service.asgi import JSON, read_body
-from service.compression import expand
+from service.asgi import JSON, read_whole
 from service.errors import Code, Refusal
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, OCTETS
 from service.oip.metadata import describe_model, describe_server
@@ -125,8 +124,7 @@ def _add_repository_routes(app: Service) -> None:
 
 
 async def _small_body(request: Request) -> bytes:
-    body, coding = await read_body(request.scope, request.receive, BODY_BYTES, (JSON, OCTETS))
-    return body if coding is None else expand(body, coding, BODY_BYTES)
+    return await read_whole(request, BODY_BYTES, (JSON, OCTETS))
 
 
 def find_model(app: Service, plan: Plan, target: Target) -> tuple[str, int]:
