@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
 from service import descriptions, page
-from service.admin import audit
+from service.admin import audit, halts
 from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
@@ -32,6 +32,7 @@ from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refus
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
+from service.experiments.state import Halt
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
 from service.journal.units import read_unit_key
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 MODEL_ROUTE = "/models/{name}/predict"
 CATALOGUE_ROUTE = "/catalogue"
 FEEDBACK_ROUTE = "/feedback"
+HALT_ROUTE = "/experiments/{name}/halts/{arm}"
 NDJSON = b"application/x-ndjson"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
 _NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
@@ -128,6 +130,7 @@ class Service(FastAPI):
             load_version=self._load_version,
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
+        self.look_at_state = self._watcher.look_at_state
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
         _add_routes(self)
         oip.add_routes(self)
@@ -510,6 +513,19 @@ def _add_routes(app: Service) -> None:
             raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
         return _json(describe_experiment(running))
 
+    @app.delete(
+        HALT_ROUTE,
+        tags=["administration"],
+        summary="Lift what a guard-rail has halted",
+    )
+    async def lift_halt(name: str, arm: str, request: Request) -> Response:
+        running = app.require_plan().experiments.get(name)
+        if running is None:
+            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
+        admin = app.gate.admit(*credentials(request))
+        await halts.lift(admin, running.spec, arm, app.settings.state_file, app.look_at_state)
+        return _json(describe_experiment(app.require_plan().experiments.get(name, running)))
+
 
 def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
     """The exposure log of this worker, where one is kept. Raises `ConfigError` where it cannot be."""
@@ -556,6 +572,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
             "weight": float(arm.weight),
             "buckets": [owned.start, owned.stop],
             "halted": running_arm.halted,
+            "halt": None if running_arm.halt is None else _describe_halt(running_arm.halt),
             "deadline_ms": arm.deadline_ms,
         }
         for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
@@ -569,6 +586,11 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
         "layer": layer,
         "arms": arms,
     }
+
+
+def _describe_halt(halt: Halt) -> dict[str, object]:
+    """What a guard-rail halted an arm for."""
+    return halt.model_dump(include={"time", "rail", "bound", "found", "evidence", "counts"})
 
 
 def _add_error_handlers(app: Service) -> None:

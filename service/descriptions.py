@@ -194,6 +194,14 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.LOAD_REFUSED: Refusal(
         Code.LOAD_REFUSED, "this version was refused at load (golden); the log says why", field="version"
     ),
+    Code.NOT_HALTED: Refusal(
+        Code.NOT_HALTED,
+        "no guard-rail has halted this arm in this phase; an arm that is halted in the experiment file is let go there",
+        field="arm",
+    ),
+    Code.STATE_UNAVAILABLE: Refusal(
+        Code.STATE_UNAVAILABLE, "the state file cannot be read or written; the log says why"
+    ),
     Code.INVALID_TENSOR: Refusal(
         Code.INVALID_TENSOR, "field 'price': expected 16 bytes of data for its shape, got 12", field="price"
     ),
@@ -351,6 +359,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [0, 5000],
             "halted": False,
+            "halt": None,
             "deadline_ms": None,
         },
         {
@@ -361,6 +370,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [5000, 10000],
             "halted": False,
+            "halt": None,
             "deadline_ms": None,
         },
     ],
@@ -554,6 +564,12 @@ CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in f
 CATALOGUE_GET_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "What is in force") | problems(
     *(*_ADMIN_CODES, Code.NO_CATALOGUE)
 )
+HALT_RESPONSES = answers(
+    {"lifted": {"summary": "As it runs now", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The halt is lifted"
+) | problems(
+    *(*_ADMIN_CODES, Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.NOT_HALTED, Code.STATE_UNAVAILABLE),
+    *(Code.NOT_READY, Code.INTERNAL),
+)
 _EXPLAIN_ANSWERS = answers(
     {"an ensemble": {"summary": "Two teachers", "value": _EXPLAIN_EXAMPLE}},
     EXPLAIN_SCHEMA,
@@ -583,4 +599,5 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/catalogue"): {"responses": CATALOGUE_GET_RESPONSES},
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
+    ("delete", "/experiments/{name}/halts/{arm}"): {"responses": HALT_RESPONSES},
 }

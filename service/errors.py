@@ -82,6 +82,7 @@ class Code(enum.StrEnum):
     REQUEST_TIMEOUT = "request_timeout"
     MODEL_IN_USE = "model_in_use"
     LOAD_REFUSED = "load_refused"
+    NOT_HALTED = "not_halted"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
@@ -106,6 +107,7 @@ class Code(enum.StrEnum):
     INTERNAL = "internal"
     NOT_READY = "not_ready"
     LOG_UNAVAILABLE = "log_unavailable"
+    STATE_UNAVAILABLE = "state_unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
@@ -136,6 +138,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.MODEL_IN_USE: Problem(409, "The model is in use"),
     Code.LOAD_REFUSED: Problem(409, "The model cannot be loaded"),
+    Code.NOT_HALTED: Problem(409, "The arm is not halted by a guard-rail"),
     Code.BODY_TOO_LARGE: Problem(413, "The body is too large"),
     Code.UNSUPPORTED_MEDIA_TYPE: Problem(415, "The body is of another type than expected"),
     Code.UNSUPPORTED_ENCODING: Problem(415, "The body is compressed in a way that is not read"),
@@ -160,6 +163,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),
     Code.LOG_UNAVAILABLE: Problem(503, "The log cannot be written"),
+    Code.STATE_UNAVAILABLE: Problem(503, "The state file cannot be used"),
     Code.DEADLINE_EXCEEDED: Problem(504, "The deadline cannot be met"),
 }
 

@@ -144,6 +144,10 @@ class Settings(BaseSettings):
     log_keep_bytes: int = Field(default=64 << 30, ge=1 << 20, le=1 << 50)
     """Most the exposure log may take; the oldest segments go first."""
 
+    guard_rail_seconds: float = Field(default=2.0, ge=0.05, le=3600.0)
+    """How often the guard-rails of the experiment file are judged, by a process of their own that reads the exposure
+    log: without `--log` and `--experiments` no arm is halted."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""
 

@@ -21,6 +21,7 @@ ALONE = ("service", "docker")
 BESIDE_OTHERS = (
     "service/answers",
     "service/experiments",
+    "service/guard",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",
     "service/oip/test_document.py",

@@ -24,6 +24,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
     ("PUT", "/catalogue"),
+    ("DELETE", "/experiments/{name}/halts/{arm}"),
     ("POST", "/explain"),
     ("POST", "/models/{name}/explain"),
     ("POST", "/models/{name}/versions/{version}/explain"),
@@ -40,7 +41,7 @@ def routes(app: Service) -> list[tuple[str, str]]:
 
 
 def concrete(path: str) -> str:
-    return path.format(name="student", version="1")
+    return path.format(name="student", version="1", arm="student")
 
 
 def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
