@@ -31,6 +31,7 @@ from service.admin.token import read_token
 from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refuse, send_answer
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
+from service.console import routes as console
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
@@ -86,6 +87,8 @@ class Service(FastAPI):
         self.loads_first = False
         """Whether connections are accepted only once the models are proven: where others serve meanwhile."""
         self.draining = False
+        self.read_results: console.ReadResults | None = None
+        """What an experiment has shown, worked out elsewhere; None where that cannot be asked here."""
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
         explained = (EXPLAIN_ROUTE, EXPLAIN_MODEL_ROUTE, EXPLAIN_VERSION_ROUTE)
@@ -122,6 +125,7 @@ class Service(FastAPI):
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
         _add_routes(self)
         oip.add_routes(self)
+        console.add_routes(self)
         _add_error_handlers(self)
 
     @property

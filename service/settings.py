@@ -150,6 +150,10 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """`json` writes one object a line."""
 
+    console: bool = True
+    """Whether /console is answered: experiments, latency, results and the log's health as a page, for whoever reaches
+    the port; what changes anything needs the admin token. With --no-console it is not there."""
+
     show_example: bool = False
     """Once ready, print a curl line that works, with its real answer."""
 

@@ -20,6 +20,8 @@ ALONE = ("service", "docker")
 """Folders whose tests have the machine to themselves: servers are killed, overloaded and hurried there."""
 BESIDE_OTHERS = (
     "service/answers",
+    "service/console/test_durations.py",
+    "service/console/test_view.py",
     "service/experiments",
     "service/journal/test_frames.py",
     "service/journal/test_joined.py",

@@ -23,6 +23,7 @@ TOKEN = "0123456789abcdef" * 2
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
+    ("GET", "/console/example"),
     ("PUT", "/catalogue"),
     ("POST", "/explain"),
     ("POST", "/models/{name}/explain"),
