@@ -16,10 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from models.journal.frames import FILE_MAGIC, Skipped, frame, payloads
+from models.journal.reading import SEALED, read_payloads, segment_paths
 from service.errors import AnswersError, ConfigError
-from service.journal.frames import FILE_MAGIC, Skipped, frame, payloads
 from service.journal.records import Event
-from service.journal.segments import SEALED, adopt, read_payloads, retention_lock, segment_paths
+from service.journal.segments import adopt, retention_lock
 from service.journal.units import read_unit_key, unit_hasher
 
 TEACHING = """
