@@ -27,7 +27,6 @@ BESIDE_OTHERS = (
     "docker/test_train_when_empty.py",
     "service/answers",
     "service/experiments",
-    "service/journal/test_frames.py",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",
     "service/oip/test_document.py",
