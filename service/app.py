@@ -47,6 +47,7 @@ from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
 from service.scorer import Scorer
 from service.settings import Settings
+from service.shadow import ShadowLane
 from service.watch import Watcher
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,14 @@ class Service(FastAPI):
             load_version=self._load_version,
             remembers=settings.candidate_cache_bytes > 0,
             record=None if self.journal is None else self.journal.record,
+            record_failure=None if self.journal is None else self.journal.record_failure,
+            shadow=lambda call, route: self.shadow.offer(call, route),
+        )
+        self.shadow = ShadowLane(
+            self.predictor,
+            metrics,
+            max_rows=settings.max_run_rows,
+            record=None if self.journal is None else self.journal.record_shadow,
         )
         self.statistics = Statistics(metrics)
         self.inference = Inference(
@@ -255,6 +264,7 @@ class Service(FastAPI):
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self._registry.close()
+            await asyncio.to_thread(self.shadow.close)
             if self.journal is not None:
                 await asyncio.to_thread(self.journal.close)
 

@@ -124,7 +124,8 @@ class LayerPlace(_Part):
 
 
 class Shadow(_Part):
-    """An arm that scores a sample beside the served one, without being returned. Read, checked, not yet acted on."""
+    """A sample of what was answered is scored by another arm too, unseen: by this one; what it answered itself, by
+    control; and what control answered, where this is control, by the first treatment."""
 
     arm: Name
     """The arm whose model scores in the shadow."""
