@@ -175,7 +175,7 @@ def _join(exposure: _Exposure, events: Sequence[_Told], window: float, counts: _
     clicks: dict[int, float] = {}
     """When each candidate was clicked first."""
     for candidate, is_click, time, received in events:
-        if candidate is None or candidate >= len(exposure.pctr) or exposure.pctr[candidate] is None:
+        if candidate is None or not 0 <= candidate < len(exposure.pctr) or exposure.pctr[candidate] is None:
             counts.add("misplaced_events")
             continue
         if time is None:
