@@ -28,10 +28,10 @@ from benchmarks.results import Spread, write_block
 from benchmarks.stages import inside
 from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle, read_bundle
+from models.journal.frames import Skipped
+from models.journal.reading import read_payloads
 from models.versions import Repository
 from service.app import create_app
-from service.journal.frames import Skipped
-from service.journal.segments import read_payloads
 from service.settings import Settings
 
 REPLY = "reply, with metrics"

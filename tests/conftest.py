@@ -21,7 +21,6 @@ ALONE = ("service", "docker")
 BESIDE_OTHERS = (
     "service/answers",
     "service/experiments",
-    "service/journal/test_frames.py",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",
     "service/oip/test_document.py",

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import msgspec
 
+from models.journal.frames import FILE_MAGIC, Skipped, erased, frame, frames
+from models.journal.reading import SEALED, read_payloads, segment_paths
 from service.errors import AnswersError, ConfigError
-from service.journal.frames import FILE_MAGIC, Skipped, erased, frame, frames
 from service.journal.records import Event
-from service.journal.segments import SEALED, adopt, read_payloads, retention_lock, segment_paths
+from service.journal.segments import adopt, retention_lock
 from service.journal.sinks.compact import compacted_to
 from service.journal.sinks.parquet import erase_unit as erase_from_parts
 from service.journal.sinks.parquet import is_compacted

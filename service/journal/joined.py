@@ -31,11 +31,12 @@ from typing import Any
 
 import msgspec
 
+from models.journal.attribution import CLICK, IMPRESSION, Told, attribute
+from models.journal.frames import Skipped
+from models.journal.reading import read_payloads
 from service.answers.rows import Rows, make_rows, row_values
 from service.errors import AnswersError
-from service.journal.frames import Skipped
-from service.journal.records import CLICK, IMPRESSION, SKEW_SECONDS, Event
-from service.journal.segments import read_payloads
+from service.journal.records import Event
 
 COUNTS = (
     *("exposures", "other_experiments", "duplicate_exposures", "events", "duplicate_events", "orphan_events"),
@@ -72,9 +73,6 @@ _decode_first = msgspec.json.Decoder(_Head | Event).decode
 _decode_exposure = msgspec.json.Decoder(_Exposure).decode
 _EVENT = b'{"kind":"event"'
 _USED = -1.0
-
-_Told = tuple[int | None, bool, float | None, float]
-"""What an event says: candidate, whether it is a click, its own time, when it was received."""
 
 
 class _Counts(dict[str, int]):
@@ -135,10 +133,10 @@ def _payloads(folders: Sequence[Path], skipped: Skipped) -> Iterator[bytes]:
             raise AnswersError(f"{folder}: {error.strerror or error}") from None
 
 
-def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, float], dict[str, list[_Told]]]:
+def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, float], dict[str, list[Told]]]:
     """(the time of the first exposure of each request, what was told of each request)."""
     first: dict[str, float] = {}
-    told: dict[str, list[_Told]] = {}
+    told: dict[str, list[Told]] = {}
     seen: set[int] = set()
     skipped = Skipped()
     for payload in _payloads(folders, skipped):
@@ -169,27 +167,13 @@ def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, fl
     return first, told
 
 
-def _join(exposure: _Exposure, events: Sequence[_Told], window: float, counts: _Counts) -> list[dict[str, Any]]:
+def _join(exposure: _Exposure, events: Sequence[Told], window: float, counts: _Counts) -> list[dict[str, Any]]:
     """The rows of one exposure: one for each candidate that was shown in time; else one without."""
-    shown: set[int] = set()
-    clicks: dict[int, float] = {}
-    """When each candidate was clicked first."""
-    for candidate, is_click, time, received in events:
-        if candidate is None or not 0 <= candidate < len(exposure.pctr) or exposure.pctr[candidate] is None:
-            counts.add("misplaced_events")
-            continue
-        if time is None:
-            time = received
-        elif time > received + SKEW_SECONDS or time < exposure.time - SKEW_SECONDS:
-            counts.add("skewed_events")
-            time = received
-        is_late = time - exposure.time > window
-        if is_late:
-            counts.add("late_events")
-        else:
-            shown.add(candidate)
-        if is_click:
-            clicks[candidate] = min(time, clicks.get(candidate, time))
+    scored = {candidate for candidate, pctr in enumerate(exposure.pctr) if pctr is not None}
+    became = attribute(events, exposure.time, scored, window)
+    counts.add("misplaced_events", became.misplaced)
+    counts.add("skewed_events", became.skewed)
+    counts.add("late_events", became.late)
     common: dict[str, Any] = {
         "request_id": exposure.request_id,
         "time": exposure.time,
@@ -203,12 +187,12 @@ def _join(exposure: _Exposure, events: Sequence[_Told], window: float, counts: _
         "fallback": exposure.fallback,
         "latency_ms": exposure.latency_ms,
     }
-    if not shown:
+    if not became.shown:
         return [common]
     rows = []
-    for candidate in sorted(shown):
-        pctr = exposure.pctr[candidate]
-        row = {**common, "candidate": candidate, "click": candidate in clicks, "click_time": clicks.get(candidate)}
+    for candidate in sorted(became.shown):
+        pctr, click_time = exposure.pctr[candidate], became.clicks.get(candidate)
+        row = {**common, "candidate": candidate, "click": click_time is not None, "click_time": click_time}
         if pctr is not None and 0 < pctr < 1:  # of a score that says never or always no loss can be taken
             row["pctr"] = pctr
         rows.append(row)

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.journal.attribution import CLICK, IMPRESSION, SKEW_SECONDS
 from service.errors import Code, ConfigError, Refusal
 from service.journal.exposures import exposure_of
 from service.journal.feedback import decode_events
-from service.journal.records import CLICK, IMPRESSION, SKEW_SECONDS, Event, encode
+from service.journal.records import Event, encode
 from service.journal.segments import adopt
 from service.journal.units import unit_hasher
 from service.journal.writer import DROP_REASONS, Bounds, SegmentWriter

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-IMPRESSION, CLICK = "impression", "click"
-SKEW_SECONDS = 60.0
-"""A caller's clock may be so far from ours."""
-
 
 class Exposure(msgspec.Struct, tag_field="kind", tag="exposure", omit_defaults=True):
     """One scored request."""

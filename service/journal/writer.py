@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.journal.frames import FILE_MAGIC, frame
-from service.journal.segments import OPEN, SEALED, forget
+from models.journal.frames import FILE_MAGIC, frame
+from models.journal.reading import OPEN, SEALED
+from service.journal.segments import forget
 
 logger = logging.getLogger(__name__)
 

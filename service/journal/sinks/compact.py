@@ -24,9 +24,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from models.journal.frames import Skipped, frames, is_erased
+from models.journal.reading import SEALED, segment_paths
 from service.errors import ConfigError
-from service.journal.frames import Skipped, frames, is_erased
-from service.journal.segments import SEALED, adopt, removed_segments, retention_lock, segment_paths
+from service.journal.segments import adopt, removed_segments, retention_lock
 from service.journal.sinks.parquet import (
     DATA,
     MARK,

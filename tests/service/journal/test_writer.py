@@ -15,9 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from models.journal.frames import FILE_MAGIC, Skipped, frame
+from models.journal.reading import OPEN, SEALED, read_payloads, segment_paths
 from service.journal import writer as writer_module
-from service.journal.frames import FILE_MAGIC, Skipped, frame
-from service.journal.segments import OPEN, SEALED, adopt, forget, read_payloads, segment_paths
+from service.journal.segments import adopt, forget
 from service.journal.writer import DISK_FULL, WRITE_ERROR, Bounds, SegmentWriter
 from tests.service.running import ROOT, wait_for
 
