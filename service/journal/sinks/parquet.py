@@ -66,7 +66,6 @@ def connect(temporary: Path | None = None) -> DuckDBPyConnection:
     settings: dict[str, str | bool | int | float | list[str]] = {
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
-        "enable_progress_bar": False,
     }
     if temporary is not None:
         settings["temp_directory"] = str(temporary)
