@@ -20,7 +20,7 @@ import msgspec
 from models.journal.frames import FILE_MAGIC, Skipped, erased, frame, frames
 from models.journal.reading import SEALED, read_payloads, segment_paths
 from service.errors import AnswersError, ConfigError
-from service.journal.records import Event
+from service.journal.records import Event, Failure, Shadow
 from service.journal.segments import adopt, retention_lock
 from service.journal.sinks.compact import compacted_to
 from service.journal.sinks.parquet import erase_unit as erase_from_parts
@@ -43,10 +43,11 @@ class _Exposure(msgspec.Struct, tag_field="kind", tag="exposure"):
     unit: str
 
 
-_decoder: msgspec.json.Decoder[_Exposure | Event] = msgspec.json.Decoder(_Exposure | Event)
+_Record = _Exposure | Failure | Event | Shadow
+_decoder: msgspec.json.Decoder[_Record] = msgspec.json.Decoder(_Record)
 
 
-def _read(payload: bytes) -> _Exposure | Event | None:
+def _read(payload: bytes) -> _Record | None:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -68,7 +69,7 @@ def erase_unit(folder: Path, unit: str) -> tuple[int, int]:
 
         def is_theirs(payload: bytes) -> bool:
             record = _read(payload)
-            if isinstance(record, _Exposure):
+            if isinstance(record, (_Exposure, Failure)):
                 return record.unit == unit
             return record is not None and record.request_id in requests
 
