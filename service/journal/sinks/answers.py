@@ -20,7 +20,7 @@ Ask = Callable[[str], Iterator[tuple[Any, ...]]]
 
 _COLUMNS = (
     *("request_id", "time", "unit", "experiment", "phase", "arm", "served", "enrolled", "forced", "fallback"),
-    *("latency_ms", "candidate", "click", "click_time", "pctr"),
+    *("error", "latency_ms", "candidate", "click", "click_time", "pctr", "shadow_arm", "shadow_pctr"),
 )
 _AT_ONCE = 10_000
 
@@ -65,7 +65,7 @@ def read_views(ask: Ask, experiment: str, segments: Sequence[str]) -> Rows:
     name = "'" + experiment.replace("'", "''") + "'"
     for *found, context in ask(
         f"SELECT {', '.join(_COLUMNS)}, context FROM joined WHERE experiment = {name} "
-        "ORDER BY source, segment, place, candidate"
+        "ORDER BY error, source, segment, place, candidate"
     ):
         row = dict(zip(_COLUMNS, found, strict=True))
         if segments:
@@ -81,7 +81,7 @@ def read_views(ask: Ask, experiment: str, segments: Sequence[str]) -> Rows:
 
 def read_counts(ask: Ask, experiment: str) -> dict[str, int]:
     """What was counted while joining, under its names in the report."""
-    of_experiment = {"exposures", "misplaced_events", "skewed_events", "late_events"}
+    of_experiment = {"exposures", "misplaced_events", "skewed_events", "late_events", "failures", "shadow_scores"}
     names = [name for name in COUNTS if name != "other_experiments"]
     totals = dict.fromkeys(COUNTS, 0)
     for whose, *numbers in ask(f"SELECT experiment, {', '.join(names)} FROM counts"):

@@ -29,7 +29,6 @@ from models.journal.reading import SEALED, segment_paths
 from service.errors import ConfigError
 from service.journal.segments import adopt, removed_segments, retention_lock
 from service.journal.sinks.parquet import (
-    DATA,
     MARK,
     NEW,
     PART,
@@ -48,7 +47,7 @@ from service.journal.sinks.parquet import (
     write_file,
     writing,
 )
-from service.journal.sinks.tables import FORMAT_VERSION, SEGMENTS, day_of, read_source, row_of
+from service.journal.sinks.tables import DATA, FORMAT_VERSION, SEGMENTS, day_of, read_source, row_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -80,8 +79,8 @@ class Compacted:
 
     parts: int = 0
     segments: int = 0
-    exposures: int = 0
-    events: int = 0
+    records: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DATA, 0))
+    """By table."""
     unreadable: int = 0
     skipped: Skipped = field(default_factory=Skipped)
     lost: Mapping[str, int] = field(default_factory=dict)
@@ -243,15 +242,14 @@ def _fill_part(
             if row is None:
                 unreadable += 1
                 continue
-            table = "exposures" if row.is_exposure else "events"
-            staged[table].add({"source": source, **row.values, "day": day_of(row.at)})
+            staged[row.table].add({"source": source, **row.values, "day": day_of(row.at)})
         counted = {"torn": skipped.torn, "damaged": skipped.damaged, "unreadable": unreadable}
         segments.add({**facts, "segment": path.stem, "place": len(data), **counted})
         done.segments += 1
         done.unreadable += unreadable
         done.skipped.add(skipped)
-    done.exposures += staged["exposures"].rows
-    done.events += staged["events"].rows
+    for table in DATA:
+        done.records[table] += staged[table].rows
     with contextlib.closing(connect(temporary)) as connection:
         connection.execute("SET threads = 1")  # beside workers that score
         for table in DATA:
@@ -340,8 +338,9 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"retort: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
         return 2
+    said = ", ".join(f"{number} {table}" for table, number in done.records.items())
     print(
-        f"{done.segments} segments in {done.parts} parts: {done.exposures} exposures, {done.events} events; "
+        f"{done.segments} segments in {done.parts} parts: {said}; "
         f"{done.skipped.torn} torn ends, {done.skipped.damaged} damaged places, {done.unreadable} unreadable records; "
         f"{done.old} files removed for their age"
     )

@@ -2,7 +2,7 @@
 
     <folder>/compacted.json                                     of which journal it is
     <folder>/part-<first segment>/exposures/day=2026-11-22/*.parquet
-    <folder>/part-<first segment>/events/day=2026-11-22/*.parquet
+    <folder>/part-<first segment>/events/…   shadows/…   failures/…
     <folder>/part-<first segment>/segments.parquet              which segments are in it, and what of them is not
     <folder>/new-*                                              what a process that died was making: not part of it
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from service.errors import AnswersError, ConfigError
 from service.journal.segments import retention_lock
-from service.journal.sinks.tables import EVENTS, EXPOSURES, FORMAT_VERSION, SEGMENTS, create_tables, view_statements
+from service.journal.sinks.tables import DATA, FORMAT_VERSION, SEGMENTS, create_tables, view_statements
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MARK = "compacted.json"
 PART = "part-"
 NEW = "new-"
-DATA = {"exposures": EXPOSURES, "events": EVENTS}
 
 _TEMPORARY = "parquet.rewritten"
 
@@ -164,10 +163,10 @@ def reading(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def erase_unit(folder: Path, unit: str) -> int:
-    """Takes a unit's exposures and the events of its requests out of every part; how many records that were.
+    """Takes a unit's exposures, its failures, and what belongs to their requests out of every part; how many records.
 
-    A file is written anew and renamed into its place: exposures last, because they say which events are the unit's, so
-    who is stopped in the middle begins again. Raises `ConfigError` where DuckDB is not installed.
+    A file is written anew and renamed into its place: exposures and failures last, because they say which requests are
+    the unit's, so who is stopped in the middle begins again. Raises `ConfigError` where DuckDB is not installed.
     """
     refuse_pattern(folder)
     with (
@@ -177,12 +176,13 @@ def erase_unit(folder: Path, unit: str) -> int:
     ):
         files = {table: [path for part in parts(folder) for path in data_files(part, table)] for table in DATA}
         connection.execute("CREATE TABLE theirs (request_id text)")
-        for path in files["exposures"]:
+        with_unit = [*files["exposures"], *files["failures"]]
+        for path in with_unit:
             connection.execute(f"INSERT INTO theirs SELECT request_id FROM {source_sql([path])} WHERE unit = ?", [unit])
         erased = 0
-        for path in files["events"]:
+        for path in (*files["events"], *files["shadows"]):
             erased += _rewrite(connection, path, "request_id IN (SELECT request_id FROM theirs)")
-        for path in files["exposures"]:
+        for path in with_unit:
             erased += _rewrite(connection, path, f"unit = {quoted(unit)}")
         return erased
 

@@ -61,6 +61,34 @@ EVENTS: Mapping[str, str] = {
     "rest": "text",
 }
 
+SHADOWS: Mapping[str, str] = {
+    **KEY,
+    "request_id": "text",
+    "time": "double precision",
+    "experiment": "text",
+    "arm": "text",
+    "model": "text",
+    "version": "bigint",
+    "pctr": "double precision[]",
+    "rest": "text",
+}
+
+FAILURES: Mapping[str, str] = {
+    **KEY,
+    "request_id": "text",
+    "time": "double precision",
+    "unit": "text",
+    "experiment": "text",
+    "phase": "bigint",
+    "arm": "text",
+    "code": "text",
+    "latency_ms": "double precision",
+    "served": "text",
+    "enrolled": "boolean",
+    "forced": "boolean",
+    "rest": "text",
+}
+
 SEGMENTS: Mapping[str, str] = {
     **KEY,
     "is_done": "boolean",
@@ -75,9 +103,12 @@ retention removed before anybody read them."""
 WINDOWS: Mapping[str, str] = {"experiment": "text", "seconds": "double precision"}
 """The attribution window of each experiment; where an experiment has no row, it is a day."""
 
-TABLES = {"exposures": EXPOSURES, "events": EVENTS, "segments": SEGMENTS, "windows": WINDOWS}
+DATA = {"exposures": EXPOSURES, "events": EVENTS, "shadows": SHADOWS, "failures": FAILURES}
+TABLES = {**DATA, "segments": SEGMENTS, "windows": WINDOWS}
 
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Index = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 2)]
+"""What PostgreSQL takes for a place in a list."""
 
 
 class _Exposure(msgspec.Struct, tag_field="kind", tag="exposure"):
@@ -106,21 +137,49 @@ class _Event(msgspec.Struct, tag_field="kind", tag="event"):
     event: str
     received: float
     time: float | None = None
-    candidate: Integer | None = None
+    candidate: Index | None = None
     event_id: str | None = None
 
 
-_decode = msgspec.json.Decoder(_Exposure | _Event).decode
+class _Shadow(msgspec.Struct, tag_field="kind", tag="shadow"):
+    request_id: str
+    time: float
+    arm: str
+    pctr: list[float | None]
+    experiment: str | None = None
+    model: str | None = None
+    version: Integer | None = None
+
+
+class _Failure(msgspec.Struct, tag_field="kind", tag="failure"):
+    request_id: str
+    time: float
+    unit: str
+    experiment: str
+    phase: Integer
+    arm: str
+    code: str
+    latency_ms: float
+    served: str | None = None
+    enrolled: bool = False
+    forced: bool = False
+
+
+_Record = _Exposure | _Event | _Shadow | _Failure
+_TABLE_OF: Mapping[type, str] = {_Exposure: "exposures", _Event: "events", _Shadow: "shadows", _Failure: "failures"}
+
+_decoder: msgspec.json.Decoder[_Record] = msgspec.json.Decoder(_Record)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
-_KNOWN = frozenset((*EXPOSURES, "kind")), frozenset((*EVENTS, "kind"))
+_KNOWN = {table: frozenset((*columns, "kind")) for table, columns in DATA.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record: `values` by column, without `source`; of `exposures` or of `events`."""
+    """One record: `values` by column, without `source`."""
 
-    is_exposure: bool
+    table: str
+    """One of `DATA`."""
     at: float
     """When it was written, in seconds since 1970: the day it belongs to."""
     values: dict[str, Any]
@@ -129,27 +188,20 @@ class Row:
 def row_of(segment: str, place: int, payload: bytes) -> Row | None:
     """The row of one record, or None for one of a kind or a form that is not known here."""
     try:
-        record = _decode(payload)
+        record = _decoder.decode(payload)
         members = _members(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    table = _TABLE_OF[type(record)]
     values: dict[str, Any] = {"segment": segment, "place": place}
-    is_exposure = isinstance(record, _Exposure)
+    for name in record.__struct_fields__:
+        values[name] = getattr(record, name)
     if isinstance(record, _Exposure):
-        at = record.time
-        for name in _Exposure.__struct_fields__:
-            values[name] = getattr(record, name)
         values["context"] = None if record.context is None else _text(members["context"])
         values["candidates"] = _text(record.candidates) if bytes(record.candidates) not in (b"", b"null") else None
-        known = _KNOWN[0]
-    else:
-        at = record.received
-        for name in _Event.__struct_fields__:
-            values[name] = getattr(record, name)
-        known = _KNOWN[1]
-    rest = {name: value for name, value in members.items() if name not in known}
+    rest = {name: value for name, value in members.items() if name not in _KNOWN[table]}
     values["rest"] = _encode(rest).decode() if rest else None
-    return Row(is_exposure, at, values)
+    return Row(table, record.received if isinstance(record, _Event) else record.time, values)
 
 
 def _text(raw: msgspec.Raw) -> str:

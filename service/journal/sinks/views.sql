@@ -50,51 +50,77 @@ FROM (
   ) placed
 ) timed;
 
--- The joined log: one row a candidate that was shown in time, one row without for an exposure of which none was. The
--- columns are those of a joined log in docs/answers.md.
+-- What another arm's model said of an exposure's candidates: what was read first, where it is of the exposure that counts.
+CREATE OR REPLACE VIEW first_shadows AS
+SELECT ranked.*
+FROM (
+  SELECT s.*, row_number() OVER (PARTITION BY s.request_id ORDER BY s.source, s.segment, s.place) AS rank
+  FROM shadows s
+) ranked
+JOIN first_exposures e ON e.request_id = ranked.request_id AND e.time = ranked.time
+WHERE ranked.rank = 1;
+
+-- The joined log: one row a candidate that was shown in time, one row without for an exposure of which none was, one row
+-- with `error` for a request that was not answered. The columns are those of a joined log in docs/answers.md.
 CREATE OR REPLACE VIEW joined AS
 SELECT e.source, e.segment, e.place, e.request_id, e.time, e.unit, e.experiment, e.phase, e.arm, e.served, e.enrolled,
-       e.forced, e.fallback, e.latency_ms, e.propensity, e.model, e.version, e.context, e.rest,
+       e.forced, e.fallback, false AS error, e.latency_ms, e.propensity, e.model, e.version, e.context, e.rest,
        s.candidate,
        CASE WHEN e.pctr[s.candidate + 1] > 0 AND e.pctr[s.candidate + 1] < 1 THEN e.pctr[s.candidate + 1] END AS pctr,
        s.click_time IS NOT NULL AS click,
-       s.click_time
+       s.click_time,
+       CASE WHEN h.pctr[s.candidate + 1] > 0 AND h.pctr[s.candidate + 1] < 1 THEN h.arm END AS shadow_arm,
+       CASE WHEN h.pctr[s.candidate + 1] > 0 AND h.pctr[s.candidate + 1] < 1 THEN h.pctr[s.candidate + 1] END
+         AS shadow_pctr
 FROM first_exposures e
 LEFT JOIN (
   SELECT request_id, candidate, min(CASE WHEN event = 'click' THEN happened END) AS click_time
   FROM judged_events
   WHERE is_placed
   GROUP BY request_id, candidate
-  HAVING NOT min(CASE WHEN late THEN 1 ELSE 0 END) = 1
-) s ON s.request_id = e.request_id;
+  HAVING min(CASE WHEN late THEN 1 ELSE 0 END) = 0
+) s ON s.request_id = e.request_id
+LEFT JOIN first_shadows h ON h.request_id = e.request_id
+UNION ALL
+SELECT f.source, f.segment, f.place, f.request_id, f.time, f.unit, f.experiment, f.phase, f.arm, f.served, f.enrolled,
+       f.forced, NULL, true, f.latency_ms, NULL, NULL, NULL, NULL, f.rest, NULL, NULL, false, NULL, NULL, NULL
+FROM failures f;
 
 -- What was counted while joining, by experiment; NULL stands for what belongs to none. `log_other_experiments` of an
 -- experiment is the sum of `exposures` over the other rows.
 CREATE OR REPLACE VIEW counts AS
-SELECT experiment, sum(exposures) AS exposures, sum(duplicate_exposures) AS duplicate_exposures, sum(events) AS events,
-       sum(duplicate_events) AS duplicate_events, sum(orphan_events) AS orphan_events,
-       sum(misplaced_events) AS misplaced_events, sum(skewed_events) AS skewed_events, sum(late_events) AS late_events,
-       sum(other_events) AS other_events, sum(unreadable) AS unreadable, sum(torn) AS torn, sum(damaged) AS damaged,
-       sum(lost_bytes) AS lost_bytes
+SELECT experiment,
+       sum(CASE WHEN what = 'exposures' THEN number ELSE 0 END) AS exposures,
+       sum(CASE WHEN what = 'duplicate_exposures' THEN number ELSE 0 END) AS duplicate_exposures,
+       sum(CASE WHEN what = 'events' THEN number ELSE 0 END) AS events,
+       sum(CASE WHEN what = 'duplicate_events' THEN number ELSE 0 END) AS duplicate_events,
+       sum(CASE WHEN what = 'orphan_events' THEN number ELSE 0 END) AS orphan_events,
+       sum(CASE WHEN what = 'misplaced_events' THEN number ELSE 0 END) AS misplaced_events,
+       sum(CASE WHEN what = 'skewed_events' THEN number ELSE 0 END) AS skewed_events,
+       sum(CASE WHEN what = 'late_events' THEN number ELSE 0 END) AS late_events,
+       sum(CASE WHEN what = 'other_events' THEN number ELSE 0 END) AS other_events,
+       sum(CASE WHEN what = 'failures' THEN number ELSE 0 END) AS failures,
+       sum(CASE WHEN what = 'shadow_scores' THEN number ELSE 0 END) AS shadow_scores,
+       sum(CASE WHEN what = 'unreadable' THEN number ELSE 0 END) AS unreadable,
+       sum(CASE WHEN what = 'torn' THEN number ELSE 0 END) AS torn,
+       sum(CASE WHEN what = 'damaged' THEN number ELSE 0 END) AS damaged,
+       sum(CASE WHEN what = 'lost_bytes' THEN number ELSE 0 END) AS lost_bytes
 FROM (
-  SELECT experiment, count(*) AS exposures, 0 AS duplicate_exposures, 0 AS events, 0 AS duplicate_events,
-         0 AS orphan_events, 0 AS misplaced_events, 0 AS skewed_events, 0 AS late_events, 0 AS other_events,
-         0 AS unreadable, 0 AS torn, 0 AS damaged, 0 AS lost_bytes
-  FROM first_exposures GROUP BY experiment
-  UNION ALL
-  SELECT NULL, 0, count(*) - count(DISTINCT request_id), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM exposures
-  UNION ALL
-  SELECT NULL, 0, 0, count(*), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM events WHERE event IN ('impression', 'click')
-  UNION ALL
-  SELECT experiment, 0, 0, 0, sum(CASE WHEN duplicate THEN 1 ELSE 0 END), sum(CASE WHEN orphan THEN 1 ELSE 0 END),
-         sum(CASE WHEN misplaced THEN 1 ELSE 0 END), sum(CASE WHEN skewed THEN 1 ELSE 0 END),
-         sum(CASE WHEN late THEN 1 ELSE 0 END), 0, 0, 0, 0, 0
-  FROM judged_events GROUP BY experiment
-  UNION ALL
-  SELECT NULL, 0, 0, 0, 0, 0, 0, 0, 0, count(*), 0, 0, 0, 0 FROM events WHERE event NOT IN ('impression', 'click')
-  UNION ALL
-  SELECT NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, coalesce(sum(unreadable), 0), coalesce(sum(torn), 0),
-         coalesce(sum(damaged), 0), coalesce(sum(lost_bytes), 0)
-  FROM segments
+  SELECT experiment, 'exposures' AS what, count(*) AS number FROM first_exposures GROUP BY experiment
+  UNION ALL SELECT NULL, 'duplicate_exposures', count(*) - count(DISTINCT request_id) FROM exposures
+  UNION ALL SELECT NULL, 'events', count(*) FROM judged_events
+  UNION ALL SELECT NULL, 'duplicate_events', count(*) FROM judged_events WHERE duplicate
+  UNION ALL SELECT NULL, 'orphan_events', count(*) FROM judged_events WHERE orphan
+  UNION ALL SELECT experiment, 'misplaced_events', count(*) FROM judged_events WHERE misplaced GROUP BY experiment
+  UNION ALL SELECT experiment, 'skewed_events', count(*) FROM judged_events WHERE skewed GROUP BY experiment
+  UNION ALL SELECT experiment, 'late_events', count(*) FROM judged_events WHERE late GROUP BY experiment
+  UNION ALL SELECT NULL, 'other_events', count(*) FROM events WHERE event NOT IN ('impression', 'click')
+  UNION ALL SELECT experiment, 'failures', count(*) FROM failures GROUP BY experiment
+  UNION ALL SELECT e.experiment, 'shadow_scores', count(*)
+    FROM first_shadows h JOIN first_exposures e ON e.request_id = h.request_id GROUP BY e.experiment
+  UNION ALL SELECT NULL, 'unreadable', coalesce(sum(unreadable), 0) FROM segments
+  UNION ALL SELECT NULL, 'torn', coalesce(sum(torn), 0) FROM segments
+  UNION ALL SELECT NULL, 'damaged', coalesce(sum(damaged), 0) FROM segments
+  UNION ALL SELECT NULL, 'lost_bytes', coalesce(sum(lost_bytes), 0) FROM segments
 ) c
 GROUP BY experiment;

@@ -73,10 +73,27 @@ EVENTS = st.builds(
     *(st.sampled_from([None, 0, 1, 2, 3, 99_999]), st.sampled_from([-61.0, 5.0, WINDOW, WINDOW + 10])),
     *(st.sampled_from([6.0, WINDOW + 11]), st.sampled_from([None, "k"])),
 )
+SHADOWS = st.builds(
+    lambda i, after, pctr: {
+        **{"kind": "shadow", "request_id": i, "time": NOW + after, "experiment": "e", "arm": "ensemble"},
+        **{"model": "ensemble", "version": 2, "pctr": pctr},
+    },
+    *(IDS, st.sampled_from([0.0, 1.0]), st.lists(st.sampled_from([None, 0.0, 0.2, 0.7]), max_size=3)),
+)
+FAILURES = st.builds(
+    lambda i, name: {
+        **{"kind": "failure", "request_id": i, "time": NOW, "unit": "u", "experiment": name, "phase": 1},
+        **{"arm": "student", "code": "deadline", "latency_ms": 9.0, "enrolled": True},
+    },
+    *(st.sampled_from(["a", "b", "f"]), st.sampled_from(["e", "other"])),
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8)
-@given(st.lists(EXPOSURES | EVENTS | st.just({"kind": "new"}), min_size=4, max_size=20), st.integers(1, 2))
+@given(
+    st.lists(EXPOSURES | EVENTS | SHADOWS | FAILURES | st.just({"kind": "new"}), min_size=4, max_size=20),
+    st.integers(1, 2),
+)
 def test_the_views_join_as_the_journal_is_joined(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], machines: int
 ):
@@ -157,9 +174,9 @@ def test_doing_it_again_adds_what_is_new_and_nothing_else(tmp_path: Path):
     writer.close()
     last = run(folder, out)
 
-    assert (first.segments, first.exposures, first.events) == (1, 1, 1)
+    assert (first.segments, first.records["exposures"], first.records["events"]) == (1, 1, 1)
     assert (again.segments, again.parts) == (0, 0)
-    assert (last.segments, last.exposures, last.events) == (1, 1, 0)
+    assert (last.segments, last.records["exposures"], last.records["events"]) == (1, 1, 0)
     assert {path: path.stat().st_mtime_ns for path in part.rglob("*")} == before
     assert_same(read_folders([out], "e", WINDOW), read_journal([folder], "e", WINDOW))
 
@@ -210,7 +227,7 @@ def test_one_unit_is_erased_from_both_and_does_not_come_back(tmp_path: Path, cap
     assert str(out) in said.err
     assert main(["erase-unit", "--log", str(out), str(folder), "--unit", "them"]) == 0
     assert capsys.readouterr().out.startswith("4 records erased")
-    assert run(folder, out).exposures == 0
+    assert run(folder, out).records["exposures"] == 0
 
     rows = read_folders([out], "e", WINDOW)
     assert sorted(rows["request_id"].tolist()) == ["r-1", "r-3"]
