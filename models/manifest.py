@@ -6,6 +6,7 @@ Nothing here is needed to score, so a reader of another language may take it as 
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -65,6 +66,11 @@ class Calibration(_Part):
     bias: float = 0.0
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the log's impressions without a click that were kept for training."""
+
+    @property
+    def shift(self) -> float:
+        """What is added to scale * logit: dropping negatives raised every logit by -ln of their share."""
+        return self.bias + math.log(self.negative_sampling_rate)
 
 
 class FieldReference(_Part):

@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
-from service import descriptions, page
+from service import descriptions, experiment_routes, page
 from service.admin import audit
+from service.admin.experiments import ExperimentControl
 from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
@@ -41,11 +42,12 @@ from service.oip import routes as oip
 from service.oip.descriptions import OPERATIONS as OIP_OPERATIONS
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, Inference
 from service.oip.statistics import Statistics
-from service.plan import Plan, RunningExperiment, Served
+from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
 from service.scorer import Scorer
 from service.settings import Settings
+from service.shadow import ShadowLane
 from service.watch import Watcher
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,14 @@ class Service(FastAPI):
             load_version=self._load_version,
             remembers=settings.candidate_cache_bytes > 0,
             record=None if self.journal is None else self.journal.record,
+            record_failure=None if self.journal is None else self.journal.record_failure,
+            shadow=lambda call, route: self.shadow.offer(call, route),
+        )
+        self.shadow = ShadowLane(
+            self.predictor,
+            metrics,
+            max_rows=settings.max_run_rows,
+            record=None if self.journal is None else self.journal.record_shadow,
         )
         self.statistics = Statistics(metrics)
         self.inference = Inference(
@@ -120,7 +130,9 @@ class Service(FastAPI):
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
+        self.experiment_control = ExperimentControl(settings.experiments, self._watcher.bring_into_force)
         _add_routes(self)
+        experiment_routes.add_routes(self)
         oip.add_routes(self)
         _add_error_handlers(self)
 
@@ -252,6 +264,7 @@ class Service(FastAPI):
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self._registry.close()
+            await asyncio.to_thread(self.shadow.close)
             if self.journal is not None:
                 await asyncio.to_thread(self.journal.close)
 
@@ -480,26 +493,6 @@ def _add_routes(app: Service) -> None:
             raise no_catalogue()
         return _json(describe_catalogue(app.catalogue.current))
 
-    @app.get(
-        "/experiments",
-        tags=["experiments"],
-        summary="Every running experiment",
-    )
-    async def experiments() -> Response:
-        running = app.require_plan().experiments.values()
-        return _json({"experiments": [describe_experiment(experiment) for experiment in running]})
-
-    @app.get(
-        "/experiments/{name}",
-        tags=["experiments"],
-        summary="One running experiment",
-    )
-    async def experiment(name: str) -> Response:
-        running = app.require_plan().experiments.get(name)
-        if running is None:
-            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
-        return _json(describe_experiment(running))
-
 
 def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
     """The exposure log of this worker, where one is kept. Raises `ConfigError` where it cannot be."""
@@ -524,41 +517,6 @@ def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:
     """Its version and its size."""
     return {"version": catalogue.version, "candidates": len(catalogue.lines)}
-
-
-def describe_experiment(running: RunningExperiment) -> dict[str, object]:
-    """An experiment as it runs: versions resolved, and the buckets that assign a unit to an arm."""
-    spec = running.spec
-    layer = None
-    if spec.layer is not None and running.assigner.layer is not None:
-        owned = running.assigner.layer.owned
-        layer = {
-            "name": spec.layer.name,
-            "salt": running.assigner.layer.salt,
-            "buckets": [owned.start, owned.stop],
-        }
-    arms = [
-        {
-            "name": arm.name,
-            "model": arm.model,
-            "version": running_arm.served.scorer.bundle.version,
-            "follow": arm.follow,
-            "weight": float(arm.weight),
-            "buckets": [owned.start, owned.stop],
-            "halted": running_arm.halted,
-            "deadline_ms": arm.deadline_ms,
-        }
-        for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
-    ]
-    return {
-        "name": spec.name,
-        "salt": spec.salt,
-        "phase": spec.phase,
-        "coverage": float(spec.coverage),
-        "default": spec.default,
-        "layer": layer,
-        "arms": arms,
-    }
 
 
 def _add_error_handlers(app: Service) -> None:

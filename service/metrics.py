@@ -169,6 +169,16 @@ class Metrics:
         self.log_torn = counter(
             "retort_log_torn_total", "Torn ends and damaged places found in what dead workers left of the exposure log."
         )
+        self.shadow_scored = counter(
+            "retort_shadow_scored_total",
+            "Answered requests that another arm's model scored in the shadow.",
+            ["experiment"],
+        )
+        self.shadow_dropped = counter(
+            "retort_shadow_dropped_total",
+            "Requests sampled for the shadow and not scored: full, unreadable, failed.",
+            ["experiment", "reason"],
+        )
         self.inferences = counter(
             "retort_inferences_total",
             "Requests of the Open Inference Protocol, by model version and outcome.",

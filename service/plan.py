@@ -136,6 +136,20 @@ class RunningArm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ShadowRoute:
+    """The model that scores a share of an arm's requests too, unseen, once they are answered."""
+
+    experiment: str
+    arm: str
+    """Whose model it is."""
+    scorer: Scorer
+    share: float
+    is_student: bool
+    """Whether KL is taken from what was answered to what the shadow says; the other way round, where it is the
+    ensemble that stands in the shadow."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
     """Where a request goes. `assigned` is the arm of the unit, `served` what answers it, within `deadline_seconds` or
     else by its fallback."""
@@ -150,6 +164,8 @@ class Chosen:
     """Of the experiment; 0 outside any."""
     propensity: float | None = None
     """The probability with which the hash of an enrolled unit leads to the arm assigned."""
+    shadow: ShadowRoute | None = None
+    """What scores a sample of these requests too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,11 +188,29 @@ class RunningExperiment:
                 enrolled=True,
                 phase=phase,
                 propensity=float(stated.weight),
+                shadow=self._shadow_of(arm) if answers is arm else None,
             )
             for arm, answers, stated in zip(self.arms, answering, self.spec.arms, strict=True)
         ]
-        outside = Chosen(control.served, control.fallback, control.deadline_seconds, control.name, phase=phase)
+        way = (control.served, control.fallback, control.deadline_seconds, control.name)
+        outside = Chosen(*way, phase=phase, shadow=self._shadow_of(control))
         object.__setattr__(self, "routes", (*routes, outside))
+
+    def _shadow_of(self, arm: RunningArm) -> ShadowRoute | None:
+        """What scores this arm's requests in the shadow: the shadow arm; its own requests, control; and control's,
+        where that is the shadow arm itself, the first treatment. So either chooser's requests are scored by the other.
+        """
+        stated = self.spec.shadow
+        if stated is None or stated.sample == 0:
+            return None
+        others = [other for other in self.arms if other is not arm]
+        named = [other for other in others if other.name == stated.arm]
+        other = next(iter(named or others), None)
+        if other is None or other.served.scorer is arm.served.scorer:
+            return None
+        pair = (arm.served.scorer, other.served.scorer)
+        is_student = not pair[1].is_ensemble if pair[0].is_ensemble != pair[1].is_ensemble else arm is self.arms[0]
+        return ShadowRoute(self.spec.name, other.name, pair[1], float(stated.sample), is_student)
 
     def choose(self, unit: str, forced_arm: str | None) -> Chosen:
         """The arm of a unit, or the one that the request forces. A halted arm's units get control."""

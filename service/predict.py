@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import logging
 import math
+import random
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -35,7 +36,7 @@ from service.candidates import Envelope, has_wide_integer, holds_wide_integer, t
 from service.compression import expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics, adder
-from service.plan import Chosen, Plan, Served, find_version
+from service.plan import Chosen, Plan, Served, ShadowRoute, find_version
 from service.registry import Version
 from service.scorer import Floats, Job, Scorer, ScoringQueue
 
@@ -336,7 +337,7 @@ class Call(Job):
     """One admitted request, from its bytes to its answer."""
 
     __slots__ = (
-        *("answer", "body", "chosen", "decoded", "encoding", "is_noted", "late"),
+        *("answer", "body", "chosen", "decoded", "encoding", "is_noted", "late", "logged"),
         *("pieces", "plan", "reason", "request", "served", "started", "target", "unknown", "way"),
     )
 
@@ -374,6 +375,8 @@ class Call(Job):
         self.late: float | None = None
         """`perf_counter` time after which nothing is answered: the request's own deadline. `due`, of one way to answer,
         may be earlier."""
+        self.logged: float | None = None
+        """The time in its exposure, once that is logged."""
         self.is_noted = False
         """Whether the circuit knows that the arm's model was too slow for it."""
         self.is_abandoned = False
@@ -397,10 +400,14 @@ class Predictor:
         load_version: Callable[[str, int], Awaitable[Served]],
         remembers: bool = True,
         record: Callable[[Call, bytes], object] | None = None,
+        record_failure: Callable[[Call, Code], object] | None = None,
+        shadow: Callable[[Call, ShadowRoute], object] | None = None,
     ) -> None:
         """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`. `remembers`:
         whether models keep encoded candidates by their raw bytes. `record(call, scores)`, where exposures are logged,
-        is told of each request that is about to be answered with this JSON list; it may raise `Refusal`."""
+        is told of each request that is about to be answered with this JSON list; it may raise `Refusal`.
+        `record_failure(call, code)` is told of those that were assigned and are not answered, through no fault of their
+        own. `shadow(call, route)` takes a sample of what was answered, for another model to score."""
         self.plan: Plan | None = None
         self.in_flight = 0
         self.max_body_bytes = max_body_bytes
@@ -410,6 +417,8 @@ class Predictor:
         self._load_version = load_version
         self._remembers = remembers
         self._record = record
+        self._record_failure = record_failure
+        self._shadow = shadow
         self._bringing: set[asyncio.Task[None]] = set()
         self._next_renewal: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
         self.queue = ScoringQueue(max_run_rows)
@@ -471,6 +480,10 @@ class Predictor:
         """The same, counted as an answer of the route too."""
         self._metrics.count_request(target.route, self._overloaded.status)
         return self.turn_away()
+
+    def decode(self, call: Call) -> PredictRequest:
+        """A request as it was sent, its candidates too, which were not decoded where they were known by their bytes."""
+        return decode_request(call.body, self._max_candidates, self.new_id)
 
     def begin(self, target: Target, body: bytes, started: float, answer: Callable[[Answer], object]) -> Call:
         """Admits a whole request and takes it as far as the queue; nothing here waits. The plan must be there.
@@ -691,6 +704,10 @@ class Predictor:
             except Exception as error:
                 answered = self._refusal_of(call, error)
         self._end(call, answered)
+        if self._shadow is not None and answered is not None and answered.status == 200 and call.chosen is not None:
+            route = call.chosen.shadow
+            if route is not None and call.served.fallback is None and random.random() < route.share:
+                self._shadow(call, route)
 
     def _try_another(self, call: Call) -> Answer | None:
         try:
@@ -711,7 +728,7 @@ class Predictor:
         scores = orjson.dumps(pctr, option=orjson.OPT_SERIALIZE_NUMPY)
         unknown = b""
         if call.unknown:
-            scores, unknown = _with_unknown(scores, call.unknown, call.request.count)
+            scores, unknown = with_unknown(scores, call.unknown, call.request.count)
         if self._record is not None:
             self._record(call, scores)
         body = b"".join((b'{"request_id":', request_id, served.tail, scores, unknown, b"}"))
@@ -744,6 +761,8 @@ class Predictor:
             error = Refusal(Code.INTERNAL, "the service failed; the failure is logged")
         elif call.chosen is not None:
             call.chosen.served.refused.observe(perf_counter() - call.started)
+        if call.chosen is not None and self._record_failure is not None and error.status >= 500:
+            self._record_failure(call, error.code)
         return self._refused(call.target, error)
 
     def _refused(self, target: Target, refusal: Refusal) -> Answer:
@@ -764,7 +783,7 @@ def choose(plan: Plan, target: Target, request: PredictRequest) -> Chosen | Vers
     return Chosen(served) if isinstance(served, Served) else served
 
 
-def _with_unknown(scores: bytes, unknown: list[int], count: int) -> tuple[bytes, bytes]:
+def with_unknown(scores: bytes, unknown: list[int], count: int) -> tuple[bytes, bytes]:
     """The scores of the known candidates, `[…]`, as those of all, null for the unknown; and the member that lists
     these."""
     known = iter(scores[1:-1].split(b","))

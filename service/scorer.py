@@ -169,6 +169,11 @@ class Scorer:
         self.count_inputs(inputs)
         return pctr
 
+    def score_aside(self, inputs: Mapping[str, Ids]) -> Floats:
+        """pctr [N] for the inputs of a run that nobody waits for: neither counted nor timed. From any thread."""
+        (pctr,) = self._run([PCTR], inputs)
+        return pctr
+
     def measure(self, context: EncodedRows, candidates: EncodedRows) -> float:
         """Seconds that a run of one request takes; nothing is counted, so another thread than the loop's may do it."""
         started = perf_counter()
@@ -234,6 +239,13 @@ class ScoringQueue:
         self._max_rows = max_rows
         self._waiting: dict[Scorer, deque[Job]] = {}
         self._scheduled = False
+        self.rested: Callable[[], object] = lambda: None
+        """Called whenever nothing waits any more: what has time may go on then."""
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing waits."""
+        return not self._scheduled
 
     def submit(self, job: Job) -> None:
         """Queues a job; it is finished in a later turn of the loop."""
@@ -278,6 +290,8 @@ class ScoringQueue:
         self._scheduled = bool(self._waiting)
         if self._scheduled:
             asyncio.get_running_loop().call_soon(self._turn)
+        else:
+            self.rested()
 
     def _take(self, scorer: Scorer, jobs: deque[Job]) -> tuple[list[Job], list[Job]]:
         """(jobs for one run, jobs that are not run): none is made late by the company of others."""

@@ -11,7 +11,6 @@ running again; and it makes no new version where nothing but measured millisecon
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import subprocess
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.bundle import Bundle, read_bundle, write_bundle
+from models.checksums import hash_file
 from models.encoder import Encoder
 from models.errors import BundleError
 from models.golden import Golden, GoldenRequest
@@ -47,7 +47,7 @@ from models.manifest import (
 from models.versions import versions_in
 from training.calibrate import Platt
 from training.cost import bytes_of, conditions, measure_costs, open_session
-from training.data.prepare import PrepareReport, load_encoder, load_golden_rows
+from training.data.prepare import PrepareReport, fields_of, load_encoder, load_golden_rows
 from training.encoded_log import EncodedLog, Part
 from training.gate import Gate
 from training.loop import load_network
@@ -127,7 +127,7 @@ def quantize(folder: Path, report: Report, *, prepared: Path, graph: Path, optio
     """The `quantize` step: fill `folder` with model.onnx in smaller numbers, its golden.json, and quantized.json, which
     says what was found and which of the two graphs ships."""
     asked, log, encoder = Quantize(**options), EncodedLog.open(prepared / "log"), load_encoder(prepared)
-    wiring = wiring_of(encoder, log)
+    wiring = wiring_of(encoder)
     report(0, 3, "to smaller numbers")
     stretched = quantize_graph(graph, folder, asked, lambda: calibration_feeds(log, wiring, asked.calibration_rows))
     report(1, 3, "beside float32 on test rows")
@@ -189,7 +189,7 @@ def export(
 def build_graph(folder: Path, networks: Mapping[str, nn.Module], head: Head, *, prepared: Path, report: Report) -> None:
     """Fill `folder` with model.onnx, golden.json, graph.json; `ExportError` where it answers otherwise than torch."""
     encoder, log = load_encoder(prepared), EncodedLog.open(prepared / "log")
-    wiring = wiring_of(encoder, log)
+    wiring = wiring_of(encoder)
     golden_rows = load_golden_rows(prepared)
     golden_feeds = [encode_request(encoder, request) for request in golden_rows]
 
@@ -224,7 +224,7 @@ def build_cards(
     folder of a model's quantize step: its graph ships in the other's place where that step allowed it.
     """
     encoder, log, prepare = load_encoder(prepared), EncodedLog.open(prepared / "log"), PrepareReport.read(prepared)
-    wiring = wiring_of(encoder, log)
+    wiring = wiring_of(encoder)
     facts = {name: _read(place / "graph.json") for name, place in graphs.items()}
     quantized = quantized or {}
     timed = {**graphs, **{f"{_QUANTIZED}{name}": place for name, place in quantized.items()}}
@@ -289,10 +289,10 @@ def publish_model(
     return Published(name, path, is_new=True)
 
 
-def wiring_of(encoder: Encoder, log: EncodedLog) -> Wiring:
-    """How the log's fields meet a graph: training-only ones as the values that stand in for them."""
+def wiring_of(encoder: Encoder) -> Wiring:
+    """How an encoder's fields meet a graph: training-only ones as the values that stand in for them."""
     names = [field.name for field in encoder.schema.training_only_fields]
-    return Wiring(log.fields, dict(zip(names, encoder.serving_ids().tolist(), strict=True)))
+    return Wiring(fields_of(encoder), dict(zip(names, encoder.serving_ids().tolist(), strict=True)))
 
 
 def git_state(root: Path = _ROOT) -> tuple[str | None, bool]:
@@ -445,10 +445,10 @@ def _newest(repository: Path, name: str) -> Bundle | None:
 
 def _is_same(bundle: Bundle, encoder: Encoder, card: ModelCard, golden: Golden, files: Mapping[str, Path]) -> bool:
     """Whether the bundle would score the same and says the same of itself, but for `_VOLATILE`."""
-    there = {file.name: file for file in bundle.path.glob("model.onnx*")}
+    there = {file.name: hash_file(file) for file in bundle.path.glob("model.onnx*")}
     written = {name: getattr(bundle.manifest, name) for name in ModelCard.model_fields}
     return (
-        {name: _sha256(file) for name, file in there.items()} == {name: _sha256(file) for name, file in files.items()}
+        there == {name: hash_file(file) for name, file in files.items()}
         and bundle.schema == encoder.schema
         and bundle.encoder.to_vocabularies() == encoder.to_vocabularies()
         and bundle.golden == golden
@@ -460,11 +460,6 @@ def _is_same(bundle: Bundle, encoder: Encoder, card: ModelCard, golden: Golden, 
 def _untimed(found: Quantization | None) -> dict[str, Any] | None:
     """What was found, less milliseconds."""
     return None if found is None else found.model_dump(exclude={"float32": {"latency"}, "quantized": {"latency"}})
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def version() -> str:

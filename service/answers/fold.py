@@ -132,8 +132,24 @@ class Facts:
     """The bound on p99, where one was stated."""
 
 
-def fold(rows: Rows, facts: Facts, phase: int) -> Evidence:
-    """The evidence of one phase in these rows. Rows of an arm that the experiment lacks are counted and left out."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """The rows of one phase that belong to its evidence, and what each of them counts for."""
+
+    rows: Rows
+    first: Mask
+    """Of an exposure's rows."""
+    fell_back: Mask
+    shown: Mask
+    """Impressions whose attribution window has closed."""
+    click: Array
+    """1 where such an impression was clicked within its window."""
+    counts: dict[str, int]
+    """Rows and what was left out of them, and why."""
+
+
+def count(rows: Rows, facts: Facts, phase: int) -> Counted:
+    """What of these rows counts. Rows of an arm that the experiment lacks are left out, as much else is."""
     counts = {**rows.counts, "rows": len(rows), "unreadable": rows.bad}
     rows = rows.take(
         np.lexsort((rows["time"], rows["candidate"], rows["request_id"], rows["unit"]))
@@ -164,7 +180,18 @@ def fold(rows: Rows, facts: Facts, phase: int) -> Evidence:
     late = rows["click_time"] - rows["time"] > facts.attribution_window_seconds
     counts["late_clicks"] = int((shown & rows["click"] & late).sum())
     click = (rows["click"] & ~late & shown).astype(np.float64)
+    return Counted(rows, first, fell_back, shown, click, counts)
 
+
+def fold(rows: Rows, facts: Facts, phase: int) -> Evidence:
+    """The evidence of one phase in these rows."""
+    return fold_counted(count(rows, facts, phase), facts)
+
+
+def fold_counted(counted: Counted, facts: Facts) -> Evidence:
+    """The same, of rows that were looked through."""
+    rows, first, fell_back = counted.rows, counted.first, counted.fell_back
+    shown, click = counted.shown, counted.click
     slow = np.zeros(len(rows), dtype=bool)
     if facts.slow_above_ms is not None:
         slow = np.nan_to_num(rows["latency_ms"]) > facts.slow_above_ms
@@ -194,7 +221,7 @@ def fold(rows: Rows, facts: Facts, phase: int) -> Evidence:
             strict=True,
         )
     )
-    evidence = Evidence(counts=counts)
+    evidence = Evidence(counts=dict(counted.counts))
     timed = first & np.isfinite(rows["latency_ms"])
     for arm in facts.arms:
         here = rows["arm"] == arm

@@ -23,12 +23,15 @@ from service.answers.fold import (
     Evidence,
     Facts,
     UnitTable,
+    count,
     fold,
+    fold_counted,
     phases_of,
     units_against_plan,
     units_in_two_arms,
 )
 from service.answers.guard_rails import Rail
+from service.answers.history import Look, lifts_over_time, looks_at
 from service.answers.latency import quantile
 from service.answers.lift import CLICKS, ENOUGH_UNITS, IMPRESSIONS
 from service.answers.moments import Moments
@@ -63,9 +66,11 @@ def report(question: Question, rows: Rows) -> dict[str, Any]:
     if not len(ours):
         raise AnswersError(f"no row of experiment '{experiment.name}' among {len(rows)}")
     facts = facts_of(question, float(ours["time"].max()))
-    evidence = {phase: fold(rows, facts, phase) for phase in phases_of(rows, experiment.name)}
-    evidence.setdefault(experiment.phase, fold(rows, facts, experiment.phase))
-    return report_evidence(question, facts, evidence)
+    now = count(rows, facts, experiment.phase)
+    earlier = [phase for phase in phases_of(rows, experiment.name) if phase != experiment.phase]
+    evidence = {phase: fold(rows, facts, phase) for phase in earlier}
+    evidence[experiment.phase] = fold_counted(now, facts)
+    return report_evidence(question, facts, evidence, looks_at(now, facts.arms))
 
 
 def facts_of(question: Question, last: float) -> Facts:
@@ -81,13 +86,26 @@ def facts_of(question: Question, last: float) -> Facts:
     )
 
 
-def report_evidence(question: Question, facts: Facts, evidence: Mapping[int, Evidence]) -> dict[str, Any]:
-    """The same from evidence by phase, folded and added beforehand."""
+def report_evidence(
+    question: Question, facts: Facts, evidence: Mapping[int, Evidence], looks: Sequence[Look] = ()
+) -> dict[str, Any]:
+    """The same from evidence by phase, folded and added beforehand; `looks`: the past of this phase, where known."""
     experiment, stated = question.experiment, question.experiment.analysis
     now = evidence[experiment.phase]
     split = _split(question, now.arms)
     arms = [_arm(name, now, _rails(experiment, name, now.arms), stated) for name in facts.arms]
-    comparisons = [_comparison(facts.arms[0], name, now, stated, len(facts.arms) - 1) for name in facts.arms[1:]]
+    comparisons = [
+        {
+            **_comparison(facts.arms[0], name, now, stated, len(facts.arms) - 1),
+            "history": lifts_over_time(
+                looks,
+                *(facts.arms[0], name),
+                alpha=_alpha(stated, len(facts.arms) - 1),
+                expected=stated.expected_impressions,
+            ),
+        }
+        for name in facts.arms[1:]
+    ]
     broken = split["reasons"]
     decisions = []
     for name in facts.arms[1:]:

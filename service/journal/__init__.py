@@ -3,8 +3,7 @@
 Called the journal and not the log, because `service/logs.py` is the program's log: lines for people, on stderr. This
 one is for machines, is kept on purpose, and is read by `python -m service results`.
 
-    frames.py     bytes of one record in a file: magic, length, checksum; what is damaged is skipped and counted
-    segments.py   the files: their names, who writes to which, what a dead writer left behind
+    segments.py   the files beside reading them: what a dead writer left behind, what is too old
     writer.py     one worker's end: append, rotate, sync, forget; what happens when the disk fails
     records.py    what is in a record: an exposure or an event
     exposures.py  a finished request -> its exposure
@@ -13,4 +12,6 @@ one is for machines, is kept on purpose, and is read by `python -m service resul
     keeper.py     the journal of one application: puts the above together and counts
     erase.py      one unit out of a folder
     joined.py     a folder -> the joined log that answers are made of
+
+Frames, the names of files and what an event counts for are `models/journal/`: training reads the log too.
 """

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from models.journal.attribution import CLICK, IMPRESSION
 from models.values import LARGEST_INTEGER, describe
 from service.candidates import holds_wide_integer
 from service.errors import Code, Refusal
-from service.journal.records import CLICK, IMPRESSION, Event
+from service.journal.records import Event
 from service.predict import MAX_ID_BYTES, decode_json
 
 MAX_EVENTS = 1000

@@ -13,6 +13,8 @@ Decided here, where all of it can be seen, and counted in `Rows.counts`:
                               received; when they were received stands in for it
     log_late_events           more than the attribution window after the exposure
     log_other_events          neither impressions nor clicks
+    log_failures              requests of the experiment that were assigned and not answered
+    log_shadow_scores         exposures that another arm's model scored too
     log_unreadable            records of a kind or a form that is not known here
     log_torn, log_damaged     what of the files cannot be read
 
@@ -26,20 +28,23 @@ the events, and the rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from models.journal.attribution import CLICK, IMPRESSION, Told, attribute
+from models.journal.frames import Skipped
+from models.journal.reading import read_payloads
 from service.answers.rows import Rows, make_rows, row_values
 from service.errors import AnswersError
-from service.journal.frames import Skipped
-from service.journal.records import CLICK, IMPRESSION, SKEW_SECONDS, Event
-from service.journal.segments import read_payloads
+from service.journal.records import Event, Failure
 
 COUNTS = (
     *("exposures", "other_experiments", "duplicate_exposures", "events", "duplicate_events", "orphan_events"),
-    *("misplaced_events", "skewed_events", "late_events", "other_events", "unreadable", "torn", "damaged"),
+    *("misplaced_events", "skewed_events", "late_events", "other_events", "failures", "shadow_scores"),
+    *("unreadable", "torn", "damaged"),
 )
 
 
@@ -68,13 +73,32 @@ class _Exposure(msgspec.Struct, tag_field="kind", tag="exposure"):
     context: dict[str, Any] | None = None
 
 
-_decode_first = msgspec.json.Decoder(_Head | Event).decode
+class _Shadow(msgspec.Struct, tag_field="kind", tag="shadow"):
+    """Of shadow scores, what a row needs; `records.Shadow` says what it means."""
+
+    request_id: str
+    time: float
+    arm: str
+    pctr: list[float | None]
+
+
+_First = _Head | Event | _Shadow | Failure
+_decode_first: msgspec.json.Decoder[_First] = msgspec.json.Decoder(_First)
 _decode_exposure = msgspec.json.Decoder(_Exposure).decode
-_EVENT = b'{"kind":"event"'
+_OTHERS = tuple(b'{"kind":"%b"' % kind for kind in (b"event", b"shadow", b"failure"))
 _USED = -1.0
 
-_Told = tuple[int | None, bool, float | None, float]
-"""What an event says: candidate, whether it is a click, its own time, when it was received."""
+
+@dataclass(slots=True)
+class _Found:
+    """What the first reading found, by request."""
+
+    first: dict[str, float] = field(default_factory=dict)
+    """The time of the first exposure."""
+    told: dict[str, list[Told]] = field(default_factory=dict)
+    shadows: dict[str, _Shadow] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    """Of the experiment that was asked for."""
 
 
 class _Counts(dict[str, int]):
@@ -94,11 +118,22 @@ def read_journal(folders: Sequence[Path], experiment: str, window_seconds: float
     their features.
     """
     counts = _Counts()
-    first, told = _read_events(folders, counts)
+    found = _read_first(folders, experiment, counts)
+    first, told = found.first, found.told
     values: list[list[Any]] = []
     bad = 0
+
+    def add(row: dict[str, Any], context: dict[str, Any] | None) -> None:
+        nonlocal bad
+        for name in segments:
+            row.setdefault(name, (context or {}).get(name))
+        try:
+            values.append(row_values(row, segments))
+        except ValueError:  # a unit with a NUL in it, say
+            bad += 1
+
     for payload in _payloads(folders, Skipped()):
-        if payload.startswith(_EVENT):
+        if payload.startswith(_OTHERS):
             continue
         try:
             exposure = _decode_exposure(payload)
@@ -116,13 +151,15 @@ def read_journal(folders: Sequence[Path], experiment: str, window_seconds: float
             counts.add("other_experiments")
             continue
         counts.add("exposures")
-        for row in _join(exposure, events, window_seconds, counts):
-            for name in segments:
-                row.setdefault(name, (exposure.context or {}).get(name))
-            try:
-                values.append(row_values(row, segments))
-            except ValueError:  # a unit with a NUL in it, say
-                bad += 1
+        shadow = found.shadows.get(exposure.request_id)
+        if shadow is not None and shadow.time != time:
+            shadow = None
+        counts.add("shadow_scores", shadow is not None)
+        for row in _join(exposure, events, shadow, window_seconds, counts):
+            add(row, exposure.context)
+    for failure in found.failures:
+        add(_row_of_failure(failure), None)
+    counts.add("failures", len(found.failures))
     counts.add("orphan_events", sum(map(len, told.values())))
     return make_rows(values, segments, bad, counts)
 
@@ -135,15 +172,14 @@ def _payloads(folders: Sequence[Path], skipped: Skipped) -> Iterator[bytes]:
             raise AnswersError(f"{folder}: {error.strerror or error}") from None
 
 
-def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, float], dict[str, list[_Told]]]:
-    """(the time of the first exposure of each request, what was told of each request)."""
-    first: dict[str, float] = {}
-    told: dict[str, list[_Told]] = {}
+def _read_first(folders: Sequence[Path], experiment: str, counts: _Counts) -> _Found:
+    found = _Found()
+    first = found.first
     seen: set[int] = set()
     skipped = Skipped()
     for payload in _payloads(folders, skipped):
         try:
-            record = _decode_first(payload)
+            record = _decode_first.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             counts.add("unreadable")
             continue
@@ -152,6 +188,13 @@ def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, fl
             if before is not None:
                 record.time = min(before, record.time)
             first[record.request_id] = record.time
+            continue
+        if isinstance(record, _Shadow):
+            found.shadows.setdefault(record.request_id, record)
+            continue
+        if isinstance(record, Failure):
+            if record.experiment == experiment:
+                found.failures.append(record)
             continue
         if record.event not in (IMPRESSION, CLICK):
             counts.add("other_events")
@@ -163,33 +206,38 @@ def _read_events(folders: Sequence[Path], counts: _Counts) -> tuple[dict[str, fl
             continue
         seen.add(key)
         event = (record.candidate, record.event == CLICK, record.time, record.received)
-        told.setdefault(record.request_id, []).append(event)
+        found.told.setdefault(record.request_id, []).append(event)
     counts.add("torn", skipped.torn)
     counts.add("damaged", skipped.damaged)
-    return first, told
+    return found
 
 
-def _join(exposure: _Exposure, events: Sequence[_Told], window: float, counts: _Counts) -> list[dict[str, Any]]:
+def _row_of_failure(failure: Failure) -> dict[str, Any]:
+    """The row of a request that was not answered: nothing of it was shown."""
+    return {
+        "request_id": failure.request_id,
+        "time": failure.time,
+        "unit": failure.unit,
+        "experiment": failure.experiment,
+        "phase": failure.phase,
+        "arm": failure.arm,
+        "served": failure.served,
+        "enrolled": failure.enrolled,
+        "forced": failure.forced,
+        "error": True,
+        "latency_ms": failure.latency_ms,
+    }
+
+
+def _join(
+    exposure: _Exposure, events: Sequence[Told], shadow: _Shadow | None, window: float, counts: _Counts
+) -> list[dict[str, Any]]:
     """The rows of one exposure: one for each candidate that was shown in time; else one without."""
-    shown: set[int] = set()
-    clicks: dict[int, float] = {}
-    """When each candidate was clicked first."""
-    for candidate, is_click, time, received in events:
-        if candidate is None or candidate >= len(exposure.pctr) or exposure.pctr[candidate] is None:
-            counts.add("misplaced_events")
-            continue
-        if time is None:
-            time = received
-        elif time > received + SKEW_SECONDS or time < exposure.time - SKEW_SECONDS:
-            counts.add("skewed_events")
-            time = received
-        is_late = time - exposure.time > window
-        if is_late:
-            counts.add("late_events")
-        else:
-            shown.add(candidate)
-        if is_click:
-            clicks[candidate] = min(time, clicks.get(candidate, time))
+    scored = {candidate for candidate, pctr in enumerate(exposure.pctr) if pctr is not None}
+    became = attribute(events, exposure.time, scored, window)
+    counts.add("misplaced_events", became.misplaced)
+    counts.add("skewed_events", became.skewed)
+    counts.add("late_events", became.late)
     common: dict[str, Any] = {
         "request_id": exposure.request_id,
         "time": exposure.time,
@@ -203,13 +251,16 @@ def _join(exposure: _Exposure, events: Sequence[_Told], window: float, counts: _
         "fallback": exposure.fallback,
         "latency_ms": exposure.latency_ms,
     }
-    if not shown:
+    if not became.shown:
         return [common]
     rows = []
-    for candidate in sorted(shown):
-        pctr = exposure.pctr[candidate]
-        row = {**common, "candidate": candidate, "click": candidate in clicks, "click_time": clicks.get(candidate)}
+    for candidate in sorted(became.shown):
+        pctr, click_time = exposure.pctr[candidate], became.clicks.get(candidate)
+        row = {**common, "candidate": candidate, "click": click_time is not None, "click_time": click_time}
         if pctr is not None and 0 < pctr < 1:  # of a score that says never or always no loss can be taken
             row["pctr"] = pctr
+        unseen = shadow.pctr[candidate] if shadow is not None and candidate < len(shadow.pctr) else None
+        if shadow is not None and unseen is not None and 0 < unseen < 1:
+            row["shadow_arm"], row["shadow_pctr"] = shadow.arm, unseen
         rows.append(row)
     return rows

@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.journal.attribution import CLICK, IMPRESSION, SKEW_SECONDS
 from service.errors import Code, ConfigError, Refusal
-from service.journal.exposures import exposure_of
+from service.journal.exposures import exposure_of, failure_of, shadow_of
 from service.journal.feedback import decode_events
-from service.journal.records import CLICK, IMPRESSION, SKEW_SECONDS, Event, encode
+from service.journal.records import Event, encode
 from service.journal.segments import adopt
 from service.journal.units import unit_hasher
 from service.journal.writer import DROP_REASONS, Bounds, SegmentWriter
 from service.metrics import Metrics, adder
 
 if TYPE_CHECKING:
+    from service.plan import ShadowRoute
     from service.predict import Call
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,8 @@ class Journal:
         self._drop = {reason: adder(metrics.log_dropped.labels(reason)) for reason in DROP_REASONS}
         self._count_exposure = adder(metrics.log_records.labels("exposure"))
         self._count_event = adder(metrics.log_records.labels("event"))
+        self._count_shadow = adder(metrics.log_records.labels("shadow"))
+        self._count_failure = adder(metrics.log_records.labels("failure"))
         self._count_bytes = adder(metrics.log_bytes)
         self._outcomes = {
             (event, outcome): adder(metrics.events.labels(event, outcome))
@@ -94,15 +99,33 @@ class Journal:
         exposure = exposure_of(call, scores, self._feature_rate)
         if self._hash_unit is not None:
             exposure.unit = self._hash_unit(exposure.unit)
-        record = encode(exposure)
+        if self._append(encode(exposure), self._count_exposure):
+            call.logged = exposure.time
+        elif self.is_required:
+            raise _unavailable()
+
+    def record_failure(self, call: Call, code: Code) -> None:
+        """Records a request that is refused after its arm was known, where that is not the request's own fault."""
+        failure = failure_of(call, code)
+        if failure is not None:
+            if self._hash_unit is not None:
+                failure.unit = self._hash_unit(failure.unit)
+            self._append(encode(failure), self._count_failure)
+
+    def record_shadow(self, call: Call, route: ShadowRoute, scores: bytes) -> None:
+        """Records what a shadow said of a request, where that is logged itself."""
+        if call.logged is not None:
+            self._append(encode(shadow_of(call, route, scores)), self._count_shadow)
+
+    def _append(self, record: bytes, count: Callable[[float], object]) -> bool:
+        """Whether the record was kept; counted either way."""
         reason = self._writer.append((record,))
         if reason is None:
-            self._count_exposure(1)
+            count(1)
             self._count_bytes(len(record))
-            return
+            return True
         self._drop[reason](1)
-        if self.is_required:
-            raise _unavailable()
+        return False
 
     def take_feedback(self, body: bytes) -> dict[str, int]:
         """Keeps the events of a body: how many were new, and how many were here before. Raises `Refusal`."""

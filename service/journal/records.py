@@ -1,4 +1,4 @@
-"""What is in a record (a contract: stored data): one JSON object, of one of two kinds.
+"""What is in a record (a contract: stored data): one JSON object, of one of four kinds.
 
 Members that have their default are left out. Members may be added; readers ignore what they do not know. Times are
 seconds since 1970, UTC.
@@ -7,10 +7,6 @@ seconds since 1970, UTC.
 from __future__ import annotations
 
 import msgspec
-
-IMPRESSION, CLICK = "impression", "click"
-SKEW_SECONDS = 60.0
-"""A caller's clock may be so far from ours."""
 
 
 class Exposure(msgspec.Struct, tag_field="kind", tag="exposure", omit_defaults=True):
@@ -62,6 +58,41 @@ class Event(msgspec.Struct, tag_field="kind", tag="event", omit_defaults=True):
     def key(self) -> int:
         """Of equal events equal, in one process: a hash of 64 bits."""
         return hash((self.request_id, self.candidate, self.event, self.event_id))
+
+
+class Shadow(msgspec.Struct, tag_field="kind", tag="shadow", omit_defaults=True):
+    """What another arm's model said of an exposure's candidates, unseen: a record of its own, written after the
+    exposure's, which waits for nobody."""
+
+    request_id: str
+    time: float
+    """The exposure's: of two with one request id, it says which was scored."""
+    experiment: str
+    arm: str
+    """Whose model scored in the shadow, and its version."""
+    model: str
+    version: int
+    pctr: msgspec.Raw
+    """As long as the exposure's list, null where that has null."""
+
+
+class Failure(msgspec.Struct, tag_field="kind", tag="failure", omit_defaults=True):
+    """A request that was assigned to an arm and not answered: the arm's model failed, or nobody was in time."""
+
+    request_id: str
+    time: float
+    unit: str
+    experiment: str
+    phase: int
+    arm: str
+    """The arm assigned to the unit, or forced by the request."""
+    code: str
+    """The stable code of the problem that was answered."""
+    latency_ms: float
+    served: str | None = None
+    """The arm that should have answered, where it is another: the assigned one is halted."""
+    enrolled: bool = False
+    forced: bool = False
 
 
 encode = msgspec.json.Encoder().encode

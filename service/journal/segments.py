@@ -1,8 +1,7 @@
-"""The files of a journal: `<milliseconds since 1970>-<process>-<number>`, then `.open` while written and `.seg` after.
+"""What happens to a journal's files beside being written and read: dead writers' are sealed, old ones forgotten.
 
-A file has one writer in its whole life, which holds a lock (`flock`) on it; the kernel lets go of the lock when the
-process dies, whatever it died of. So a file that is `.open` and not locked is a dead writer's. It is never appended to:
-what can be read of it stays, its torn end is counted once, by whoever renames it to `.seg`. Names sort by age.
+A file that is `.open` and not locked is a dead writer's (`models/journal/reading.py`). It is never appended to: what
+can be read of it stays, its torn end is counted once, by whoever renames it to `.seg`.
 """
 
 from __future__ import annotations
@@ -13,53 +12,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.journal.frames import Skipped, payloads
+from models.journal.frames import Skipped, payloads
+from models.journal.reading import OPEN, SEALED, segment_paths
 
-OPEN = ".open"
-SEALED = ".seg"
-
-
-def segment_paths(folder: Path) -> list[Path]:
-    """Every segment of a folder, oldest first."""
-    found = [path for path in folder.iterdir() if path.suffix in (OPEN, SEALED) and path.stem[:1].isdigit()]
-    return sorted(found, key=lambda path: path.name)
-
-
-def read_payloads(folder: Path, skipped: Skipped) -> Iterator[bytes]:
-    """Every record's bytes, file by file; what cannot be read is counted. `OSError` where the folder cannot be read.
-
-    A file that is still written to ends wherever its writer was when it was read: that is no torn end. A file that
-    retention removes meanwhile is as if it had not been there.
-    """
-    for path in segment_paths(folder):
-        here = Skipped()
-        try:
-            data, is_alive = _read(path)
-        except FileNotFoundError:
-            try:
-                data, is_alive = _read(path.with_suffix(SEALED))  # sealed since
-            except FileNotFoundError:
-                continue
-        yield from payloads(data, here)
-        if is_alive:
-            here.torn, here.bytes = 0, 0 if not here.damaged else here.bytes
-        skipped.add(here)
-
-
-def _read(path: Path) -> tuple[bytes, bool]:
-    """(the file's bytes, whether somebody writes to it)."""
-    with path.open("rb") as file:
-        is_alive = path.suffix == OPEN and _is_locked(file.fileno())
-        return file.read(), is_alive
-
-
-def _is_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return False
+REMOVED = "removed.txt"
+"""What retention removed, for those who had not read it yet and must count it as lost (service/journal/sinks/)."""
+REMEMBERED_REMOVALS = 10_000
 
 
 def adopt(folder: Path) -> tuple[int, Skipped]:
@@ -105,27 +63,57 @@ def forget(folder: Path, *, keep_seconds: float, keep_bytes: int, now: float) ->
             return 0, 0
         sizes = {}
         total = 0
-        old = 0
+        old: list[Path] = []
         for path in segment_paths(folder):
             try:
                 facts = path.stat()
             except FileNotFoundError:
                 continue
             if path.suffix == SEALED and facts.st_mtime + keep_seconds < now:
-                path.unlink(missing_ok=True)
-                old += 1
+                old.append(path)
                 continue
             total += facts.st_size
             if path.suffix == SEALED:
                 sizes[path] = facts.st_size
-        large = 0
+        large: list[Path] = []
         for path, size in sizes.items():
             if total <= keep_bytes:
                 break
-            path.unlink(missing_ok=True)
+            large.append(path)
             total -= size
-            large += 1
-        return old, large
+        if old or large:
+            with contextlib.suppress(OSError):  # on a full disk room is worth more than a note
+                _note_removed(folder, [*old, *large])
+        for path in (*old, *large):
+            path.unlink(missing_ok=True)
+        return len(old), len(large)
+
+
+def removed_segments(folder: Path) -> dict[str, int]:
+    """Segments that retention removed: the name without its suffix -> bytes. The last `REMEMBERED_REMOVALS` or more."""
+    try:
+        lines = (folder / REMOVED).read_text(encoding="ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for line in lines:
+        name, _, size = line.partition(" ")
+        if (
+            size.isdigit()
+        ):  # a line that was cut off has none, or a wrong one: it is there to be counted, not to be exact
+            found[name] = int(size)
+    return found
+
+
+def _note_removed(folder: Path, paths: list[Path]) -> None:
+    """Before they are removed, so that none goes without a note; who finds a segment both noted and there believes
+    the segment."""
+    notes = {**removed_segments(folder), **{path.stem: path.stat().st_size for path in paths}}
+    if len(notes) > 2 * REMEMBERED_REMOVALS:
+        notes = dict(list(notes.items())[-REMEMBERED_REMOVALS:])
+    temporary = folder / f"{REMOVED}.new"
+    temporary.write_text("".join(f"{name} {size}\n" for name, size in notes.items()), encoding="ascii")
+    temporary.replace(folder / REMOVED)
 
 
 @contextlib.contextmanager

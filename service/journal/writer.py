@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.journal.frames import FILE_MAGIC, frame
-from service.journal.segments import OPEN, SEALED, forget
+from models.journal.frames import FILE_MAGIC, frame
+from models.journal.reading import OPEN, SEALED
+from service.journal.segments import forget
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,8 @@ class SegmentWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._number += 1
         path = self.folder / f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}-{self._number:06d}{OPEN}"
+        if path.with_suffix(SEALED).exists():  # of another writer of this process in this millisecond
+            return None
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

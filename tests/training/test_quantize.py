@@ -52,7 +52,7 @@ def graph(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wiring(prepared: Path) -> Wiring:
-    return wiring_of(load_encoder(prepared), EncodedLog.open(prepared / "log"))
+    return wiring_of(load_encoder(prepared))
 
 
 @pytest.fixture(scope="module")

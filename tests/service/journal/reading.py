@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.journal.frames import Skipped
-from service.journal.segments import read_payloads
+from models.journal.frames import Skipped
+from models.journal.reading import read_payloads
 
 
 def records(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:

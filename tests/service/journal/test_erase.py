@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from models.journal.reading import segment_paths
 from service.__main__ import main
 from service.journal.erase import erase_unit
-from service.journal.segments import segment_paths
 from tests.service.journal.reading import records
 from tests.service.journal.test_joined import event, exposure, join
 from tests.service.journal.test_units import KEY, key_file

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from service.journal.frames import Skipped
-from service.journal.segments import OPEN, read_payloads, segment_paths
+from models.journal.frames import Skipped
+from models.journal.reading import OPEN, read_payloads, segment_paths
 from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 
 

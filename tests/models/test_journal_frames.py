@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.journal.frames import FILE_MAGIC, HEAD_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Skipped, frame, payloads
+from models.journal.frames import FILE_MAGIC, HEAD_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Skipped, frame, payloads
 
 RECORDS = st.lists(
     st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3).map(
