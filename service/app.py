@@ -45,7 +45,7 @@ from service.oip.statistics import Statistics
 from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
-from service.results import Results
+from service.results.keeper import Results
 from service.scorer import Scorer
 from service.settings import Settings
 from service.shadow import ShadowLane

@@ -19,7 +19,7 @@ from service.experiments.assignment import BUCKETS
 from service.experiments.file import Experiment, validate_experiment
 from service.experiments.preview import preview
 from service.plan import RunningExperiment
-from service.results import Computed
+from service.results.keeper import Computed
 
 if TYPE_CHECKING:
     from service.app import Service

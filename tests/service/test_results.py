@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service import results as results_module
 from service.__main__ import main
 from service.errors import Code, Refusal
-from service.results import FRESH_SECONDS, Results
+from service.results import keeper
+from service.results.keeper import FRESH_SECONDS, Results
 from service.watch import SHIPPED, read_experiments
 from tests.service.running import make_app, request_of, wait_until_ready
 
@@ -104,7 +104,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Puts another program in the place of the one that computes."""
 
     def put(text: str) -> None:
-        monkeypatch.setattr(results_module, "COMMAND", (sys.executable, "-c", text))
+        monkeypatch.setattr(keeper, "COMMAND", (sys.executable, "-c", text))
 
     return put
 

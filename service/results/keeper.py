@@ -1,4 +1,4 @@
-"""What experiments have shown, for whoever asks the service: computed by a process of its own (`answers/apart.py`).
+"""What experiments have shown, for whoever asks the service: computed by a process of its own (`process.py`).
 
 One at a time on this machine, by a lock on the log's folder; of those who ask for the same meanwhile each gets that
 one. What was computed stands in `<log>/results/`, where every worker finds it, and is good for a minute, for ten times
@@ -29,7 +29,7 @@ from service.settings import PREFIX
 
 logger = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "service.answers.apart")
+COMMAND = (sys.executable, "-m", "service.results.process")
 FRESH_SECONDS = 60.0
 FRESH_TIMES = 10.0
 """Results that took long are good for so many times what they took."""

@@ -1,4 +1,4 @@
-"""`python -m service.answers.apart`: one report for the service, in a process of its own, which gives way to scoring.
+"""`python -m service.results.process`: one report for the service, in a process of its own, which gives way to scoring.
 
 One line of JSON in: the experiment file's text, the experiment's name, the log's folder, and whether assignments are
 replayed. One of JSON out: the report as text in both of its forms, or why there is none. The process ends at once when
