@@ -144,6 +144,9 @@ class Settings(BaseSettings):
     log_keep_bytes: int = Field(default=64 << 30, ge=1 << 20, le=1 << 50)
     """Most the exposure log may take; the oldest segments go first."""
 
+    results_seconds: float = Field(default=300.0, ge=1.0, le=3600.0)
+    """Longest time that computing an experiment's results may take; a process of its own does it, one at a time."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""
 
