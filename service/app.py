@@ -90,8 +90,6 @@ class Service(FastAPI):
         self.loads_first = False
         """Whether connections are accepted only once the models are proven: where others serve meanwhile."""
         self.draining = False
-        self.read_results: console.ReadResults | None = None
-        """What an experiment has shown, worked out elsewhere; None where that cannot be asked here."""
         self._ready = asyncio.Event()
         self._settled = asyncio.Event()  # ready, or failed
         explained = (EXPLAIN_ROUTE, EXPLAIN_MODEL_ROUTE, EXPLAIN_VERSION_ROUTE)

@@ -112,6 +112,10 @@ class Counted:
     torn: float = 0.0
     drift: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """(model, field) -> PSI."""
+    shadowed: Mapping[str, float] = field(default_factory=dict)
+    """By experiment: answered requests that the other arm's model scored too."""
+    unshadowed: Mapping[str, float] = field(default_factory=dict)
+    """By experiment: those that were sampled for it and not scored."""
     kl: Mapping[str, float] = field(default_factory=dict)
     """By experiment: KL(ensemble || student) of shadow traffic."""
 
@@ -226,6 +230,8 @@ def count(samples: Iterable[tuple[str, Mapping[str, str], float]], looks: Looks,
     records: dict[str, float] = {}
     dropped: dict[str, float] = {}
     drift: dict[tuple[str, str], float] = {}
+    shadowed: dict[str, float] = {}
+    unshadowed: dict[str, float] = {}
     kl: dict[str, float] = {}
     total_bytes = torn = 0.0
     for name, labels, value in samples:
@@ -248,11 +254,27 @@ def count(samples: Iterable[tuple[str, Mapping[str, str], float]], looks: Looks,
             torn = value
         elif name == "retort_drift_psi":
             drift[labels["model"], labels["field"]] = value
+        elif name == "retort_shadow_scored_total":
+            shadowed[labels["experiment"]] = value
+        elif name == "retort_shadow_dropped_total":
+            unshadowed[labels["experiment"]] = unshadowed.get(labels["experiment"], 0.0) + value
         elif name == "retort_shadow_kl":
             kl[labels["experiment"]] = value
     durations = {key: counts for key, buckets in cumulative.items() if sum(counts := _apart(buckets)) > 0}
-    window = looks.add(now, durations)
-    return Counted(durations, window, exposures, events, records, dropped, total_bytes, torn, drift, kl)
+    return Counted(
+        durations,
+        looks.add(now, durations),
+        exposures,
+        events,
+        records,
+        dropped,
+        bytes=total_bytes,
+        torn=torn,
+        drift=drift,
+        shadowed=shadowed,
+        unshadowed=unshadowed,
+        kl=kl,
+    )
 
 
 def _apart(cumulative: Mapping[float, float]) -> list[float]:

@@ -230,6 +230,11 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
         body.append(missing("KL(ensemble || student) needs `shadow: {arm, sample}` in the experiment file."))
     else:
         body.append(missing("KL(ensemble || student) has no shadow scores to be measured on yet."))
+    if one.shadow is not None:
+        scored, lost = counted.shadowed.get(one.name, 0.0), counted.unshadowed.get(one.name, 0.0)
+        arm, sample = one.shadow
+        told = f"The shadow is {arm}, on {figures.percent(sample)} of requests: {figures.plural(scored, 'request')} scored, "
+        body.append(tag("p", f"{told}{lost:,.0f} dropped."))
     note = f"PSI against training: below {DRIFT_SEEN} no shift to speak of, from {DRIFT_LARGE} a large one."
     return panel("drift", "Drift", body, note=note)
 

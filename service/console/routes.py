@@ -54,8 +54,8 @@ SECURITY = {
 }
 PATIENCE_SECONDS = 2.0
 """How long the page waits for results before it is sent without them."""
-RESULTS_AGE_SECONDS = 30.0
-"""How long results are shown before they are asked for anew."""
+RESULTS_AGE_SECONDS = 10.0
+"""How long results are shown before they are asked for anew; whoever works them out keeps them for a minute."""
 MOST_PAGES = 8
 """Pages and results that are remembered, one an experiment."""
 
@@ -71,7 +71,14 @@ def add_routes(app: Service) -> None:
     if not app.settings.console:
         return
     files, assets = load_assets()
-    console = Console(Gatherer(app), functools.partial(_example, app), assets, lambda: app.read_results)
+
+    async def read_results(name: str) -> Mapping[str, Any]:
+        plan = app.require_plan()
+        computed = await app.results.get(plan.experiments[name].spec, plan.file)
+        tree: Mapping[str, Any] = await asyncio.to_thread(orjson.loads, computed.json)
+        return tree
+
+    console = Console(Gatherer(app), functools.partial(_example, app), assets, read_results)
 
     @app.get(ROUTE, include_in_schema=False)
     async def page(request: Request) -> Response:
@@ -144,12 +151,12 @@ class Console:
         gatherer: Gatherer,
         example: Callable[[str], str],
         assets: Assets,
-        results: Callable[[], ReadResults | None],
+        read_results: ReadResults,
     ) -> None:
         self._gatherer = gatherer
         self._example = example
         self._assets = assets
-        self._reader = results
+        self._read_results = read_results
         self._pages: dict[str | None, tuple[Facts, Evidence, str]] = {}
         self._results: dict[str, _Results] = {}
 
@@ -170,9 +177,6 @@ class Console:
 
     async def _evidence(self, name: str) -> Evidence:
         """What an experiment has shown; what is old is shown until there is better."""
-        read = self._reader()
-        if read is None:
-            return _NO_RESULTS
         found = self._results.get(name)
         if found is None:
             idle = [key for key, one in self._results.items() if one.reading is None]
@@ -182,7 +186,7 @@ class Console:
                 del self._results[idle[0]]
             found = self._results[name] = _Results()
         if found.reading is None and time.monotonic() >= found.until:
-            found.reading = asyncio.create_task(_read(read, name, found))
+            found.reading = asyncio.create_task(_read(self._read_results, name, found))
         if found.reading is not None:
             await asyncio.wait([found.reading], timeout=PATIENCE_SECONDS)
         return found.evidence or _BUSY
@@ -201,10 +205,6 @@ async def _read(read: ReadResults, name: str, found: _Results) -> None:
         found.reading = None
 
 
-_NO_RESULTS = Evidence(
-    missing="This service does not work out results itself: start it with `--log FOLDER` and read them "
-    "with `python -m service results --log FOLDER`."
-)
 _BUSY = Evidence(
     missing="The results are being worked out from the log; they appear here by themselves, or look again."
 )

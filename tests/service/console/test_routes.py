@@ -83,7 +83,7 @@ def test_it_shows_what_runs(guarded: TestClient):
 
     assert "student-vs-ensemble" in text
     assert "ensemble 1 (follows)" in text
-    assert "--log FOLDER" in text
+    assert "This service keeps no exposure log: start it with --log FOLDER." in text
     assert re.search(r"phone|a1\b", text) is None
 
 
@@ -155,9 +155,9 @@ def test_however_many_look_it_is_gathered_once(guarded: TestClient, monkeypatch:
     assert gathered == [1]
 
 
-def make_console(app: Any, read: console.ReadResults | None) -> Console:
+def make_console(app: Any, read: console.ReadResults) -> Console:
     _, assets = load_assets()
-    return Console(Gatherer(app), lambda _: "", assets, lambda: read)
+    return Console(Gatherer(app), lambda _: "", assets, read)
 
 
 def test_slow_results_do_not_keep_the_page(guarded: TestClient, monkeypatch: pytest.MonkeyPatch):
