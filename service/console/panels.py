@@ -233,8 +233,10 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
     if one.shadow is not None:
         scored, lost = counted.shadowed.get(one.name, 0.0), counted.unshadowed.get(one.name, 0.0)
         arm, sample = one.shadow
-        told = f"The shadow is {arm}, on {figures.percent(sample)} of requests: {figures.plural(scored, 'request')} scored, "
-        body.append(tag("p", f"{told}{lost:,.0f} dropped."))
+        told = (
+            f"The shadow is {arm}, on {figures.percent(sample)} of requests: {scored:,.0f} scored, {lost:,.0f} dropped."
+        )
+        body.append(tag("p", told))
     note = f"PSI against training: below {DRIFT_SEEN} no shift to speak of, from {DRIFT_LARGE} a large one."
     return panel("drift", "Drift", body, note=note)
 
