@@ -32,6 +32,7 @@ examples:
   python -m service --repository models/repository --experiments experiments.yaml --workers 4
   RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
   python -m service results --help                            what an experiment has shown so far
+  python -m service compact --help                            the exposure log as Parquet files
   python -m service erase-unit --help                         takes one user out of the exposure log
 
 Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
@@ -178,9 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "results":
         from service.answers.command import main as results
-        from service.journal.joined import read_journal
+        from service.journal.sinks.answers import read_folders
 
-        return results(given[1:], read_journal)
+        return results(given[1:], read_folders)
+    if given and given[0] == "compact":
+        from service.journal.sinks.compact import main as compact
+
+        return compact(given[1:])
     if given and given[0] == "erase-unit":
         from service.journal.erase import main as erase_unit
 

@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
-from service import descriptions, page
+from service import descriptions, experiment_routes, page
 from service.admin import audit
+from service.admin.experiments import ExperimentControl
 from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
@@ -41,7 +42,7 @@ from service.oip import routes as oip
 from service.oip.descriptions import OPERATIONS as OIP_OPERATIONS
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, Inference
 from service.oip.statistics import Statistics
-from service.plan import Plan, RunningExperiment, Served
+from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
 from service.scorer import Scorer
@@ -135,7 +136,9 @@ class Service(FastAPI):
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
+        self.experiment_control = ExperimentControl(settings.experiments, self._watcher.bring_into_force)
         _add_routes(self)
+        experiment_routes.add_routes(self)
         oip.add_routes(self)
         _add_error_handlers(self)
 
@@ -498,26 +501,6 @@ def _add_routes(app: Service) -> None:
             raise no_catalogue()
         return _json(describe_catalogue(app.catalogue.current))
 
-    @app.get(
-        "/experiments",
-        tags=["experiments"],
-        summary="Every running experiment",
-    )
-    async def experiments() -> Response:
-        running = app.require_plan().experiments.values()
-        return _json({"experiments": [describe_experiment(experiment) for experiment in running]})
-
-    @app.get(
-        "/experiments/{name}",
-        tags=["experiments"],
-        summary="One running experiment",
-    )
-    async def experiment(name: str) -> Response:
-        running = app.require_plan().experiments.get(name)
-        if running is None:
-            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
-        return _json(describe_experiment(running))
-
 
 def _open_tracer(settings: Settings, metrics: Metrics) -> Tracer | None:
     """What makes traces, where somebody takes them; only then is OpenTelemetry imported."""
@@ -551,41 +534,6 @@ def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:
     """Its version and its size."""
     return {"version": catalogue.version, "candidates": len(catalogue.lines)}
-
-
-def describe_experiment(running: RunningExperiment) -> dict[str, object]:
-    """An experiment as it runs: versions resolved, and the buckets that assign a unit to an arm."""
-    spec = running.spec
-    layer = None
-    if spec.layer is not None and running.assigner.layer is not None:
-        owned = running.assigner.layer.owned
-        layer = {
-            "name": spec.layer.name,
-            "salt": running.assigner.layer.salt,
-            "buckets": [owned.start, owned.stop],
-        }
-    arms = [
-        {
-            "name": arm.name,
-            "model": arm.model,
-            "version": running_arm.served.scorer.bundle.version,
-            "follow": arm.follow,
-            "weight": float(arm.weight),
-            "buckets": [owned.start, owned.stop],
-            "halted": running_arm.halted,
-            "deadline_ms": arm.deadline_ms,
-        }
-        for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
-    ]
-    return {
-        "name": spec.name,
-        "salt": spec.salt,
-        "phase": spec.phase,
-        "coverage": float(spec.coverage),
-        "default": spec.default,
-        "layer": layer,
-        "arms": arms,
-    }
 
 
 def _add_error_handlers(app: Service) -> None:

@@ -6,11 +6,13 @@ every example here against the running application.
 
 from __future__ import annotations
 
-from typing import Any
+from decimal import Decimal
+from typing import Any, get_origin
 
 import orjson
 
 from service.errors import PROBLEMS, Code, Refusal
+from service.experiments.file import Experiment
 
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -194,6 +196,27 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.LOAD_REFUSED: Refusal(
         Code.LOAD_REFUSED, "this version was refused at load (golden); the log says why", field="version"
     ),
+    Code.NO_EXPERIMENT_FILE: Refusal(
+        Code.NO_EXPERIMENT_FILE,
+        "this service has no experiment file that could be changed: start it with --experiments FILE",
+    ),
+    Code.NEEDS_NEW_PHASE: Refusal(
+        Code.NEEDS_NEW_PHASE,
+        "arms[0].weight (and arms[1].weight) may not change within phase 1: start a new phase: raise phase above 1 and "
+        "take a new salt",
+        field="arms[0].weight",
+    ),
+    Code.EXPERIMENT_REFUSED: Refusal(
+        Code.EXPERIMENT_REFUSED,
+        "experiment 'student-vs-ensemble': arm 'student' needs model 'student', which is not loaded "
+        "(there are: ensemble)",
+    ),
+    Code.STALE_WRITE: Refusal(
+        Code.STALE_WRITE, "the experiment is another by now than If-Match says: get it again, and decide again"
+    ),
+    Code.INVALID_EXPERIMENT: Refusal(
+        Code.INVALID_EXPERIMENT, "experiment 'student-vs-ensemble': the arms' weights sum to 0.9, expected 1"
+    ),
     Code.INVALID_TENSOR: Refusal(
         Code.INVALID_TENSOR, "field 'price': expected 16 bytes of data for its shape, got 12", field="price"
     ),
@@ -335,6 +358,15 @@ METRICS_RESPONSES: dict[str, Any] = {
     }
 }
 
+_EXPERIMENT_SPEC: dict[str, Any] = {
+    "name": "student-vs-ensemble",
+    "salt": "student-vs-ensemble-1",
+    "default": True,
+    "arms": [
+        {"name": "ensemble", "model": "ensemble", "follow": True, "weight": 0.5},
+        {"name": "student", "model": "student", "follow": True, "weight": 0.5},
+    ],
+}
 _EXPERIMENT_EXAMPLE = {
     "name": "student-vs-ensemble",
     "salt": "student-vs-ensemble-1",
@@ -364,6 +396,7 @@ _EXPERIMENT_EXAMPLE = {
             "deadline_ms": None,
         },
     ],
+    "spec": _EXPERIMENT_SPEC,
 }
 EXPERIMENT_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -377,12 +410,17 @@ EXPERIMENT_SCHEMA: dict[str, Any] = {
         "default": {"type": "boolean"},
         "layer": {"type": ["object", "null"]},
         "arms": {"type": "array", "items": {"type": "object"}},
+        "spec": {"type": "object", "description": "As the experiment file states it: what PUT takes."},
     },
 }
-EXPERIMENT_RESPONSES = {
-    **answers({"one": {"summary": "50/50", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The experiment"),
-    **problems(Code.UNKNOWN_EXPERIMENT, Code.NOT_READY),
+_TAG_HEADER: dict[str, Any] = {
+    "etag": {"schema": {"type": "string"}, "description": "Of what is stated; for If-Match of a change."}
 }
+_EXPERIMENT_ANSWER = answers(
+    {"one": {"summary": "50/50", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The experiment"
+)
+_EXPERIMENT_ANSWER["200"]["headers"] = _TAG_HEADER
+EXPERIMENT_RESPONSES = {**_EXPERIMENT_ANSWER, **problems(Code.UNKNOWN_EXPERIMENT, Code.NOT_READY)}
 EXPERIMENTS_RESPONSES = {
     **answers(
         {"all": {"summary": "One running", "value": {"experiments": [_EXPERIMENT_EXAMPLE]}}},
@@ -545,6 +583,124 @@ _CATALOGUE_SCHEMA: dict[str, Any] = {
         "candidates": {"type": "integer"},
     },
 }
+_NAME_PARAMETER: dict[str, Any] = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_KINDS = {
+    str: "string",
+    int: "integer",
+    bool: "boolean",
+    Decimal: "number",
+}
+
+
+def _kind_of(annotation: Any) -> str:
+    if annotation in _KINDS:
+        return _KINDS[annotation]
+    return "array" if get_origin(annotation) is tuple else "object"
+
+
+EXPERIMENT_PUT: dict[str, Any] = {
+    "parameters": [
+        _NAME_PARAMETER,
+        {
+            "name": "If-Match",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "The etag of what the change was thought of for; 412 where it is another by now.",
+        },
+        {
+            "name": "If-None-Match",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "`*`: 412 where an experiment of this name is there already.",
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "description": "The experiment exactly as in the experiment file (docs/experiments.md).",
+                    "required": [name for name, field in Experiment.model_fields.items() if field.is_required()],
+                    "properties": {
+                        name: {
+                            "type": _kind_of(field.annotation),
+                            "description": " ".join((field.description or "As in the file.").split()),
+                        }
+                        for name, field in Experiment.model_fields.items()
+                    },
+                },
+                "examples": {
+                    "half of the units": {
+                        "summary": "Half of each arm's units are enrolled",
+                        "value": {**_EXPERIMENT_SPEC, "coverage": 0.5},
+                    }
+                },
+            }
+        },
+    },
+}
+_PREVIEW_EXAMPLE: dict[str, Any] = {
+    "experiment": "student-vs-ensemble",
+    "phase": 1,
+    "changes": ["coverage"],
+    "buckets": 10000,
+    "share_of_units": 1.0,
+    "enrolled": {"before": 5000, "after": 6000},
+    "moves": [
+        {"from": None, "to": "ensemble", "buckets": 500},
+        {"from": None, "to": "student", "buckets": 500},
+    ],
+    "joining": 1000,
+    "leaving": 0,
+    "switching": 0,
+    "answered_otherwise": 500,
+    "needs_new_phase": False,
+    "reason": None,
+}
+PREVIEW_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": list(_PREVIEW_EXAMPLE),
+    "properties": {
+        "experiment": {"type": "string"},
+        "phase": {"type": "integer"},
+        "changes": {"type": "array", "items": {"type": "string"}, "description": "Keys that would be different."},
+        "buckets": {"type": "integer", "description": "How many were looked at: all."},
+        "share_of_units": {"type": "number", "description": "Of all units, those that the experiment's layer lets in."},
+        "enrolled": {"type": "object", "description": "Buckets in any arm, before and after."},
+        "moves": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Buckets from an arm to another; null: not enrolled, answered by control.",
+        },
+        "joining": {"type": "integer", "description": "Buckets not enrolled before."},
+        "leaving": {"type": "integer", "description": "Buckets enrolled before and not after."},
+        "switching": {"type": "integer", "description": "Buckets that go from one arm to another."},
+        "answered_otherwise": {"type": "integer", "description": "Buckets that another arm would answer."},
+        "needs_new_phase": {"type": "boolean", "description": "Whether the phase allows the change."},
+        "reason": {"type": ["string", "null"], "description": "Why not."},
+    },
+}
+PREVIEW_PARAMETERS: list[dict[str, Any]] = [
+    _NAME_PARAMETER,
+    *(
+        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": description}
+        for name, description in (
+            ("coverage", "From 0 to 1."),
+            ("weights", "One for each arm, in their order, parted by commas."),
+            ("halted", "Names of arms, parted by commas; empty: none."),
+        )
+    ),
+]
+PREVIEW_RESPONSES = answers(
+    {"more units": {"summary": "From half to six tenths", "value": _PREVIEW_EXAMPLE}},
+    PREVIEW_SCHEMA,
+    "What becomes of each bucket",
+) | problems(
+    *(Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT, Code.NOT_READY)
+)
 _CATALOGUE_EXAMPLE = {"catalogue": {"summary": "Two ads", "value": {"version": "1f2e3d4c5b6a7988", "candidates": 2}}}
 _ADMIN_CODES = (Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.HEADERS_TOO_LARGE, Code.BODY_TOO_LARGE)
 CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in force, in every worker soon") | problems(
@@ -553,6 +709,18 @@ CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in f
 )
 CATALOGUE_GET_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "What is in force") | problems(
     *(*_ADMIN_CODES, Code.NO_CATALOGUE)
+)
+EXPERIMENT_PUT_RESPONSES = _EXPERIMENT_ANSWER | problems(
+    *(*_ADMIN_CODES, Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.MALFORMED_ENCODING),
+    *(Code.REQUEST_TIMEOUT, Code.MALFORMED_JSON, Code.TOO_DEEP, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT),
+    *(
+        Code.UNKNOWN_EXPERIMENT,
+        Code.NO_EXPERIMENT_FILE,
+        Code.NEEDS_NEW_PHASE,
+        Code.EXPERIMENT_REFUSED,
+        Code.STALE_WRITE,
+    ),
+    *(Code.NOT_READY, Code.INTERNAL),
 )
 _EXPLAIN_ANSWERS = answers(
     {"an ensemble": {"summary": "Two teachers", "value": _EXPLAIN_EXAMPLE}},
@@ -583,4 +751,6 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/catalogue"): {"responses": CATALOGUE_GET_RESPONSES},
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
+    ("put", "/experiments/{name}"): {**EXPERIMENT_PUT, "responses": EXPERIMENT_PUT_RESPONSES},
+    ("get", "/experiments/{name}/preview"): {"parameters": PREVIEW_PARAMETERS, "responses": PREVIEW_RESPONSES},
 }

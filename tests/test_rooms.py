@@ -15,7 +15,9 @@ ALLOWED = {
     "service": {
         "models",
         "backports",
+        "confluent_kafka",
         "compression",  # of the standard library from Python 3.14 on
+        "duckdb",
         "fastapi",
         "google",  # protobuf
         "grpc",
@@ -25,6 +27,7 @@ ALLOWED = {
         "onnxruntime",
         "orjson",
         "prometheus_client",
+        "psycopg",
         "pydantic",
         "pydantic_settings",
         "starlette",

@@ -42,6 +42,7 @@ PUBLIC = frozenset(
         ("GET", "/metrics"),
         ("GET", "/experiments"),
         ("GET", "/experiments/{name}"),
+        ("GET", "/experiments/{name}/preview"),
         ("GET", "/docs"),
         ("GET", "/openapi.json"),
         ("GET", "/v2"),

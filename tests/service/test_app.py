@@ -33,6 +33,8 @@ ROUTES = {
     ("post", EXPLAIN_VERSION_ROUTE),
     ("get", "/experiments"),
     ("get", "/experiments/{name}"),
+    ("put", "/experiments/{name}"),
+    ("get", "/experiments/{name}/preview"),
     ("get", "/v2"),
     ("get", "/v2/health/live"),
     ("get", "/v2/health/ready"),

@@ -23,6 +23,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
     ("PUT", "/catalogue"),
+    ("PUT", "/experiments/{name}"),
     ("POST", "/explain"),
     ("POST", "/models/{name}/explain"),
     ("POST", "/models/{name}/versions/{version}/explain"),
