@@ -45,6 +45,7 @@ from service.oip.statistics import Statistics
 from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
+from service.results.keeper import Results
 from service.scorer import Scorer
 from service.settings import Settings
 from service.shadow import ShadowLane
@@ -136,6 +137,9 @@ class Service(FastAPI):
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
+        self.results = Results(
+            settings.log, replay=settings.log_unit_key_file is None, timeout_seconds=settings.results_seconds
+        )
         self.experiment_control = ExperimentControl(settings.experiments, self._watcher.bring_into_force)
         _add_routes(self)
         experiment_routes.add_routes(self)
@@ -160,6 +164,7 @@ class Service(FastAPI):
         """Readiness falls; requests are still answered, each asking its client to connect elsewhere next."""
         if not self.draining:
             self.draining = True
+            self.results.stop()
             logger.info("draining: readiness is down, what arrives is still answered")
 
     def reasons_not_ready(self) -> tuple[str, ...]:
@@ -266,6 +271,7 @@ class Service(FastAPI):
         finally:
             if rpc is not None:
                 await rpc.stop(self.settings.shutdown_seconds)
+            await self.results.close()
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching

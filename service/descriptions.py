@@ -163,6 +163,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_MODEL: Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name"),
     Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
     Code.NO_LOG: Refusal(Code.NO_LOG, "this service keeps no exposure log: start it with --log FOLDER"),
+    Code.NO_RESULTS: Refusal(Code.NO_RESULTS, "no row of experiment 'student-vs-ensemble' among 0"),
     Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
     Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
     Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 524288 bytes"),
@@ -255,6 +256,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
     ),
     Code.LOG_UNAVAILABLE: Refusal(Code.LOG_UNAVAILABLE, "the exposure log cannot be written: try again"),
+    Code.RESULTS_UNAVAILABLE: Refusal(Code.RESULTS_UNAVAILABLE, "computing them took more than 300 s: try again later"),
     Code.DEADLINE_EXCEEDED: Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline"),
 }
 
@@ -701,6 +703,59 @@ PREVIEW_RESPONSES = answers(
 ) | problems(
     *(Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT, Code.NOT_READY)
 )
+_RESULTS_HEADERS: dict[str, Any] = {
+    "cache-control": {"schema": {"type": "string"}, "description": "How long they are good for."},
+    "age": {"schema": {"type": "string"}, "description": "Seconds since they were computed."},
+}
+_RESULTS_EXAMPLE: dict[str, Any] = {
+    "format_version": 1,
+    "experiment": "student-vs-ensemble",
+    "phase": 1,
+    "as_of": 1795300000.5,
+    "decisions": [
+        {
+            "arm": "student",
+            "action": "keep running",
+            "reasons": ["the lift is between -3.10% and +4.20%, which leaves the minimum effect of +0.00% open"],
+        }
+    ],
+}
+RESULTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "The report that `python -m service results --format json` writes (docs/answers.md); the example "
+    "shows its beginning.",
+    "required": list(_RESULTS_EXAMPLE),
+    "properties": {
+        "format_version": {"type": "integer"},
+        "experiment": {"type": "string"},
+        "phase": {"type": "integer"},
+        "as_of": {"type": "number", "description": "The time of the last row, in seconds since 1970."},
+        "decisions": {"type": "array", "items": {"type": "object"}, "description": "One for each treatment arm."},
+    },
+}
+_RESULTS_PROBLEMS = problems(
+    *(Code.UNKNOWN_EXPERIMENT, Code.NO_LOG, Code.NO_RESULTS, Code.NOT_READY, Code.RESULTS_UNAVAILABLE, Code.INTERNAL)
+)
+RESULTS_RESPONSES = {
+    **answers(
+        {"early": {"summary": "Not decided yet", "value": _RESULTS_EXAMPLE}}, RESULTS_SCHEMA, "What it has shown"
+    ),
+    **_RESULTS_PROBLEMS,
+}
+RESULTS_RESPONSES["200"]["headers"] = _RESULTS_HEADERS
+RESULTS_PAGE_RESPONSES: dict[str, Any] = {
+    "200": {
+        "description": "The same for people: one page, without a script",
+        "headers": _RESULTS_HEADERS,
+        "content": {
+            "text/html": {
+                "schema": {"type": "string"},
+                "examples": {"a page": {"summary": "Its beginning", "value": "<!doctype html>\n"}},
+            }
+        },
+    },
+    **_RESULTS_PROBLEMS,
+}
 _CATALOGUE_EXAMPLE = {"catalogue": {"summary": "Two ads", "value": {"version": "1f2e3d4c5b6a7988", "candidates": 2}}}
 _ADMIN_CODES = (Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.HEADERS_TOO_LARGE, Code.BODY_TOO_LARGE)
 CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in force, in every worker soon") | problems(
@@ -752,5 +807,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
     ("put", "/experiments/{name}"): {**EXPERIMENT_PUT, "responses": EXPERIMENT_PUT_RESPONSES},
+    ("get", "/experiments/{name}/results"): {"responses": RESULTS_RESPONSES},
+    ("get", "/experiments/{name}/results.html"): {"responses": RESULTS_PAGE_RESPONSES},
     ("get", "/experiments/{name}/preview"): {"parameters": PREVIEW_PARAMETERS, "responses": PREVIEW_RESPONSES},
 }

@@ -93,6 +93,7 @@ class Code(enum.StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_VERSION = "unknown_version"
     NO_LOG = "no_log"
+    NO_RESULTS = "no_results"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     MODEL_IN_USE = "model_in_use"
@@ -126,6 +127,7 @@ class Code(enum.StrEnum):
     INTERNAL = "internal"
     NOT_READY = "not_ready"
     LOG_UNAVAILABLE = "log_unavailable"
+    RESULTS_UNAVAILABLE = "results_unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
@@ -152,6 +154,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_MODEL: Problem(404, "No such model"),
     Code.UNKNOWN_VERSION: Problem(404, "No such version"),
     Code.NO_LOG: Problem(404, "No log is kept"),
+    Code.NO_RESULTS: Problem(404, "No results yet"),
     Code.METHOD_NOT_ALLOWED: Problem(405, "Method not allowed"),
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.MODEL_IN_USE: Problem(409, "The model is in use"),
@@ -185,6 +188,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),
     Code.LOG_UNAVAILABLE: Problem(503, "The log cannot be written"),
+    Code.RESULTS_UNAVAILABLE: Problem(503, "The results cannot be computed just now"),
     Code.DEADLINE_EXCEEDED: Problem(504, "The deadline cannot be met"),
 }
 

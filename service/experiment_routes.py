@@ -10,6 +10,7 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
+from service import page
 from service.admin.experiments import Precondition
 from service.admin.gate import BODY_BYTES, credentials
 from service.asgi import ClientGoneError, read_whole
@@ -18,12 +19,15 @@ from service.experiments.assignment import BUCKETS
 from service.experiments.file import Experiment, validate_experiment
 from service.experiments.preview import preview
 from service.plan import RunningExperiment
+from service.results.keeper import Computed
 
 if TYPE_CHECKING:
     from service.app import Service
 
 EXPERIMENT_ROUTE = "/experiments/{name}"
 PREVIEW_ROUTE = "/experiments/{name}/preview"
+RESULTS_ROUTE = "/experiments/{name}/results"
+PAGE_ROUTE = "/experiments/{name}/results.html"
 
 _SHARE = re.compile(r"[01]|[01]?\.[0-9]{1,17}")
 _MAX_QUERY = 4096
@@ -70,6 +74,22 @@ def add_routes(app: Service) -> None:
         layer = running.assigner.layer
         share = 1.0 if layer is None else (layer.owned.stop - layer.owned.start) / BUCKETS
         return _json(preview(running.spec, after, share))
+
+    @app.get(RESULTS_ROUTE, tags=["experiments"], summary="What an experiment has shown so far")
+    async def results(name: str) -> Response:
+        computed = await app.results.get(find(name).spec, app.require_plan().file)
+        return Response(computed.json, media_type="application/json", headers=_freshness(computed))
+
+    @app.get(PAGE_ROUTE, tags=["experiments"], summary="The same as a page")
+    async def results_page(name: str) -> Response:
+        computed = await app.results.get(find(name).spec, app.require_plan().file)
+        headers = {**page.HEADERS, **_freshness(computed)}
+        return Response(computed.html, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _freshness(computed: Computed) -> dict[str, str]:
+    age = int(computed.age)
+    return {"cache-control": f"max-age={int(computed.fresh_seconds)}", "age": str(age)}
 
 
 def changed(spec: Experiment, wanted: list[tuple[str, str]]) -> Experiment:

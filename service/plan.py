@@ -228,6 +228,8 @@ class RunningExperiment:
 class Plan:
     """What is served: experiments by name, and live models by name."""
 
+    file: ExperimentFile
+    """What states them."""
     experiments: Mapping[str, RunningExperiment]
     default: RunningExperiment
     live: Mapping[str, Served]
@@ -288,7 +290,7 @@ def build_plan(
         running[experiment.name] = RunningExperiment(experiment, file.assigner(experiment), arms)
     for scorer in registry.loaded.values():
         _guard(scorer, limits.get(scorer), metrics)
-    return Plan(running, running[file.default.name], live)
+    return Plan(file, running, running[file.default.name], live)
 
 
 def _guard(scorer: Scorer, limits: list[float] | None, metrics: Metrics) -> None:

@@ -152,6 +152,9 @@ class Settings(BaseSettings):
     trace_share: float = Field(default=0.01, ge=0.0, le=1.0)
     """With `--traces`, the share of requests without a `traceparent` that begin a trace of their own."""
 
+    results_seconds: float = Field(default=300.0, ge=1.0, le=3600.0)
+    """Longest time that computing an experiment's results may take; a process of its own does it, one at a time."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""
 

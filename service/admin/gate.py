@@ -43,6 +43,8 @@ PUBLIC = frozenset(
         ("GET", "/experiments"),
         ("GET", "/experiments/{name}"),
         ("GET", "/experiments/{name}/preview"),
+        ("GET", "/experiments/{name}/results"),
+        ("GET", "/experiments/{name}/results.html"),
         ("GET", "/docs"),
         ("GET", "/openapi.json"),
         ("GET", "/v2"),
