@@ -56,6 +56,8 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
         "retort_catalogue_candidates",
         "retort_circuit_state",
         "retort_worker_starts_total",
+        "retort_shadow_dropped_total",
+        "retort_shadow_scored_total",
         "retort_traces_total",
         "retort_spans_total",
         "retort_log_records_total",
