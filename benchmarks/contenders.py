@@ -93,7 +93,7 @@ def _retort(bundles: Mapping[str, Bundle], workload: Workload, core: int | None,
     """Our service with one worker and one experiment a model, so that every request is assigned to an arm."""
     repository = next(iter(bundles.values())).path.parent.parent
     with serve(repository, list(bundles.values()), core, folder) as server:
-        yield _over_http(RETORT, dict.fromkeys(bundles, server), workload)
+        yield over_http(RETORT, dict.fromkeys(bundles, server), workload)
 
 
 @contextmanager
@@ -132,10 +132,11 @@ def _naive(bundles: Mapping[str, Bundle], workload: Workload, core: int | None, 
             )
             for name, bundle in bundles.items()
         }
-        yield _over_http(NAIVE, servers, workload)
+        yield over_http(NAIVE, servers, workload)
 
 
-def _over_http(name: str, servers: Mapping[str, tuple[subprocess.Popen[bytes], int]], workload: Workload) -> Contender:
+def over_http(name: str, servers: Mapping[str, tuple[subprocess.Popen[bytes], int]], workload: Workload) -> Contender:
+    """A service that is running, by model: its process and its port. It is sent the same bytes in every turn."""
     ready = {
         (model, count): [http_request("/predict", request.body(model)) for request in requests]
         for model in servers

@@ -10,21 +10,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import Cell, Sample, _over_http, serve
-from benchmarks.machine import commit, facts, pin, two_cores
-from benchmarks.results import Spread, write_block
+from benchmarks.contenders import Cell, Sample, over_http, serve
+from benchmarks.machine import facts, pin, two_cores
+from benchmarks.results import Spread, conditions, publish
 from benchmarks.stages import inside
 from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle, read_bundle
@@ -104,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, more in WAYS.items():
             extra = [option.format(folder=folder / "log") for option in more]
             process = stack.enter_context(serve(options.repository, [bundle], server, folder, extra))
-            running[name] = _over_http(name, {bundle.name: process}, workload)
+            running[name] = over_http(name, {bundle.name: process}, workload)
         for number in range(options.rounds + 1):
             for name in list(WAYS) if number % 2 else reversed(list(WAYS)):
                 sample = running[name].measure(cell, options.seconds)
@@ -116,24 +114,18 @@ def main(arguments: Sequence[str]) -> int:
     answered = sum(len(sample.latency_ms) for sample in samples["with"])
     if len(sizes) < answered or skipped.damaged:
         raise SystemExit(f"{answered} requests were answered and {len(sizes)} records found: nothing was measured")
-    block = "\n".join(
-        (
-            f"`{shlex.join(['python', '-m', 'benchmarks.exposure_log', *arguments])}`, "
-            f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}, commit {commit()}, {machine['cpu']}, Python {machine['python']}, "
-            f"load {machine['load_before']:.2f} before the run; {options.candidates} candidates, {options.callers} "
-            f"callers, {len(sizes):,} records of {median(sizes):.0f} bytes.\n",
-            "| log | CPU us a request | CPU, ratio | requests/s, ratio | p99, us |",
-            "|---|---:|---:|---:|---:|",
-            *(line(name, samples[name], samples["without"]) for name in WAYS),
-            "\nThe last stage of a request, which makes the answer and the record, alone in a loop: "
-            + ", ".join(f"{us:.1f} us {name}" for name, us in alone.items())
-            + ".",
-            "",
-        )
+    alone_us = ", ".join(f"{us:.1f} us {name}" for name, us in alone.items())
+    records = f"{len(sizes):,} records of {median(sizes):.0f} bytes"
+    more = f"{options.candidates} candidates, {options.callers} callers, {records}"
+    lines = (
+        f"{conditions('exposure_log', arguments, machine, more)}\n",
+        "| log | CPU us a request | CPU, ratio | requests/s, ratio | p99, us |",
+        "|---|---:|---:|---:|---:|",
+        *(line(name, samples[name], samples["without"]) for name in WAYS),
+        f"\nThe last stage of a request, which makes the answer and the record, alone in a loop: {alone_us}.",
+        "",
     )
-    print(block)
-    if options.write is not None:
-        write_block(options.write, "exposure-log", block)
+    publish(lines, options.write, "exposure-log")
     return 0
 
 

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fastapi import Depends, FastAPI, Request
@@ -23,16 +23,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
-from service import descriptions, page
-from service.admin import audit, halts
+from service import descriptions, experiment_routes, page
+from service.admin import audit
+from service.admin.experiments import ExperimentControl
 from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
 from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refuse, send_answer
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
+from service.console import routes as console
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
-from service.experiments.state import Halt
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
 from service.journal.units import read_unit_key
@@ -42,20 +43,23 @@ from service.oip import routes as oip
 from service.oip.descriptions import OPERATIONS as OIP_OPERATIONS
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, Inference
 from service.oip.statistics import Statistics
-from service.plan import Plan, RunningExperiment, Served
+from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
+from service.results.keeper import Results
 from service.scorer import Scorer
 from service.settings import Settings
 from service.shadow import ShadowLane
 from service.watch import Watcher
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
 MODEL_ROUTE = "/models/{name}/predict"
 CATALOGUE_ROUTE = "/catalogue"
 FEEDBACK_ROUTE = "/feedback"
-HALT_ROUTE = "/experiments/{name}/halts/{arm}"
 NDJSON = b"application/x-ndjson"
 VERSION_ROUTE = "/models/{name}/versions/{version}/predict"
 _NO_ROUTE = Refusal(Code.NOT_FOUND, "there is no such route")
@@ -103,6 +107,7 @@ class Service(FastAPI):
         self._registry.prepare = lambda scorer: self.catalogue.prepare(scorer.catalogue)
         self.journal = _open_journal(settings, metrics)
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
+        self.tracer = _open_tracer(settings, metrics)
         self.predictor = Predictor(
             metrics,
             max_body_bytes=settings.max_body_bytes,
@@ -114,6 +119,7 @@ class Service(FastAPI):
             record=None if self.journal is None else self.journal.record,
             record_failure=None if self.journal is None else self.journal.record_failure,
             shadow=lambda call, route: self.shadow.offer(call, route),
+            tracer=self.tracer,
         )
         self.shadow = ShadowLane(
             self.predictor,
@@ -128,12 +134,19 @@ class Service(FastAPI):
             self.statistics,
             max_candidates=settings.max_candidates,
             load_version=self._load_version,
+            tracer=self.tracer,
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
         self.look_at_state = self._watcher.look_at_state
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
+        self.results = Results(
+            settings.log, replay=settings.log_unit_key_file is None, timeout_seconds=settings.results_seconds
+        )
+        self.experiment_control = ExperimentControl(settings.experiments, self._watcher.bring_into_force)
         _add_routes(self)
+        experiment_routes.add_routes(self)
         oip.add_routes(self)
+        console.add_routes(self)
         _add_error_handlers(self)
 
     @property
@@ -154,6 +167,7 @@ class Service(FastAPI):
         """Readiness falls; requests are still answered, each asking its client to connect elsewhere next."""
         if not self.draining:
             self.draining = True
+            self.results.stop()
             logger.info("draining: readiness is down, what arrives is still answered")
 
     def reasons_not_ready(self) -> tuple[str, ...]:
@@ -260,11 +274,14 @@ class Service(FastAPI):
         finally:
             if rpc is not None:
                 await rpc.stop(self.settings.shutdown_seconds)
+            await self.results.close()
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self._registry.close()
             await asyncio.to_thread(self.shadow.close)
+            if self.tracer is not None:
+                await asyncio.to_thread(self.tracer.close)
             if self.journal is not None:
                 await asyncio.to_thread(self.journal.close)
 
@@ -493,38 +510,14 @@ def _add_routes(app: Service) -> None:
             raise no_catalogue()
         return _json(describe_catalogue(app.catalogue.current))
 
-    @app.get(
-        "/experiments",
-        tags=["experiments"],
-        summary="Every running experiment",
-    )
-    async def experiments() -> Response:
-        running = app.require_plan().experiments.values()
-        return _json({"experiments": [describe_experiment(experiment) for experiment in running]})
 
-    @app.get(
-        "/experiments/{name}",
-        tags=["experiments"],
-        summary="One running experiment",
-    )
-    async def experiment(name: str) -> Response:
-        running = app.require_plan().experiments.get(name)
-        if running is None:
-            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
-        return _json(describe_experiment(running))
+def _open_tracer(settings: Settings, metrics: Metrics) -> Tracer | None:
+    """What makes traces, where somebody takes them; only then is OpenTelemetry imported."""
+    if settings.traces is None:
+        return None
+    from service.tracing import Tracer
 
-    @app.delete(
-        HALT_ROUTE,
-        tags=["administration"],
-        summary="Lift what a guard-rail has halted",
-    )
-    async def lift_halt(name: str, arm: str, request: Request) -> Response:
-        running = app.require_plan().experiments.get(name)
-        if running is None:
-            raise Refusal(Code.UNKNOWN_EXPERIMENT, "no such experiment is running", field="name")
-        admin = app.gate.admit(*credentials(request))
-        await halts.lift(admin, running.spec, arm, app.settings.state_file, app.look_at_state)
-        return _json(describe_experiment(app.require_plan().experiments.get(name, running)))
+    return Tracer(settings.traces, settings.trace_share, metrics)
 
 
 def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
@@ -550,47 +543,6 @@ def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:
 def describe_catalogue(catalogue: Catalogue) -> dict[str, int | str | None]:
     """Its version and its size."""
     return {"version": catalogue.version, "candidates": len(catalogue.lines)}
-
-
-def describe_experiment(running: RunningExperiment) -> dict[str, object]:
-    """An experiment as it runs: versions resolved, and the buckets that assign a unit to an arm."""
-    spec = running.spec
-    layer = None
-    if spec.layer is not None and running.assigner.layer is not None:
-        owned = running.assigner.layer.owned
-        layer = {
-            "name": spec.layer.name,
-            "salt": running.assigner.layer.salt,
-            "buckets": [owned.start, owned.stop],
-        }
-    arms = [
-        {
-            "name": arm.name,
-            "model": arm.model,
-            "version": running_arm.served.scorer.bundle.version,
-            "follow": arm.follow,
-            "weight": float(arm.weight),
-            "buckets": [owned.start, owned.stop],
-            "halted": running_arm.halted,
-            "halt": None if running_arm.halt is None else _describe_halt(running_arm.halt),
-            "deadline_ms": arm.deadline_ms,
-        }
-        for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
-    ]
-    return {
-        "name": spec.name,
-        "salt": spec.salt,
-        "phase": spec.phase,
-        "coverage": float(spec.coverage),
-        "default": spec.default,
-        "layer": layer,
-        "arms": arms,
-    }
-
-
-def _describe_halt(halt: Halt) -> dict[str, object]:
-    """What a guard-rail halted an arm for."""
-    return halt.model_dump(include={"time", "rail", "bound", "found", "evidence", "counts"})
 
 
 def _add_error_handlers(app: Service) -> None:

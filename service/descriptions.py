@@ -6,11 +6,13 @@ every example here against the running application.
 
 from __future__ import annotations
 
-from typing import Any
+from decimal import Decimal
+from typing import Any, get_origin
 
 import orjson
 
 from service.errors import PROBLEMS, Code, Refusal
+from service.experiments.file import Experiment
 
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -161,6 +163,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_MODEL: Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name"),
     Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
     Code.NO_LOG: Refusal(Code.NO_LOG, "this service keeps no exposure log: start it with --log FOLDER"),
+    Code.NO_RESULTS: Refusal(Code.NO_RESULTS, "no row of experiment 'student-vs-ensemble' among 0"),
     Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
     Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
     Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 524288 bytes"),
@@ -202,6 +205,27 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.STATE_UNAVAILABLE: Refusal(
         Code.STATE_UNAVAILABLE, "the state file cannot be read or written; the log says why"
     ),
+    Code.NO_EXPERIMENT_FILE: Refusal(
+        Code.NO_EXPERIMENT_FILE,
+        "this service has no experiment file that could be changed: start it with --experiments FILE",
+    ),
+    Code.NEEDS_NEW_PHASE: Refusal(
+        Code.NEEDS_NEW_PHASE,
+        "arms[0].weight (and arms[1].weight) may not change within phase 1: start a new phase: raise phase above 1 and "
+        "take a new salt",
+        field="arms[0].weight",
+    ),
+    Code.EXPERIMENT_REFUSED: Refusal(
+        Code.EXPERIMENT_REFUSED,
+        "experiment 'student-vs-ensemble': arm 'student' needs model 'student', which is not loaded "
+        "(there are: ensemble)",
+    ),
+    Code.STALE_WRITE: Refusal(
+        Code.STALE_WRITE, "the experiment is another by now than If-Match says: get it again, and decide again"
+    ),
+    Code.INVALID_EXPERIMENT: Refusal(
+        Code.INVALID_EXPERIMENT, "experiment 'student-vs-ensemble': the arms' weights sum to 0.9, expected 1"
+    ),
     Code.INVALID_TENSOR: Refusal(
         Code.INVALID_TENSOR, "field 'price': expected 16 bytes of data for its shape, got 12", field="price"
     ),
@@ -240,6 +264,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
     ),
     Code.LOG_UNAVAILABLE: Refusal(Code.LOG_UNAVAILABLE, "the exposure log cannot be written: try again"),
+    Code.RESULTS_UNAVAILABLE: Refusal(Code.RESULTS_UNAVAILABLE, "computing them took more than 300 s: try again later"),
     Code.DEADLINE_EXCEEDED: Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline"),
 }
 
@@ -343,6 +368,15 @@ METRICS_RESPONSES: dict[str, Any] = {
     }
 }
 
+_EXPERIMENT_SPEC: dict[str, Any] = {
+    "name": "student-vs-ensemble",
+    "salt": "student-vs-ensemble-1",
+    "default": True,
+    "arms": [
+        {"name": "ensemble", "model": "ensemble", "follow": True, "weight": 0.5},
+        {"name": "student", "model": "student", "follow": True, "weight": 0.5},
+    ],
+}
 _EXPERIMENT_EXAMPLE = {
     "name": "student-vs-ensemble",
     "salt": "student-vs-ensemble-1",
@@ -374,6 +408,7 @@ _EXPERIMENT_EXAMPLE = {
             "deadline_ms": None,
         },
     ],
+    "spec": _EXPERIMENT_SPEC,
 }
 EXPERIMENT_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -387,12 +422,17 @@ EXPERIMENT_SCHEMA: dict[str, Any] = {
         "default": {"type": "boolean"},
         "layer": {"type": ["object", "null"]},
         "arms": {"type": "array", "items": {"type": "object"}},
+        "spec": {"type": "object", "description": "As the experiment file states it: what PUT takes."},
     },
 }
-EXPERIMENT_RESPONSES = {
-    **answers({"one": {"summary": "50/50", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The experiment"),
-    **problems(Code.UNKNOWN_EXPERIMENT, Code.NOT_READY),
+_TAG_HEADER: dict[str, Any] = {
+    "etag": {"schema": {"type": "string"}, "description": "Of what is stated; for If-Match of a change."}
 }
+_EXPERIMENT_ANSWER = answers(
+    {"one": {"summary": "50/50", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The experiment"
+)
+_EXPERIMENT_ANSWER["200"]["headers"] = _TAG_HEADER
+EXPERIMENT_RESPONSES = {**_EXPERIMENT_ANSWER, **problems(Code.UNKNOWN_EXPERIMENT, Code.NOT_READY)}
 EXPERIMENTS_RESPONSES = {
     **answers(
         {"all": {"summary": "One running", "value": {"experiments": [_EXPERIMENT_EXAMPLE]}}},
@@ -555,6 +595,177 @@ _CATALOGUE_SCHEMA: dict[str, Any] = {
         "candidates": {"type": "integer"},
     },
 }
+_NAME_PARAMETER: dict[str, Any] = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_KINDS = {
+    str: "string",
+    int: "integer",
+    bool: "boolean",
+    Decimal: "number",
+}
+
+
+def _kind_of(annotation: Any) -> str:
+    if annotation in _KINDS:
+        return _KINDS[annotation]
+    return "array" if get_origin(annotation) is tuple else "object"
+
+
+EXPERIMENT_PUT: dict[str, Any] = {
+    "parameters": [
+        _NAME_PARAMETER,
+        {
+            "name": "If-Match",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "The etag of what the change was thought of for; 412 where it is another by now.",
+        },
+        {
+            "name": "If-None-Match",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "`*`: 412 where an experiment of this name is there already.",
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "description": "The experiment exactly as in the experiment file (docs/experiments.md).",
+                    "required": [name for name, field in Experiment.model_fields.items() if field.is_required()],
+                    "properties": {
+                        name: {
+                            "type": _kind_of(field.annotation),
+                            "description": " ".join((field.description or "As in the file.").split()),
+                        }
+                        for name, field in Experiment.model_fields.items()
+                    },
+                },
+                "examples": {
+                    "half of the units": {
+                        "summary": "Half of each arm's units are enrolled",
+                        "value": {**_EXPERIMENT_SPEC, "coverage": 0.5},
+                    }
+                },
+            }
+        },
+    },
+}
+_PREVIEW_EXAMPLE: dict[str, Any] = {
+    "experiment": "student-vs-ensemble",
+    "phase": 1,
+    "changes": ["coverage"],
+    "buckets": 10000,
+    "share_of_units": 1.0,
+    "enrolled": {"before": 5000, "after": 6000},
+    "moves": [
+        {"from": None, "to": "ensemble", "buckets": 500},
+        {"from": None, "to": "student", "buckets": 500},
+    ],
+    "joining": 1000,
+    "leaving": 0,
+    "switching": 0,
+    "answered_otherwise": 500,
+    "needs_new_phase": False,
+    "reason": None,
+}
+PREVIEW_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": list(_PREVIEW_EXAMPLE),
+    "properties": {
+        "experiment": {"type": "string"},
+        "phase": {"type": "integer"},
+        "changes": {"type": "array", "items": {"type": "string"}, "description": "Keys that would be different."},
+        "buckets": {"type": "integer", "description": "How many were looked at: all."},
+        "share_of_units": {"type": "number", "description": "Of all units, those that the experiment's layer lets in."},
+        "enrolled": {"type": "object", "description": "Buckets in any arm, before and after."},
+        "moves": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Buckets from an arm to another; null: not enrolled, answered by control.",
+        },
+        "joining": {"type": "integer", "description": "Buckets not enrolled before."},
+        "leaving": {"type": "integer", "description": "Buckets enrolled before and not after."},
+        "switching": {"type": "integer", "description": "Buckets that go from one arm to another."},
+        "answered_otherwise": {"type": "integer", "description": "Buckets that another arm would answer."},
+        "needs_new_phase": {"type": "boolean", "description": "Whether the phase allows the change."},
+        "reason": {"type": ["string", "null"], "description": "Why not."},
+    },
+}
+PREVIEW_PARAMETERS: list[dict[str, Any]] = [
+    _NAME_PARAMETER,
+    *(
+        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": description}
+        for name, description in (
+            ("coverage", "From 0 to 1."),
+            ("weights", "One for each arm, in their order, parted by commas."),
+            ("halted", "Names of arms, parted by commas; empty: none."),
+        )
+    ),
+]
+PREVIEW_RESPONSES = answers(
+    {"more units": {"summary": "From half to six tenths", "value": _PREVIEW_EXAMPLE}},
+    PREVIEW_SCHEMA,
+    "What becomes of each bucket",
+) | problems(
+    *(Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT, Code.NOT_READY)
+)
+_RESULTS_HEADERS: dict[str, Any] = {
+    "cache-control": {"schema": {"type": "string"}, "description": "How long they are good for."},
+    "age": {"schema": {"type": "string"}, "description": "Seconds since they were computed."},
+}
+_RESULTS_EXAMPLE: dict[str, Any] = {
+    "format_version": 1,
+    "experiment": "student-vs-ensemble",
+    "phase": 1,
+    "as_of": 1795300000.5,
+    "decisions": [
+        {
+            "arm": "student",
+            "action": "keep running",
+            "reasons": ["the lift is between -3.10% and +4.20%, which leaves the minimum effect of +0.00% open"],
+        }
+    ],
+}
+RESULTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "The report that `python -m service results --format json` writes (docs/answers.md); the example "
+    "shows its beginning.",
+    "required": list(_RESULTS_EXAMPLE),
+    "properties": {
+        "format_version": {"type": "integer"},
+        "experiment": {"type": "string"},
+        "phase": {"type": "integer"},
+        "as_of": {"type": "number", "description": "The time of the last row, in seconds since 1970."},
+        "decisions": {"type": "array", "items": {"type": "object"}, "description": "One for each treatment arm."},
+    },
+}
+_RESULTS_PROBLEMS = problems(
+    *(Code.UNKNOWN_EXPERIMENT, Code.NO_LOG, Code.NO_RESULTS, Code.NOT_READY, Code.RESULTS_UNAVAILABLE, Code.INTERNAL)
+)
+RESULTS_RESPONSES = {
+    **answers(
+        {"early": {"summary": "Not decided yet", "value": _RESULTS_EXAMPLE}}, RESULTS_SCHEMA, "What it has shown"
+    ),
+    **_RESULTS_PROBLEMS,
+}
+RESULTS_RESPONSES["200"]["headers"] = _RESULTS_HEADERS
+RESULTS_PAGE_RESPONSES: dict[str, Any] = {
+    "200": {
+        "description": "The same for people: one page, without a script",
+        "headers": _RESULTS_HEADERS,
+        "content": {
+            "text/html": {
+                "schema": {"type": "string"},
+                "examples": {"a page": {"summary": "Its beginning", "value": "<!doctype html>\n"}},
+            }
+        },
+    },
+    **_RESULTS_PROBLEMS,
+}
 _CATALOGUE_EXAMPLE = {"catalogue": {"summary": "Two ads", "value": {"version": "1f2e3d4c5b6a7988", "candidates": 2}}}
 _ADMIN_CODES = (Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.HEADERS_TOO_LARGE, Code.BODY_TOO_LARGE)
 CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in force, in every worker soon") | problems(
@@ -568,6 +779,18 @@ HALT_RESPONSES = answers(
     {"lifted": {"summary": "As it runs now", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The halt is lifted"
 ) | problems(
     *(*_ADMIN_CODES, Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.NOT_HALTED, Code.STATE_UNAVAILABLE),
+    *(Code.NOT_READY, Code.INTERNAL),
+)
+EXPERIMENT_PUT_RESPONSES = _EXPERIMENT_ANSWER | problems(
+    *(*_ADMIN_CODES, Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.MALFORMED_ENCODING),
+    *(Code.REQUEST_TIMEOUT, Code.MALFORMED_JSON, Code.TOO_DEEP, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT),
+    *(
+        Code.UNKNOWN_EXPERIMENT,
+        Code.NO_EXPERIMENT_FILE,
+        Code.NEEDS_NEW_PHASE,
+        Code.EXPERIMENT_REFUSED,
+        Code.STALE_WRITE,
+    ),
     *(Code.NOT_READY, Code.INTERNAL),
 )
 _EXPLAIN_ANSWERS = answers(
@@ -600,4 +823,8 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
     ("delete", "/experiments/{name}/halts/{arm}"): {"responses": HALT_RESPONSES},
+    ("put", "/experiments/{name}"): {**EXPERIMENT_PUT, "responses": EXPERIMENT_PUT_RESPONSES},
+    ("get", "/experiments/{name}/results"): {"responses": RESULTS_RESPONSES},
+    ("get", "/experiments/{name}/results.html"): {"responses": RESULTS_PAGE_RESPONSES},
+    ("get", "/experiments/{name}/preview"): {"parameters": PREVIEW_PARAMETERS, "responses": PREVIEW_RESPONSES},
 }

@@ -3,6 +3,8 @@
     ServiceError
     ├── ConfigError            startup is refused: an option, variable or file is wrong      exit 2
     │   └── ExperimentError    an experiment file that cannot be used; at reload the last good one is kept
+    │       ├── PhaseError     a change that needs a new phase; `key` is what may not move within this one
+    │       └── StaleError     a change of an experiment that has changed meanwhile
     ├── ModelLoadError         a bundle that must not be served; `reason` is a metric label
     │   └── NoModelError       nothing left to serve with, startup is refused                exit 3
     ├── LoadDeferredError      a version that a request asks for may not be loaded just now; `seconds` until it may
@@ -34,6 +36,19 @@ class ConfigError(ServiceError):
 
 class ExperimentError(ConfigError):
     """An experiment file that cannot be used: unreadable, contradictory, or naming models that are not there."""
+
+
+class PhaseError(ExperimentError):
+    """A change that the phase of an experiment does not allow; says what to do instead."""
+
+    def __init__(self, key: str, message: str) -> None:
+        """`key`: what may not move."""
+        self.key = key
+        super().__init__(message)
+
+
+class StaleError(ExperimentError):
+    """A change thought of for another state of the experiment than the one that is there by now."""
 
 
 class ModelLoadError(ServiceError):
@@ -78,11 +93,16 @@ class Code(enum.StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_VERSION = "unknown_version"
     NO_LOG = "no_log"
+    NO_RESULTS = "no_results"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     MODEL_IN_USE = "model_in_use"
     LOAD_REFUSED = "load_refused"
     NOT_HALTED = "not_halted"
+    NO_EXPERIMENT_FILE = "no_experiment_file"
+    NEEDS_NEW_PHASE = "needs_new_phase"
+    EXPERIMENT_REFUSED = "experiment_refused"
+    STALE_WRITE = "stale_write"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
@@ -96,6 +116,7 @@ class Code(enum.StrEnum):
     UNKNOWN_OUTPUT = "unknown_output"
     NO_CATALOGUE = "no_catalogue"
     INVALID_CATALOGUE = "invalid_catalogue"
+    INVALID_EXPERIMENT = "invalid_experiment"
     INVALID_ID = "invalid_id"
     INVALID_DEADLINE = "invalid_deadline"
     INVALID_EVENT = "invalid_event"
@@ -108,6 +129,7 @@ class Code(enum.StrEnum):
     NOT_READY = "not_ready"
     LOG_UNAVAILABLE = "log_unavailable"
     STATE_UNAVAILABLE = "state_unavailable"
+    RESULTS_UNAVAILABLE = "results_unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
@@ -134,11 +156,16 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_MODEL: Problem(404, "No such model"),
     Code.UNKNOWN_VERSION: Problem(404, "No such version"),
     Code.NO_LOG: Problem(404, "No log is kept"),
+    Code.NO_RESULTS: Problem(404, "No results yet"),
     Code.METHOD_NOT_ALLOWED: Problem(405, "Method not allowed"),
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.MODEL_IN_USE: Problem(409, "The model is in use"),
     Code.LOAD_REFUSED: Problem(409, "The model cannot be loaded"),
     Code.NOT_HALTED: Problem(409, "The arm is not halted by a guard-rail"),
+    Code.NO_EXPERIMENT_FILE: Problem(409, "No experiment file"),
+    Code.NEEDS_NEW_PHASE: Problem(409, "The change needs a new phase"),
+    Code.EXPERIMENT_REFUSED: Problem(409, "The experiment cannot be brought into force"),
+    Code.STALE_WRITE: Problem(412, "The experiment has changed meanwhile"),
     Code.BODY_TOO_LARGE: Problem(413, "The body is too large"),
     Code.UNSUPPORTED_MEDIA_TYPE: Problem(415, "The body is of another type than expected"),
     Code.UNSUPPORTED_ENCODING: Problem(415, "The body is compressed in a way that is not read"),
@@ -152,6 +179,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_OUTPUT: Problem(422, "The model has no such output"),
     Code.NO_CATALOGUE: Problem(422, "No catalogue"),
     Code.INVALID_CATALOGUE: Problem(422, "A line of the catalogue is invalid"),
+    Code.INVALID_EXPERIMENT: Problem(422, "The experiment is invalid"),
     Code.INVALID_ID: Problem(422, "An id is invalid"),
     Code.INVALID_DEADLINE: Problem(422, "The deadline is invalid"),
     Code.INVALID_EVENT: Problem(422, "An event is invalid"),
@@ -164,6 +192,7 @@ PROBLEMS: dict[Code, Problem] = {
     Code.NOT_READY: Problem(503, "Not ready"),
     Code.LOG_UNAVAILABLE: Problem(503, "The log cannot be written"),
     Code.STATE_UNAVAILABLE: Problem(503, "The state file cannot be used"),
+    Code.RESULTS_UNAVAILABLE: Problem(503, "The results cannot be computed just now"),
     Code.DEADLINE_EXCEEDED: Problem(504, "The deadline cannot be met"),
 }
 

@@ -233,6 +233,8 @@ class RunningExperiment:
 class Plan:
     """What is served: experiments by name, and live models by name."""
 
+    file: ExperimentFile
+    """What states them."""
     experiments: Mapping[str, RunningExperiment]
     default: RunningExperiment
     live: Mapping[str, Served]
@@ -302,7 +304,7 @@ def build_plan(
     metrics.show_halted(
         {(name, arm.name): arm.halted for name, experiment in running.items() for arm in experiment.arms}
     )
-    return Plan(running, running[file.default.name], live)
+    return Plan(file, running, running[file.default.name], live)
 
 
 def _guard(scorer: Scorer, limits: list[float] | None, metrics: Metrics) -> None:

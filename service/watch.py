@@ -58,6 +58,7 @@ class Watcher:
         self._seen_state: Fingerprint | None = None
         self._waiting_for_models: tuple[int, ExperimentFile] | None = None
         self._looking = asyncio.Lock()
+        self._adopting = asyncio.Lock()
 
     async def start(self) -> None:
         """Loads what is there and publishes the first plan; raises what should stop the program.
@@ -130,7 +131,27 @@ class Watcher:
             names = sorted(f"{arm} of {key[0]}" for key, arms in halts.items() for arm in arms)
             logger.info("arms that guard-rails have halted: %s", ", ".join(names) or "none")
 
+    async def bring_into_force(self, file: ExperimentFile, write: Callable[[], None]) -> None:
+        """Brings a file into force here that `write` puts on the disk, for the other workers, once all of it is proven.
+
+        Raises `ExperimentError` or `ModelLoadError` where it cannot be; then nothing is written, and nothing changed.
+        """
+        path = self._settings.experiments
+        assert path is not None
+
+        def write_and_look() -> Fingerprint | None:
+            write()
+            return fingerprint_of(path)
+
+        async with self._adopting:
+            await self._adopt(file, write_and_look)
+            self._waiting_for_models = None
+
     async def _look_at_experiments(self) -> None:
+        async with self._adopting:
+            await self._follow_experiments()
+
+    async def _follow_experiments(self) -> None:
         path = self._settings.experiments
         if path is None:
             return
@@ -165,8 +186,9 @@ class Watcher:
         self._metrics.experiment_reload_failures.inc()
         logger.error("the experiment file is refused, the last good one stays in force: %s", error)
 
-    async def _adopt(self, file: ExperimentFile) -> None:
-        """Brings a valid file into force: settles `latest`, loads what its arms name, publishes the plan."""
+    async def _adopt(self, file: ExperimentFile, write: Callable[[], Fingerprint | None] | None = None) -> None:
+        """Brings a valid file into force: settles `latest`, loads what its arms name, publishes the plan. In between,
+        `write` puts a file that is not on the disk yet there, and tells what is there then."""
         fixed: dict[tuple[str, str], int] = {}
         for experiment in file.experiments:
             settled = await self._settle(experiment)
@@ -183,6 +205,12 @@ class Watcher:
                 except ModelNotFoundError as error:
                     raise ExperimentError(f"an arm needs model '{model}' version {version}: {error}") from None
             plan = build_plan(file, fixed, self._registry, self._metrics, self._halts)
+            if write is not None:
+                seen = await self._registry.look(write)
+                plan = build_plan(
+                    file, fixed, self._registry, self._metrics, self._halts
+                )  # other versions may be live since
+                self._seen = seen
             self._file, self._fixed = file, fixed
         finally:
             if self._file is not None:

@@ -19,7 +19,15 @@ HERE = Path(__file__).parent
 ALONE = ("service", "docker")
 """Folders whose tests have the machine to themselves: servers are killed, overloaded and hurried there."""
 BESIDE_OTHERS = (
+    "docker/test_compose.py",
+    "docker/test_dashboard_and_alerts.py",
+    "docker/test_dockerfiles.py",
+    "docker/test_runbook.py",
+    "docker/test_service_image.py",
+    "docker/test_train_when_empty.py",
     "service/answers",
+    "service/console/test_durations.py",
+    "service/console/test_view.py",
     "service/experiments",
     "service/guard",
     "service/journal/test_joined.py",
@@ -31,8 +39,9 @@ BESIDE_OTHERS = (
     "service/test_faults_document.py",
     "service/test_plan.py",
     "service/test_settings.py",
+    "service/test_unread.py",
 )
-"""What of these starts no server and waits for nothing."""
+"""What of these hurries no server and is hurried by nobody."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

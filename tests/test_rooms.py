@@ -15,7 +15,9 @@ ALLOWED = {
     "service": {
         "models",
         "backports",
+        "confluent_kafka",
         "compression",  # of the standard library from Python 3.14 on
+        "duckdb",
         "fastapi",
         "google",  # protobuf
         "grpc",
@@ -23,8 +25,10 @@ ALLOWED = {
         "msgspec",
         "numpy",
         "onnxruntime",
+        "opentelemetry",
         "orjson",
         "prometheus_client",
+        "psycopg",
         "pydantic",
         "pydantic_settings",
         "starlette",

@@ -38,7 +38,7 @@ def measure_size(folder: Path, report: Report, *, prepared: Path, spec: Any, bes
     """size.json: `spec` and `beside`, each {p50_ms, p99_ms, parameters_embedding, parameters_dense, bytes}; their
     `ratio` of medians; the `conditions`. Specs are of `NetworkSpec`. Test rows are not looked at."""
     log = EncodedLog.open(prepared / "log")
-    wiring = wiring_of(load_encoder(prepared), log)
+    wiring = wiring_of(load_encoder(prepared))
     specs = {"spec": NetworkSpec(**spec), "beside": NetworkSpec(**beside)}
     found: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as place:

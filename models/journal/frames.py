@@ -5,6 +5,9 @@
 A payload is UTF-8, in which the bytes FE and FF cannot occur: so the magic is never inside one, and after a damaged
 frame the next magic is the next frame. Any damaged byte loses one record and no more. A file begins with `FILE_MAGIC`,
 which a reader skips like anything else that is no frame, without counting it.
+
+A payload that begins with a NUL is a record that was erased: what it said is gone, its place is kept, so that whoever
+remembers how far he has read may go on from there.
 """
 
 from __future__ import annotations
@@ -49,8 +52,23 @@ def frame(payload: bytes) -> bytes:
     return _HEAD.pack(MAGIC, length, crc32(payload, crc32(_LENGTH.pack(length)))) + payload
 
 
+def erased(length: int) -> bytes:
+    """What stands in the place of a payload of so many bytes once it is erased."""
+    return bytes(length)
+
+
+def is_erased(payload: bytes) -> bool:
+    """Whether there is nothing to read in it any more."""
+    return payload.startswith(b"\0")
+
+
 def payloads(data: bytes, skipped: Skipped) -> Iterator[bytes]:
     """Every whole payload in a file's bytes, in order; what is not whole is added to `skipped`."""
+    return (payload for _, payload in frames(data, skipped) if not is_erased(payload))
+
+
+def frames(data: bytes, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
+    """The same with the place of each frame in `data`, and with those that were erased."""
     place = len(FILE_MAGIC) if data.startswith(FILE_MAGIC) else 0
     size = len(data)
     lost = -1
@@ -68,7 +86,7 @@ def payloads(data: bytes, skipped: Skipped) -> Iterator[bytes]:
             skipped.damaged += 1
             skipped.bytes += place - lost
             lost = -1
-        yield payload
+        yield place, payload
         place += HEAD_BYTES + len(payload)
     if lost >= 0:
         skipped.torn += 1
@@ -83,7 +101,8 @@ def take_whole(data: bytes) -> tuple[list[bytes], int]:
     while place < len(data):
         payload = _payload_at(data, place)
         if payload is not None:
-            found.append(payload)
+            if not is_erased(payload):
+                found.append(payload)
             place += HEAD_BYTES + len(payload)
             done = place
             continue

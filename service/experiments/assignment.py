@@ -81,7 +81,10 @@ class Assigner:
         layer = self.layer
         if layer is not None and bucket_of(layer.salt, unit) not in layer.owned:
             return OUTSIDE
-        bucket = bucket_of(self.salt, unit)
+        return self.place_bucket(bucket_of(self.salt, unit))
+
+    def place_bucket(self, bucket: int) -> int:
+        """The index of the arm that owns a bucket, else `OUTSIDE`; of a unit that the layer lets in."""
         for index, owned in enumerate(self.ranges):
             if owned.start <= bucket < owned.stop:
                 return index

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Hashable, Iterable
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -168,6 +169,17 @@ class Analysis(_Part):
     """A click counts within this time; impressions younger than it wait."""
 
 
+def _plain(value: object) -> object:
+    """Decimals as the numbers that read back as the same decimals; the rest as it is."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value
+
+
 class Experiment(_Part):
     """One experiment in one phase."""
 
@@ -206,6 +218,17 @@ class Experiment(_Part):
     def arm_index(self, name: str) -> int | None:
         """The place of an arm by name, or None."""
         return next((index for index, arm in enumerate(self.arms) if arm.name == name), None)
+
+    def content(self) -> dict[str, Any]:
+        """What the file says of it, as JSON-able values; keys that it leaves out are left out here."""
+        content = _plain(self.model_dump(exclude_unset=True))
+        assert isinstance(content, dict)
+        return content
+
+    def tag(self) -> str:
+        """A hash of all that is stated, defaults included: equal for two experiments that are the same."""
+        text = json.dumps(_plain(self.model_dump()), sort_keys=True)
+        return sha256(text.encode()).hexdigest()[:16]
 
     def ranges(self) -> list[Range]:
         """The buckets of each arm under the coverage."""
@@ -353,11 +376,21 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_experiments(text: str, source: str) -> ExperimentFile:
-    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was expected."""
+def decode_json(text: str) -> Any:
+    """What JSON says, a key that stands twice refused. `ValueError` or `RecursionError` where it is none."""
+    return json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
+
+
+def is_json(text: str) -> bool:
+    """Whether a file is read as JSON; else as YAML."""
+    return text.lstrip().startswith("{")
+
+
+def decode_experiments(text: str, source: str) -> dict[str, Any]:
+    """What a file says, not yet known to be valid; `ExperimentError` where it is neither YAML nor JSON."""
     try:
-        if text.lstrip().startswith("{"):
-            data = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
+        if is_json(text):
+            data = decode_json(text)
         elif len(text) > MAX_YAML_CHARACTERS:
             raise ExperimentError(f"{source}: longer than {MAX_YAML_CHARACTERS} characters of YAML: write it as JSON")
         else:
@@ -371,14 +404,37 @@ def parse_experiments(text: str, source: str) -> ExperimentFile:
         raise ExperimentError(f"{source}: neither valid YAML nor valid JSON: {what}") from None
     if not isinstance(data, dict):
         raise ExperimentError(f"{source}: expected an object with `format_version` and `experiments`")
+    return data
+
+
+def parse_experiments(text: str, source: str) -> ExperimentFile:
+    """A valid experiment file, or `ExperimentError` that names `source`, the place in it and what was expected."""
+    return validate_experiments(decode_experiments(text, source), source)
+
+
+def validate_experiments(data: object, source: str) -> ExperimentFile:
+    """The same of what was decoded."""
     try:
         return ExperimentFile.model_validate(data)
     except ValidationError as error:
         raise ExperimentError(f"{source}: {problems_of(error, ExperimentFile)[0]}") from None
 
 
+def validate_experiment(data: object, source: str) -> Experiment:
+    """One experiment, by the same rules, but for those that hold between experiments."""
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise ExperimentError(f"{source}: {problems_of(error, Experiment)[0]}") from None
+
+
 def read_experiments(path: Path) -> ExperimentFile:
     """The experiment file at `path`; `ExperimentError` if it cannot be read or is not valid."""
+    return parse_experiments(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The file's text; `ExperimentError` if it cannot be read, is too long or is no text."""
     try:
         # Not blocking: opening a pipe that nobody writes to would wait for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -387,9 +443,8 @@ def read_experiments(path: Path) -> ExperimentFile:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ExperimentError(f"{path}: longer than {MAX_FILE_BYTES} bytes")
-        text = content.decode("utf-8")
+        return content.decode("utf-8")
     except OSError as error:
         raise ExperimentError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ExperimentError(f"{path}: not UTF-8 text") from None
-    return parse_experiments(text, str(path))

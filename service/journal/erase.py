@@ -1,8 +1,9 @@
 """`python -m service erase-unit`: takes one unit out of a log: its exposures, and the events of its requests.
 
-A segment that holds any is written anew beside itself and renamed into its own place; what could not be read of it is
-left behind too. Segments that are being written to belong to their writers: what is in those is counted, and gone when
-this is done again after they are sealed.
+A segment that holds any is written anew beside itself and renamed into its own place. It keeps its length: what was
+erased, and what could not be read, is NUL bytes then, so whoever follows the log (service/journal/sinks/) loses
+neither his place nor a count. Segments that are being written to belong to their writers: what is in those is counted,
+and gone when this is done again after they are sealed.
 """
 
 from __future__ import annotations
@@ -11,25 +12,29 @@ import argparse
 import fcntl
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from models.journal.frames import FILE_MAGIC, Skipped, frame, payloads
+from models.journal.frames import FILE_MAGIC, Skipped, erased, frame, frames
 from models.journal.reading import SEALED, read_payloads, segment_paths
 from service.errors import AnswersError, ConfigError
 from service.journal.records import Event, Failure, Shadow
 from service.journal.segments import adopt, retention_lock
+from service.journal.sinks.compact import compacted_to
+from service.journal.sinks.parquet import erase_unit as erase_from_parts
+from service.journal.sinks.parquet import is_compacted
 from service.journal.units import read_unit_key, unit_hasher
 
 TEACHING = """
 examples:
   python -m service erase-unit --log log --unit user-831
   python -m service erase-unit --log log --unit user-831 --log-unit-key-file unit.key
+  python -m service erase-unit --log log log-parquet --unit user-831        where it was compacted, from both
 
 exit codes  0 nothing is left of it, 1 some is in segments that are being written to: do it again after
-            --log-segment-seconds, or after a restart, 2 wrong option or folder
+            --log-segment-seconds, or after a restart; or in a folder that was not named, 2 wrong option or folder
 """
 
 
@@ -68,27 +73,38 @@ def erase_unit(folder: Path, unit: str) -> tuple[int, int]:
                 return record.unit == unit
             return record is not None and record.request_id in requests
 
-        erased = left = 0
+        gone = left = 0
         for path in segment_paths(folder):
             if not path.exists():  # sealed since
                 path = path.with_suffix(SEALED)
-            found = list(payloads(path.read_bytes(), Skipped()))
-            kept = [payload for payload in found if not is_theirs(payload)]
+            data = path.read_bytes()
+            found = {place: is_theirs(payload) for place, payload in frames(data, Skipped())}
+            number = sum(found.values())
             if path.suffix != SEALED:
-                left += len(found) - len(kept)
-            elif len(kept) < len(found):
-                _replace(path, kept)
-                erased += len(found) - len(kept)
-    return erased, left
+                left += number
+            elif number:
+                _replace(path, _without(data, found))
+                gone += number
+    return gone, left
 
 
-def _replace(path: Path, kept: Sequence[bytes]) -> None:
+def _without(data: bytes, found: Mapping[int, bool]) -> bytes:
+    """The bytes of a segment with only those frames readable of which `found` says, by their place, that they stay."""
+    kept = bytearray(len(data))
+    if data.startswith(FILE_MAGIC):
+        kept[: len(FILE_MAGIC)] = FILE_MAGIC
+    for place, payload in frames(data, Skipped()):
+        whole = frame(erased(len(payload)) if found[place] else payload)
+        kept[place : place + len(whole)] = whole
+    return bytes(kept)
+
+
+def _replace(path: Path, data: bytes) -> None:
     facts = path.stat()
     temporary = path.with_suffix(".new")
     with temporary.open("wb") as file:
         os.fchmod(file.fileno(), facts.st_mode & 0o777)
-        file.write(FILE_MAGIC)
-        file.writelines(map(frame, kept))
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.utime(temporary, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # it is as old as it was: retention goes by that
@@ -104,7 +120,14 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--log", type=Path, required=True, metavar="FOLDER", help="of the service's log")
+    parser.add_argument(
+        "--log",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="FOLDER",
+        help="of the service's log, and those it was compacted to",
+    )
     parser.add_argument("--unit", required=True, metavar="TEXT", help="the unit as requests send it")
     parser.add_argument("--log-unit-key-file", type=Path, metavar="PATH", help="where the log holds hashed units")
     options = parser.parse_args(arguments)
@@ -112,14 +135,27 @@ def main(arguments: Sequence[str]) -> int:
         unit = options.unit
         if options.log_unit_key_file is not None:
             unit = unit_hasher(read_unit_key(options.log_unit_key_file))(unit)
-        if not options.log.is_dir():
-            raise AnswersError(f"--log: no folder {options.log}")
-        erased, left = erase_unit(options.log, unit)
+        for folder in options.log:
+            if not folder.is_dir():
+                raise AnswersError(f"--log: no folder {folder}")
+        gone = left = 0
+        copies: list[Path] = []
+        # Segments first: a part that is being made of them is finished before they change, and is one then.
+        for folder in sorted(options.log, key=is_compacted):
+            if is_compacted(folder):
+                gone += erase_from_parts(folder, unit)
+                continue
+            erased_here, left_here = erase_unit(folder, unit)
+            gone, left = gone + erased_here, left + left_here
+            copies += compacted_to(folder)
     except (AnswersError, ConfigError) as error:
         print(f"retort: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"retort: --log {options.log}: {error.strerror or error}", file=sys.stderr)
+        print(f"retort: --log {folder}: {error.strerror or error}", file=sys.stderr)
         return 2
-    print(f"{erased} records erased, {left} left in segments that are being written to")
-    return 1 if left else 0
+    forgotten = [copy for copy in copies if copy not in {folder.resolve() for folder in options.log}]
+    for copy in forgotten:
+        print(f"retort: it was compacted to {copy} too: name that folder as well", file=sys.stderr)
+    print(f"{gone} records erased, {left} left in segments that are being written to")
+    return 1 if left or forgotten else 0

@@ -15,6 +15,10 @@ from pathlib import Path
 from models.journal.frames import Skipped, payloads
 from models.journal.reading import OPEN, SEALED, segment_paths
 
+REMOVED = "removed.txt"
+"""What retention removed, for those who had not read it yet and must count it as lost (service/journal/sinks/)."""
+REMEMBERED_REMOVALS = 10_000
+
 
 def adopt(folder: Path) -> tuple[int, Skipped]:
     """Seals what dead writers left: (how many files, what of them cannot be read). Each file is counted by one caller.
@@ -59,27 +63,57 @@ def forget(folder: Path, *, keep_seconds: float, keep_bytes: int, now: float) ->
             return 0, 0
         sizes = {}
         total = 0
-        old = 0
+        old: list[Path] = []
         for path in segment_paths(folder):
             try:
                 facts = path.stat()
             except FileNotFoundError:
                 continue
             if path.suffix == SEALED and facts.st_mtime + keep_seconds < now:
-                path.unlink(missing_ok=True)
-                old += 1
+                old.append(path)
                 continue
             total += facts.st_size
             if path.suffix == SEALED:
                 sizes[path] = facts.st_size
-        large = 0
+        large: list[Path] = []
         for path, size in sizes.items():
             if total <= keep_bytes:
                 break
-            path.unlink(missing_ok=True)
+            large.append(path)
             total -= size
-            large += 1
-        return old, large
+        if old or large:
+            with contextlib.suppress(OSError):  # on a full disk room is worth more than a note
+                _note_removed(folder, [*old, *large])
+        for path in (*old, *large):
+            path.unlink(missing_ok=True)
+        return len(old), len(large)
+
+
+def removed_segments(folder: Path) -> dict[str, int]:
+    """Segments that retention removed: the name without its suffix -> bytes. The last `REMEMBERED_REMOVALS` or more."""
+    try:
+        lines = (folder / REMOVED).read_text(encoding="ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for line in lines:
+        name, _, size = line.partition(" ")
+        if (
+            size.isdigit()
+        ):  # a line that was cut off has none, or a wrong one: it is there to be counted, not to be exact
+            found[name] = int(size)
+    return found
+
+
+def _note_removed(folder: Path, paths: list[Path]) -> None:
+    """Before they are removed, so that none goes without a note; who finds a segment both noted and there believes
+    the segment."""
+    notes = {**removed_segments(folder), **{path.stem: path.stat().st_size for path in paths}}
+    if len(notes) > 2 * REMEMBERED_REMOVALS:
+        notes = dict(list(notes.items())[-REMEMBERED_REMOVALS:])
+    temporary = folder / f"{REMOVED}.new"
+    temporary.write_text("".join(f"{name} {size}\n" for name, size in notes.items()), encoding="ascii")
+    temporary.replace(folder / REMOVED)
 
 
 @contextlib.contextmanager

@@ -143,6 +143,8 @@ class SegmentWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._number += 1
         path = self.folder / f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}-{self._number:06d}{OPEN}"
+        if path.with_suffix(SEALED).exists():  # of another writer of this process in this millisecond
+            return None
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -28,6 +28,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120.0
 """How long tests wait for what takes a moment on a quiet machine: processes that start while others use every core."""
 
+TOKEN = "0123456789abcdef" * 2
+"""Of the administrator."""
+
 CONTEXT: dict[str, Any] = {"device": "phone", "hour": 13, "age": 30, "premium": True, "visited": ["x.org", "y.org"]}
 
 

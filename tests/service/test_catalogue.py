@@ -14,6 +14,7 @@ from service.catalogue.lines import SLICE_BYTES, CatalogueError, EncodedCatalogu
 from tests.models.tiny_bundle import tiny_model, write_tiny_bundle
 from tests.service.running import (
     CONTEXT,
+    TOKEN,
     ask,
     candidate,
     make_app,
@@ -25,7 +26,6 @@ from tests.service.running import (
     wait_until_ready,
 )
 
-TOKEN = "0123456789abcdef" * 2
 BEARER = ("authorization", f"Bearer {TOKEN}")
 HEADERS = dict([BEARER, ("content-type", "application/x-ndjson")])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, UNREAD_SECONDS, Arriving
+from service.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, Arriving
 from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 
 BODY = json.dumps(request_of(1, 2)).encode()
@@ -261,29 +261,6 @@ def test_half_requests_end_after_a_while(worker: Running):
     assert "Traceback" not in worker.log_text()
     for half in halves:
         half.close()
-
-
-def test_answers_that_nobody_reads_are_not_kept(repository: Path, tmp_path: Path):
-    """The connection is aborted after a while, counted, and does not hold up the end."""
-    options = ("--repository", str(repository), "--shutdown-seconds", "3600")
-    with running_service(tmp_path / "log", *options) as running, socket.socket() as client, socket.socket() as late:
-        before = metric(running.metrics(), "retort_refused_total", reason="request_timeout")
-        for unread in (client, late):
-            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            unread.connect(("127.0.0.1", running.port))
-
-        def is_counted() -> bool:
-            return metric(running.metrics(), "retort_refused_total", reason="request_timeout") == before + 1
-
-        client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 400)
-        began = time.monotonic()
-        wait_for(is_counted, "the connection is aborted")
-        assert time.monotonic() - began > UNREAD_SECONDS - 0.5
-
-        late.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 400)
-        time.sleep(0.5)
-        assert running.stop() == 0
-        assert "Traceback" not in running.log_text()
 
 
 @pytest.mark.parametrize("begin", [b"", GOOD], ids=["at-once", "after-an-answer"])

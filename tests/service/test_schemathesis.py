@@ -23,9 +23,8 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.settings import Settings
 from tests.models.tiny_bundle import write_tiny_bundle
-from tests.service.running import make_app, wait_until_ready
+from tests.service.running import TOKEN, make_app, wait_until_ready
 
-TOKEN = "0123456789abcdef" * 4
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

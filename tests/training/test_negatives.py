@@ -203,7 +203,7 @@ def test_the_exported_graph_ends_with_the_correction(runs: Path, tmp_path: Path)
 
     log = EncodedLog.open(prepared / "log")
     rows = log.rows([Part.TEST])
-    feed = log_feed(log, wiring_of(load_encoder(prepared), log), rows)
+    feed = log_feed(log, wiring_of(load_encoder(prepared)), rows)
     logit, pctr = onnxruntime.InferenceSession(tmp_path / "model.onnx").run([LOGIT, PCTR], feed)
     scale, bias = read_json(steps.platt.folder(runs) / "platt.json")["student"]
     sampled = sigmoid(scale * logit.astype(np.float64) + bias)

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX, ids_input, offsets_input
 from models.manifest import Calibration
 from training.data.golden_rows import spread_out
-from training.data.prepare import fields_of
 from training.errors import PackError
+from training.export import wiring_of
 from training.metrics import sigmoid
 from training.pack.graph import Foreign
 from training.pack.rows import Batch
 from training.parity import TOLERANCE, Feed, random_feeds
-from training.serving_graph import Wiring
 
 FEW = 7
 """Rows scored once more by themselves."""
@@ -32,9 +31,7 @@ def drawn_feeds(foreign: Foreign) -> Iterator[Feed]:
     """Ids drawn at random, and the first and last of each table, as an encoder gives them: no list is empty (its id is
     then 0) or longer than its field keeps."""
     encoder = foreign.encoder
-    names = [field.name for field in encoder.schema.training_only_fields]
-    wiring = Wiring(fields_of(encoder), dict(zip(names, encoder.serving_ids().tolist(), strict=True)))
-    for feed in random_feeds(wiring):
+    for feed in random_feeds(wiring_of(encoder)):
         for field in encoder.schema.sequence_fields:
             ids, offsets = feed[ids_input(field.name)], feed[offsets_input(field.name)]
             none = np.zeros(1, np.int32)
@@ -162,14 +159,13 @@ def _compare(
     worst = 0.0
     if "logit" in theirs:
         worst = _gap(foreign, LOGIT, theirs["logit"], logit, place)
-    shift = calibration.bias + np.log(calibration.negative_sampling_rate)
     if "probability" in theirs:
         gap = _gap(foreign, "sigmoid(logit)", theirs["probability"], sigmoid(logit), place)
         worst = worst if "logit" in theirs else gap
-        if (calibration.scale, shift) == (1.0, 0.0):
+        if (calibration.scale, calibration.shift) == (1.0, 0.0):
             _gap(foreign, PCTR, theirs["probability"], pctr, place)
             return worst
-    _gap(foreign, PCTR, sigmoid(calibration.scale * logit + shift), pctr, place)
+    _gap(foreign, PCTR, sigmoid(calibration.scale * logit + calibration.shift), pctr, place)
     return worst
 
 

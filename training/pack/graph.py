@@ -37,7 +37,8 @@ _EXPORT = (
     "Export with the batch dimension free: torch.onnx.export(..., dynamic_shapes=...), or dynamic_axes={name: {0: "
     "'batch'}} for every input"
 )
-_PASSED_BY = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+SHAPES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+"""Nodes that leave the values as they are."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def table_rows(model: onnx.ModelProto, name: str) -> int | None:
         for node in model.graph.node:
             if value not in node.input:
                 continue
-            if node.op_type in _PASSED_BY and node.input[0] == value:
+            if node.op_type in {*SHAPES, "Cast"} and node.input[0] == value:
                 pending += node.output
             elif node.op_type == "Gather" and node.input[1] == value and len(sizes.get(node.input[0], [])) == 2:
                 rows.add(sizes[node.input[0]][0])

@@ -5,7 +5,6 @@ Nothing is written to the repository before everything was checked; what `write_
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from models.checksums import hash_file
 from models.graph import LOGIT, PCTR
 from models.manifest import (
     Calibration,
@@ -195,7 +195,7 @@ def _card(
 ) -> ModelCard:
     commit, dirty = git_state()
     calibration, has_labels = order.calibration, rows.has_labels
-    logit = calibration.scale * scored.logit + calibration.bias + np.log(calibration.negative_sampling_rate)
+    logit = calibration.scale * scored.logit + calibration.shift
     metrics: dict[str, dict[str, float]] = {}
     if has_labels:
         found = evaluate(scored.label, logit)
@@ -214,7 +214,7 @@ def _card(
         recipe={
             "packed": {
                 "graph": order.graph.name,
-                "sha256": hashlib.sha256(order.graph.read_bytes()).hexdigest(),
+                "sha256": hash_file(order.graph),
                 "producer": f"{foreign.model.producer_name} {foreign.model.producer_version}".strip(),
                 "form": "contract" if foreign.is_ours else "one input a field",
                 "inputs": {name: taken.name for name, taken in foreign.inputs.items()},

@@ -9,7 +9,6 @@ Everything of theirs gets a prefix, so that a field may be called `context` and 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX, ids_input, offsets_input
 from models.manifest import Calibration
 from models.schema import FieldSchema
-from training.pack.graph import Foreign, Input
+from training.pack.graph import SHAPES, Foreign, Input
 from training.serving_graph import drop_unused, name_plainly, set_apart
 
 PREFIX = "their/"
@@ -30,7 +29,6 @@ _LEAST_IR = 8
 _DTYPES = {np.int32: TensorProto.INT32, np.int64: TensorProto.INT64}
 # float32 has nothing between 1 - 2^-24 and 1; below 1e-30 a click never came.
 _SMALLEST, _LARGEST = 1e-30, 1 - 2**-24
-_SHAPES = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
 def wrap(foreign: Foreign, calibration: Calibration) -> onnx.ModelProto:
@@ -212,7 +210,7 @@ def _score(made: _Nodes, foreign: Foreign, inner: onnx.ModelProto, calibration: 
     def flat(name: str, output: str | None = None) -> str:
         return made.add("Reshape", made.add("Cast", name, to=TensorProto.FLOAT), made.ints(-1), output=output)
 
-    scale, bias = calibration.scale, calibration.bias + math.log(calibration.negative_sampling_rate)
+    scale, bias = calibration.scale, calibration.shift
     probability = None if foreign.probability is None else PREFIX + foreign.probability
     if foreign.logit is not None:
         logit = flat(PREFIX + foreign.logit, output=LOGIT)
@@ -242,7 +240,7 @@ def _before_sigmoid(graph: onnx.GraphProto, name: str) -> str | None:
     while (node := makers.get(name)) is not None:
         if node.op_type == "Sigmoid":
             return str(node.input[0])
-        if node.op_type not in _SHAPES:
+        if node.op_type not in SHAPES:
             return None
         name = node.input[0]
     return None

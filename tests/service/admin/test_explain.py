@@ -12,9 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.models.tiny_bundle import write_tiny_bundle
-from tests.service.admin.test_gate import BEARER, TOKEN
+from tests.service.admin.test_gate import BEARER
 from tests.service.running import (
     CONTEXT,
+    TOKEN,
     Running,
     as_columns,
     candidate,

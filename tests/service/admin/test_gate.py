@@ -17,14 +17,15 @@ from service.admin.token import read_token
 from service.app import Service, find_inference, find_target
 from service.errors import ConfigError
 from service.settings import Settings
-from tests.service.running import ROOT, ask, make_app, metric, started, wait_until_ready
+from tests.service.running import ROOT, TOKEN, ask, make_app, metric, started, wait_until_ready
 
-TOKEN = "0123456789abcdef" * 2
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
+    ("GET", "/console/example"),
     ("PUT", "/catalogue"),
     ("DELETE", "/experiments/{name}/halts/{arm}"),
+    ("PUT", "/experiments/{name}"),
     ("POST", "/explain"),
     ("POST", "/models/{name}/explain"),
     ("POST", "/models/{name}/versions/{version}/explain"),

@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 from service.admin.audit import record
 from service.logs import configure_logging
 from tests.models.tiny_bundle import write_tiny_bundle
-from tests.service.admin.test_gate import BEARER, TOKEN, audited
+from tests.service.admin.test_gate import BEARER, audited
 from tests.service.bundles import write_wrong_golden
 from tests.service.running import (
+    TOKEN,
     expected_pctr,
     make_app,
     metric,

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from service.predict import PREDICT
 from tests.service.journal.reading import records
 from tests.service.running import (
     CONTEXT,
+    TOKEN,
     as_columns,
     ask,
     candidate,
@@ -30,21 +30,6 @@ from tests.service.running import (
     wait_until_ready,
 )
 from tests.service.test_watch import arm, experiments_file
-
-TOKEN = "t" * 32
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def client(repository: Path, folder: Path) -> Iterator[TestClient]:
-    """The shipped experiment, with a log."""
-    with TestClient(make_app(repository, log=folder), raise_server_exceptions=False) as client:
-        wait_until_ready(client)
-        yield client
 
 
 def test_a_record_holds_what_was_answered_and_why(client: TestClient, folder: Path):

@@ -21,18 +21,6 @@ from tests.service.running import make_app, metric, wait_until_ready
 CLICK: dict[str, Any] = {"request_id": "r", "candidate": 0, "event": "click"}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def client(repository: Path, folder: Path) -> Iterator[TestClient]:
-    with TestClient(make_app(repository, log=folder), raise_server_exceptions=False) as client:
-        wait_until_ready(client)
-        yield client
-
-
 @pytest.fixture(scope="module")
 def refusing(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Path]]:
     """A client and its log, for bodies of which nothing is kept."""

@@ -209,12 +209,13 @@ def test_a_disk_that_works_again_is_found_out_without_anybody_writing(tmp_path: 
     assert [path for path in tmp_path.iterdir() if path.name.startswith("probe")] == []
 
 
+def no_sync(descriptor: int) -> None:
+    """`os.fsync` of a disk that fails."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def test_what_cannot_be_synced_is_said_and_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The kernel may have dropped what it could not write; going on in the same file would hide it."""
-
-    def no_sync(descriptor: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     with writing(tmp_path) as writer:
         with monkeypatch.context() as context:
             context.setattr(writer_module.os, "fsync", no_sync)
@@ -301,10 +302,6 @@ def test_a_file_that_is_taken_for_a_dead_writers_before_it_is_locked_is_not_writ
 
 def test_a_sync_that_failed_is_forgiven_without_anybody_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the log is required, nobody is sent here until it is."""
-
-    def no_sync(descriptor: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     with writing(tmp_path) as writer:
         with monkeypatch.context() as context:
             context.setattr(writer_module.os, "fsync", no_sync)

@@ -28,6 +28,7 @@ from tests.service.running import (
     CONTEXT,
     PATIENCE_SECONDS,
     ROOT,
+    TOKEN,
     ask,
     candidate,
     make_app,
@@ -38,7 +39,6 @@ from tests.service.running import (
     wait_for,
 )
 
-TOKEN = "0123456789abcdef" * 2
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 
 
