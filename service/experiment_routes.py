@@ -169,6 +169,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
     return {
         "name": spec.name,
         "salt": spec.salt,
+        "hash": spec.hash,
         "phase": spec.phase,
         "coverage": float(spec.coverage),
         "default": spec.default,
