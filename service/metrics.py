@@ -179,6 +179,12 @@ class Metrics:
             "Requests sampled for the shadow and not scored: full, unreadable, failed.",
             ["experiment", "reason"],
         )
+        self.traces = counter(
+            "retort_traces_total",
+            "Requests to be traced: recorded, or limited, beyond the bound.",
+            ["outcome"],
+        )
+        self.spans = counter("retort_spans_total", "Spans for the collector of traces: exported, failed.", ["outcome"])
         self.inferences = counter(
             "retort_inferences_total",
             "Requests of the Open Inference Protocol, by model version and outcome.",
@@ -211,6 +217,11 @@ class Metrics:
             ["outcome"],
         )
         self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
+
+        for outcome in ("recorded", "limited"):
+            self.traces.labels(outcome)
+        for outcome in ("exported", "failed"):
+            self.spans.labels(outcome)
 
         self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}

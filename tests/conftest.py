@@ -26,6 +26,8 @@ BESIDE_OTHERS = (
     "docker/test_service_image.py",
     "docker/test_train_when_empty.py",
     "service/answers",
+    "service/console/test_durations.py",
+    "service/console/test_view.py",
     "service/experiments",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",

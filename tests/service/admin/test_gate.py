@@ -22,6 +22,7 @@ from tests.service.running import ROOT, TOKEN, ask, make_app, metric, started, w
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
+    ("GET", "/console/example"),
     ("PUT", "/catalogue"),
     ("PUT", "/experiments/{name}"),
     ("POST", "/explain"),
