@@ -7,11 +7,12 @@ every example here against the running application.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import orjson
 
 from service.errors import PROBLEMS, Code, Refusal
+from service.experiments.assignment import HASHES
 from service.experiments.file import Experiment
 
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
@@ -380,6 +381,7 @@ _EXPERIMENT_SPEC: dict[str, Any] = {
 _EXPERIMENT_EXAMPLE = {
     "name": "student-vs-ensemble",
     "salt": "student-vs-ensemble-1",
+    "hash": "sha256",
     "phase": 1,
     "coverage": 1.0,
     "default": True,
@@ -417,6 +419,7 @@ EXPERIMENT_SCHEMA: dict[str, Any] = {
     "properties": {
         "name": {"type": "string"},
         "salt": {"type": "string"},
+        "hash": {"type": "string", "enum": list(HASHES)},
         "phase": {"type": "integer"},
         "coverage": {"type": "number"},
         "default": {"type": "boolean"},
@@ -607,7 +610,7 @@ _KINDS = {
 def _kind_of(annotation: Any) -> str:
     if annotation in _KINDS:
         return _KINDS[annotation]
-    return "array" if get_origin(annotation) is tuple else "object"
+    return {tuple: "array", Literal: "string"}.get(get_origin(annotation), "object")
 
 
 EXPERIMENT_PUT: dict[str, Any] = {

@@ -180,6 +180,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
     return {
         "name": spec.name,
         "salt": spec.salt,
+        "hash": spec.hash,
         "phase": spec.phase,
         "coverage": float(spec.coverage),
         "default": spec.default,
