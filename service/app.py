@@ -137,6 +137,7 @@ class Service(FastAPI):
             tracer=self.tracer,
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
+        self.look_at_state = self._watcher.look_at_state
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
         self.results = Results(
             settings.log, replay=settings.log_unit_key_file is None, timeout_seconds=settings.results_seconds

@@ -144,6 +144,10 @@ class Settings(BaseSettings):
     log_keep_bytes: int = Field(default=64 << 30, ge=1 << 20, le=1 << 50)
     """Most the exposure log may take; the oldest segments go first."""
 
+    guard_rail_seconds: float = Field(default=2.0, ge=0.05, le=3600.0)
+    """How often the guard-rails of the experiment file are judged, by a process of their own that reads the exposure
+    log: without `--log` and `--experiments` no arm is halted."""
+
     traces: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
     """Where traces of requests go: the address of an OpenTelemetry collector for OTLP over HTTP, as
     http://collector:4318/v1/traces. Needs the extra `otel`. Requests that come with a sampled `traceparent` are

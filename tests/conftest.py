@@ -29,6 +29,7 @@ BESIDE_OTHERS = (
     "service/console/test_durations.py",
     "service/console/test_view.py",
     "service/experiments",
+    "service/guard",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",
     "service/oip/test_document.py",
