@@ -150,7 +150,7 @@ def test_what_a_recipe_rules_out_is_left_out_before_anything_is_trained(tmp_path
     found = wanted.without(left_out)
 
     assert {cells[1] for cells in left_out} == {"hint x 0.01", "hint x 0.1", "hint x 1", "soft + hint"}
-    assert "expected a network with a hidden layer" in left_out["3T", "hint", "pretrain"]
+    assert "expected a network with a hidden layer" in left_out["3T", "hint x 1", "pretrain"]
     assert str(tmp_path) not in "".join(left_out.values())
     assert {row.cells for row in found.rows} == set(steps) == {row.cells for row in wanted.rows} - set(left_out)
     claimed = {cells[1] for claim in found.claims for pair in claim.pairs for cells in pair}
