@@ -1,6 +1,6 @@
-"""Compacts again and again, killed one step later each time, and keeps what was left behind.
+"""Compacts again and again, killed STRIDE steps later each time, and keeps what was left behind.
 
-    python -m tests.service.journal.sinks.killed FOLDER OUT KEPT
+    python -m tests.service.journal.sinks.killed FOLDER OUT KEPT STRIDE
 
 A step is a call of the operating system that changes names or makes bytes durable. Each attempt is a child of this
 process, which has imported everything and started no thread; the last attempt gets through. Prints how many were
@@ -42,13 +42,13 @@ def die_before(step: int) -> None:
         setattr(os, name, watched(getattr(os, name)))
 
 
-def main(folder: Path, out: Path, kept: Path) -> None:
+def main(folder: Path, out: Path, kept: Path, stride: int) -> None:
     """Every attempt begins with what was there at first."""
     before = kept / "before"
     shutil.copytree(out, before)
-    step = 0
+    step, killed = 1 - stride, 0
     while True:
-        step += 1
+        step += stride
         shutil.rmtree(out)
         shutil.copytree(before, out)
         child = os.fork()
@@ -61,8 +61,9 @@ def main(folder: Path, out: Path, kept: Path) -> None:
             assert os.waitstatus_to_exitcode(status) == 0
             break
         shutil.copytree(out, kept / f"{step:03d}")
-    print(step - 1)
+        killed += 1
+    print(killed)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]))
