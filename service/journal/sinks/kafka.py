@@ -62,6 +62,7 @@ class KafkaTarget:
             "message.timeout.ms": int(1000 * DELIVERY_SECONDS),
             **({} if options is None else _read_options(options)),
         }
+        self._patience = min(float(str(self._options["message.timeout.ms"])) / 1000, 10.0)
         self._state = state
         self._source = ""
         self._positions: dict[str, Position] = {}
@@ -78,7 +79,7 @@ class KafkaTarget:
         self._read_state()
         try:
             self._producer = Producer({**self._options, "logger": logger})
-            found = self._producer.list_topics(self._topic, timeout=10.0).topics[self._topic]
+            found = self._producer.list_topics(self._topic, timeout=self._patience).topics[self._topic]
         except KafkaException as error:
             if self._producer is None:
                 raise ConfigError(f"--kafka-options: {error.args[0].str()}") from None

@@ -1,4 +1,4 @@
-"""The log in Kafka, on librdkafka's own broker: every record at least once, told apart by its key, whoever dies when."""
+"""The log in Kafka, on librdkafka's own broker: every record at least once, known by its key, whoever dies when."""
 
 from __future__ import annotations
 
