@@ -99,6 +99,12 @@ def adder(child: Counter) -> Callable[[float], object]:
     return cell.inc
 
 
+def clear(gauge: Gauge) -> None:
+    """Every child of it says nothing again."""
+    for labels in list(gauge._metrics):
+        gauge.labels(*labels).set(0)
+
+
 class Metrics:
     """The service's metrics in a registry of their own. Increment from the event loop's thread only."""
 
@@ -160,6 +166,33 @@ class Metrics:
         self.exposures = counter(
             "retort_exposures_total", "Scored requests, by experiment and arm.", ["experiment", "arm"]
         )
+        self.arm_halted = Gauge(
+            "retort_arm_halted",
+            "1 where an arm is switched off, by the experiment file or by a guard-rail: its units get control.",
+            ["experiment", "arm"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.guard_rail_trips = counter(
+            "retort_guard_rail_trips_total", "Arms that a guard-rail has halted.", ["experiment", "arm", "rail"]
+        )
+        self.guard_rail_evidence = Gauge(
+            "retort_guard_rail_evidence",
+            "How far an arm has gone towards a guard-rail: it is halted above 1. Absent: not judged yet.",
+            ["experiment", "arm", "rail"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.guard_rails_judged = Gauge(
+            "retort_guard_rails_judged_timestamp_seconds",
+            "When guard-rails were last judged, since 1970. Absent: none is stated.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.guard_rail_failures = counter(
+            "retort_guard_rail_failures_total",
+            "Halts that could not be put in force: the state file cannot be written.",
+        )
         self.events = counter("retort_events_total", "Feedback events, by kind and outcome.", ["event", "outcome"])
         self.log_dropped = counter(
             "retort_log_dropped_total", "Records that the exposure log could not keep.", ["reason"]
@@ -179,6 +212,12 @@ class Metrics:
             "Requests sampled for the shadow and not scored: full, unreadable, failed.",
             ["experiment", "reason"],
         )
+        self.traces = counter(
+            "retort_traces_total",
+            "Requests to be traced: recorded, or limited, beyond the bound.",
+            ["outcome"],
+        )
+        self.spans = counter("retort_spans_total", "Spans for the collector of traces: exported, failed.", ["outcome"])
         self.inferences = counter(
             "retort_inferences_total",
             "Requests of the Open Inference Protocol, by model version and outcome.",
@@ -212,6 +251,11 @@ class Metrics:
         )
         self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
 
+        for outcome in ("recorded", "limited"):
+            self.traces.labels(outcome)
+        for outcome in ("exported", "failed"):
+            self.spans.labels(outcome)
+
         self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
         # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.
@@ -242,6 +286,12 @@ class Metrics:
     def count_refusal(self, code: Code) -> None:
         """Counts a refusal under its stable code."""
         self._refused[code](1)
+
+    def show_halted(self, arms: Mapping[tuple[str, str], bool]) -> None:
+        """Says of every arm, by experiment and name, whether it is switched off; forgets the others."""
+        clear(self.arm_halted)
+        for (experiment, arm), halted in arms.items():
+            self.arm_halted.labels(experiment, arm).set(halted)
 
     def exposition(self) -> bytes:
         """What a scrape reads: this process's metrics, or all slots' where workers share a folder."""

@@ -20,6 +20,7 @@ from models.errors import ModelsError
 from training import torchrun
 from training.errors import TrainingError
 from training.pack import command as pack_command
+from training.simulate import command as simulate_command
 
 DESCRIPTION = """\
 Retort, offline: from a click log to models that the service can score with.
@@ -268,6 +269,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--rows", type=_positive, default=None, help="impressions (default: the recipe's)")
     generate.add_argument("--days", type=_positive, default=None, help="days it spans (default: the recipe's)")
     generate.set_defaults(command=_generate)
+
+    simulating = commands.add_parser(
+        "simulate",
+        help="traffic of the synthetic world against a running service, with the truth known",
+        description=simulate_command.DESCRIPTION,
+    )
+    simulate_command.add_arguments(simulating)
+    simulating.set_defaults(command=simulate_command.command)
 
     return parser
 

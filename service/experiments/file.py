@@ -31,7 +31,7 @@ from pydantic import (
 
 from models.problems import problems_of
 from service.errors import ExperimentError
-from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_ranges
+from service.experiments.assignment import BUCKETS, HASHES, Assigner, HashName, Layer, Range, arm_ranges
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -189,6 +189,9 @@ class Experiment(_Part):
     salt: Annotated[str, Field(min_length=1, max_length=200)]
     """Hashed with the unit. A new phase needs a new one."""
 
+    hash: HashName = "sha256"
+    """What makes a bucket of salt and unit: the published sha256, or GrowthBook's (version 2)."""
+
     phase: Annotated[int, Field(ge=1, le=MAX_INTEGER, strict=True)] = 1
     """Counts up when weights, arms or models change: no analysis mixes two phases."""
 
@@ -289,7 +292,7 @@ class ExperimentFile(_Part):
         if (place := experiment.layer) is not None:
             salt = next(layer.salt for layer in self.layers if layer.name == place.name)
             layer = Layer(salt, Range(*place.buckets))
-        return Assigner(experiment.salt, tuple(experiment.ranges()), layer)
+        return Assigner(experiment.salt, tuple(experiment.ranges()), layer, HASHES[experiment.hash])
 
     @model_validator(mode="after")
     def _experiments_agree(self) -> Self:

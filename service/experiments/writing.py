@@ -5,7 +5,8 @@
         change = draft.change(name, content) valid as a whole, and within the rules of a phase; nothing is written yet
         change.write()                       temporary file, fsync, rename, fsync of the folder
 
-What stood there before is kept beside it as `<file>.previous`: a YAML file loses its comments when it is written here.
+What stood there before is kept beside it as `<file>.previous`: of a YAML file's comments only those at its top outlive
+being written here.
 A program that is killed leaves the old file or the new one, and no lock: the kernel lets go of it.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import stat
@@ -142,7 +144,14 @@ class Draft:
         if is_json(self.text):
             return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         head = f"# Written by the service; what stood here before is in {self.path.name}{PREVIOUS}\n"
-        return head + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        top = [line for line in _top_comments(self.text) if line != head.rstrip("\n")]
+        body = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return head + "".join(f"{line}\n" for line in top) + body
+
+
+def _top_comments(text: str) -> list[str]:
+    """The comments before anything else."""
+    return list(itertools.takewhile(lambda line: line.startswith("#"), text.split("\n")))
 
 
 def change_experiment(

@@ -108,6 +108,10 @@ class World:
             logit += values
         return logit
 
+    def as_logged(self, codes: Codes, click: NDArray[np.bool_], true_pctr: NDArray[np.float64]) -> pa.Table:
+        """The visible columns of impressions [n], as the log has them."""
+        return as_logged(codes, click, true_pctr, self._inhabitants)
+
     def chunks(self) -> Iterator[pa.Table]:
         """The log in the order of time, as tables of raw values."""
         per_day = np.diff(np.linspace(0, self.rows, self.days + 1).astype(int))
@@ -117,7 +121,7 @@ class World:
             codes = self.impressions(rng, day, int(rows))
             true_pctr = sigmoid(self.true_logit(codes))
             click = rng.random(len(true_pctr)) < true_pctr
-            table = as_logged(codes, click, true_pctr, self._inhabitants)
+            table = self.as_logged(codes, click, true_pctr)
             for start in range(0, len(table), CHUNK_ROWS):
                 yield table.slice(start, CHUNK_ROWS)
 

@@ -1,6 +1,6 @@
-"""Ships a folder to an empty database, killed one step later each time, until one attempt gets through.
+"""Ships a folder to an empty database, killed STRIDE steps later each time, until one attempt gets through.
 
-    python -m tests.service.journal.sinks.killed_shipper FOLDER URL
+    python -m tests.service.journal.sinks.killed_shipper FOLDER URL STRIDE
 
 A step is anything said to the server once it is open, COMMIT included. Each attempt is a child of this process. After
 each, what is in the database is exactly what the positions in it say; some are then gone on with. Prints how many were
@@ -54,7 +54,7 @@ def ship(folder: Path, url: str, killed_before: int | None) -> bool:
     return True
 
 
-def main(folder: Path, url: str) -> None:
+def main(folder: Path, url: str, stride: int) -> None:
     """Until nothing is left to kill."""
     records = set()
     for path in segment_paths(folder):
@@ -63,9 +63,9 @@ def main(folder: Path, url: str) -> None:
             if row is not None and row.table in ("exposures", "events"):
                 records.add((path.stem, place))
     assert ship(folder, url, None)
-    steps = 0
+    steps, killed = 1 - stride, 0
     while True:
-        steps += 1
+        steps += stride
         with psycopg.connect(url, options="-c search_path=retort") as connection:
             connection.execute("TRUNCATE exposures, events, shadows, failures, segments")
         is_through = ship(folder, url, steps)
@@ -77,13 +77,14 @@ def main(folder: Path, url: str) -> None:
         if is_through:
             assert set(found) == records
             break
-        if steps % 5 == 0:
+        killed += 1
+        if killed % 5 == 0:
             assert ship(folder, url, None)
             with psycopg.connect(url, options="-c search_path=retort") as connection:
                 found = connection.execute(ALL).fetchall()
             assert sorted(found) == sorted(records)
-    print(steps - 1)
+    print(killed)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

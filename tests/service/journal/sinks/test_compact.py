@@ -89,7 +89,7 @@ FAILURES = st.builds(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=6)
 @given(
     st.lists(EXPOSURES | EVENTS | SHADOWS | FAILURES | st.just({"kind": "new"}), min_size=4, max_size=20),
     st.integers(1, 2),
@@ -324,7 +324,8 @@ def test_killed_before_any_of_its_steps_it_leaves_the_old_or_the_new(tmp_path: P
 
     assert done.returncode == 0, done.stderr
     left = sorted(path for path in kept.iterdir() if path.name != "before")
-    assert len(left) == int(done.stdout) > 20 // stride
+    assert int(done.stdout) > 20
+    assert len(left) >= int(done.stdout) // stride
     counts = [len(parts(path)) for path in left]
     border = counts.index(2)
     assert counts == [1] * border + [2] * (len(left) - border)

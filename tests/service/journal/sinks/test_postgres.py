@@ -156,16 +156,17 @@ def shipped(url: str, ids: list[str]) -> None:
     wait_for(are_there, f"{ids} are there")
 
 
-def test_killed_before_and_after_it_commits_every_record_is_there_once(tmp_path: Path, url: str):
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_killed_before_and_after_it_commits_every_record_is_there_once(tmp_path: Path, url: str, stride: int):
     """The follower, by kill -9, between any two of its transactions and within one; then it goes on."""
     folder = tmp_path / "log"
     log(folder, 0, 8)
-    command = [sys.executable, "-m", "tests.service.journal.sinks.killed_shipper", str(folder), url]
+    command = [sys.executable, "-m", "tests.service.journal.sinks.killed_shipper", str(folder), url, str(stride)]
 
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     assert killed.returncode == 0, killed.stderr
-    assert int(killed.stdout) > 20
+    assert int(killed.stdout) > 20 // stride
     assert_answers(url, folder)
 
 
