@@ -39,6 +39,7 @@ BESIDE_OTHERS = (
     "service/test_candidates.py",
     "service/test_faults_document.py",
     "service/test_plan.py",
+    "service/test_ramp.py",
     "service/test_settings.py",
     "service/test_unread.py",
 )

@@ -3,6 +3,7 @@
 "use strict";
 (() => {
   const REFRESH_MS = 10_000;
+  const SETTLED_MS = 1_500;
   const PREVIEW_MS = 250;
   const MOST_CANDIDATES = 12;
   const find = (id) => document.getElementById(id);
@@ -25,10 +26,11 @@
 
   class Problem extends Error {}
 
-  /* The answer of a route as JSON, and its headers. Raises Problem with what the service said. */
-  const ask = async (method, path, { body, headers } = {}) => {
+  /* The answer of a route, as JSON and as it was said, and its headers. What is to be sent is `body`, or already `text`. Raises Problem with what the service said. */
+  const ask = async (method, path, { text, body, headers } = {}) => {
+    const given = body === undefined ? text : JSON.stringify(body);
     const sent = { accept: "application/json", ...headers };
-    if (body !== undefined) sent["content-type"] = "application/json";
+    if (given !== undefined) sent["content-type"] = "application/json";
     if (token && token.value) {
       if (!/^[\x21-\x7e]+$/.test(token.value)) throw new Problem("A token has printable characters and no blanks.");
       sent.authorization = `Bearer ${token.value}`;
@@ -36,14 +38,14 @@
     let reply;
     try {
       const options = { method, headers: sent, credentials: "omit", cache: "no-store", redirect: "error" };
-      reply = await fetch(path, { ...options, body: body === undefined ? undefined : JSON.stringify(body) });
+      reply = await fetch(path, { ...options, body: given });
     } catch {
       throw new Problem("The service cannot be reached.");
     }
-    const text = await reply.text();
+    const said = await reply.text();
     let content = {};
-    try { content = text ? JSON.parse(text) : {}; } catch { /* no JSON: the status says enough */ }
-    if (reply.ok) return { content, headers: reply.headers };
+    try { content = said ? JSON.parse(said) : {}; } catch { /* no JSON: the status says enough */ }
+    if (reply.ok) return { said, content, headers: reply.headers };
     if (reply.status === 401 && token) {
       token.focus();
       throw new Problem(token.value ? "The service does not know this token." : "This takes the admin token: type it first.");
@@ -101,6 +103,12 @@
     } finally {
       refreshing = false;
     }
+  };
+
+  /* After a change: at once, and when every worker has followed. */
+  const refreshTwice = async () => {
+    setTimeout(refresh, SETTLED_MS);
+    await refresh();
   };
 
   const exchange = (old, part) => {
@@ -169,7 +177,7 @@
     if (!(await sure(`${ramp.dataset.experiment}: ${describe(found)}`))) return "Left as it is.";
     const body = { ...content.spec, coverage: Number(decimal(share())), halted: off() };
     await ask("PUT", path(), { body, headers: headers.get("etag") ? { "if-match": headers.get("etag") } : {} });
-    await refresh();
+    await refreshTwice();
     return `In force: coverage ${Number((100 * share()).toFixed(4))}%, ${off().length ? `off: ${off().join(", ")}` : "every arm on"}.`;
   };
 
@@ -218,18 +226,12 @@
     const button = event.target.closest("[data-load]");
     if (!button) return;
     const { load, version } = button.dataset;
-    let said = find("models-said");
-    if (!said) {
-      said = make("p", { id: "models-said", role: "status", class: "said" });
-      find("models").after(said);
-      find("models").append(said);
-    }
-    act(button, said, async () => {
+    act(button, find("models-said"), async () => {
       if (!(await sure(`Make ${load} version ${version} live, for every worker and for good?`))) return "Left as it is.";
       const body = { parameters: { version } };
       await ask("POST", `v2/repository/models/${encodeURIComponent(load)}/load`, { body });
-      button.blur();
-      setTimeout(refresh, 500);
+      button.blur(); // or its row would be left as it is
+      await refreshTwice();
       return `${load} ${version} is live.`;
     });
   });
@@ -298,7 +300,10 @@
           throw new Problem(`The request is not valid JSON: ${error.message}`);
         }
         if (request === null || typeof request !== "object" || Array.isArray(request)) throw new Problem("A request is an object: {…}");
-        const { content } = await ask("POST", "explain", { body: { experiment, arm: find("try-arm").value, ...request } });
+        // As it was typed: a number beyond 2^53 would come out of JSON.parse as another. Of two members the last counts.
+        const first = JSON.stringify({ experiment, arm: find("try-arm").value }).slice(0, -1);
+        const rest = Object.keys(request).length ? `,${body.value.trim().slice(1)}` : "}";
+        const { content } = await ask("POST", "explain", { text: first + rest });
         find("try-answer").replaceChildren(...explained(content));
         find("try-answer").focus({ preventScroll: true });
         return "Scored.";
@@ -306,8 +311,7 @@
     });
     find("try-example").addEventListener("click", (event) => act(event.currentTarget, said, async () => {
       const query = new URLSearchParams({ experiment, arm: find("try-arm").value });
-      const { content } = await ask("GET", `console/example?${query}`);
-      body.value = JSON.stringify(content, null, 2);
+      body.value = (await ask("GET", `console/example?${query}`)).said;
       return "A row that the model was tested with.";
     }));
   }

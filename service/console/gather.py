@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from service.console.durations import Counts, Looks, Window
 from service.metrics import LATENCY_SECONDS
-from service.plan import RunningExperiment
+from service.plan import Plan, RunningExperiment
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -147,12 +147,15 @@ class Gatherer:
         self._looks = Looks()
         self._turn = asyncio.Lock()
         self._facts: Facts | None = None
+        self._plan: Plan | None = None
         self._until = 0.0  # `monotonic`
 
     async def facts(self) -> Facts:
-        """What is so now, or was a second ago."""
+        """What is so now, or was a second ago under the same plan: who changed something sees it changed."""
         async with self._turn:
-            if self._facts is None or time.monotonic() >= self._until:
+            plan = self._app.plan
+            if self._facts is None or time.monotonic() >= self._until or plan is not self._plan:
+                self._plan = plan
                 self._facts = await self._gather()
                 self._until = time.monotonic() + AGE_SECONDS
             return self._facts

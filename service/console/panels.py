@@ -295,7 +295,9 @@ def models(facts: Facts) -> Markup:
         "Making a version live writes the model's live file, for every worker and for good. It moves the arms that "
         "follow the live version; an arm with a number keeps it until its experiment says otherwise."
     )
-    return panel("models", "Models", table("Models", heads, rows, left=6), note=note, size="wide")
+    now = tag("div", table("Models", heads, rows, left=6), id="models-now", data_live=True)
+    said = tag("p", id="models-said", role="status", class_="said")
+    return panel("models", "Models", now, said, note=note, size="wide", live=False)
 
 
 def _model_rows(model: ModelFacts, users: Mapping[tuple[str, int], list[str]]) -> Iterator[tuple[Child, ...]]:

@@ -102,7 +102,11 @@ def add_routes(app: Service) -> None:
         golden = served.scorer.bundle.golden.requests
         first = max(golden, key=lambda one: sum(value is not None for value in one.context.values()))
         body = {"context": first.context, "candidates": first.candidates[:3]}
-        return Response(orjson.dumps(body), media_type="application/json", headers={"cache-control": "no-store"})
+        return Response(
+            orjson.dumps(body, option=orjson.OPT_INDENT_2),
+            media_type="application/json",
+            headers={"cache-control": "no-store"},
+        )
 
 
 def load_assets() -> tuple[dict[str, tuple[str, bytes]], Assets]:

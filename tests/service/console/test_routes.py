@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,3 +226,23 @@ def test_it_is_counted_by_its_route(guarded: TestClient):
     guarded.get("/console")
 
     assert metric(guarded.get("/metrics").text, "retort_requests_total", route="/console", code="200") == before + 1
+
+
+def test_who_changes_something_sees_it_changed(own_repository: Path, tmp_path: Path):
+    """A new plan is shown at once, however young the page is."""
+    file = tmp_path / "experiments.json"
+    stated = {
+        "format_version": 1,
+        "experiments": [
+            {"name": "one", "salt": "s", "default": True, "arms": [{"name": "a", "model": "student", "weight": 1}]}
+        ],
+    }
+    file.write_text(json.dumps(stated))
+    with TestClient(make_app(own_repository, file, admin_token=TOKEN)) as client:
+        wait_until_ready(client)
+        assert "phase 1." in client.get("/console").text
+        changed = {**stated["experiments"][0], "phase": 2, "salt": "t"}  # type: ignore[index]
+
+        assert client.put("/experiments/one", json=changed, headers=BEARER).status_code == 200
+
+        assert "phase 2." in client.get("/console").text
