@@ -29,7 +29,7 @@ from models.checksums import SUMS_FILE
 from models.encoder import Encoder
 from models.errors import BundleError, EncodeError, SchemaError, VocabularyError
 from models.formats import format_refusal
-from models.golden import GOLDEN_FILE, Golden
+from models.golden import FLOAT32_TOLERANCE, GOLDEN_FILE, Golden
 from models.manifest import BUNDLE_FORMAT, Manifest, ModelCard
 from models.onnx_files import external_locations
 from models.problems import problems_of
@@ -163,6 +163,9 @@ def _read(path: Path, name: str, version: int) -> Bundle:
         differing = min(field for field, _ in encoder.sizes.items() ^ manifest.table_sizes.items())
         raise BundleError(path / MANIFEST_FILE, f"table_sizes: field '{differing}' has another size in its encoder")
     golden = _validated(Golden, path / GOLDEN_FILE, checksums.read_regular(path / GOLDEN_FILE))
+    if golden.tolerance > FLOAT32_TOLERANCE and (manifest.quantization is None):
+        reason = f"tolerance: expected at most {FLOAT32_TOLERANCE:g} of a graph in float32, got {golden.tolerance:g}"
+        raise BundleError(path / GOLDEN_FILE, reason)
     _check_golden_rows(path, golden, encoder)
     return Bundle(
         path=path,
@@ -281,7 +284,7 @@ def _write_manifest(
     facts = {field: getattr(card, field) for field in ModelCard.model_fields}
     manifest = Manifest(
         **facts,
-        format_version=BUNDLE_FORMAT,
+        format_version=card.oldest_format,
         name=name,
         version=version,
         created=datetime.now(UTC).replace(microsecond=0),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-BUNDLE_FORMAT = 1
-"""The bundle format this code reads and writes."""
+BUNDLE_FORMAT = 2
+"""The newest bundle format this code reads; it writes the oldest one that can say what is to be said.
+
+1 the first; 2 adds `quantization`, and golden rows with a tolerance of up to .05."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Model names become folder names, URL parts and metric labels."""
@@ -141,6 +143,49 @@ class Cost(_Part):
     """By number of candidates."""
 
 
+class GraphFigures(_Part):
+    """What one of two graphs of a model is measured by."""
+
+    metrics: dict[str, float]
+    """auc, logloss, ece, predicted_over_actual and others, on the rows that decided."""
+    bytes: int = Field(ge=0)
+    latency: dict[str, Latency]
+    """By number of candidates, the two graphs taking turns."""
+
+
+class Quantization(_Part):
+    """A graph in smaller numbers was made beside the float32 one: both of them measured, and which is in the bundle."""
+
+    ships: Literal["float32", "quantized"]
+    """Which of the two model.onnx is. `cost` and the golden rows are of this one; `test_metrics` and `parity_error`
+    are of the float32 one."""
+    reasons: tuple[str, ...]
+    """Why the quantized one does not ship, with the numbers; none where it does."""
+    layers: Literal["float32", "int8"]
+    """Of the quantized one: what its dense layers multiply,"""
+    tables: Literal["float32", "float16"]
+    """and what its embedding tables hold."""
+    rows: int = Field(ge=0)
+    """Rows that decided: test rows, which no network learned from."""
+    calibration_rows: int = Field(ge=0)
+    """Training rows that ranges of activations were taken from."""
+    bounds: dict[str, float]
+    """How much worse it was allowed to be: max_auc_loss, max_logloss_gain, max_ece_gain, max_ratio_shift."""
+    logit_rmse: float = Field(ge=0)
+    """Root mean squared difference of the two logits, over the standard deviation of the float32 one."""
+    rounding: float = Field(ge=0)
+    """Largest change of a logit or a pctr where activations change in their last bits, as another processor's order of
+    sums changes them: a rounding falls to the other side."""
+    float32: GraphFigures
+    quantized: GraphFigures
+
+    @model_validator(mode="after")
+    def _check(self) -> Quantization:
+        if (self.ships == "float32") != bool(self.reasons):
+            raise ValueError("expected reasons exactly where the float32 graph ships")
+        return self
+
+
 class ModelCard(_Part):
     """Everything the exporter knows of a model."""
 
@@ -163,6 +208,13 @@ class ModelCard(_Part):
     parity_error: float = Field(ge=0)
     """Largest |logit of the graph - logit of torch| on the exporter's rows."""
     cost: Cost
+    quantization: Quantization | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where a graph in smaller numbers was made beside the float32 one; else the key is left out."""
+
+    @property
+    def oldest_format(self) -> int:
+        """The oldest bundle format that can say this."""
+        return 1 if self.quantization is None else 2
 
 
 class Manifest(ModelCard):

@@ -24,15 +24,20 @@ CANDIDATES = (1, 50, 200)
 Feed = Mapping[str, NDArray[np.int32]]
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session as a worker of the service opens it: one thread that sleeps when there is nothing to do."""
+def session_options() -> onnxruntime.SessionOptions:
+    """As a worker of the service opens a session: one thread that sleeps when there is nothing to do."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session on a graph, with the options of a worker."""
+    return onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
 
 
 def measure_costs(

@@ -1,6 +1,7 @@
-"""Trained networks -> bundles that the service loads: two steps of a run, and filling a repository with the result.
+"""Trained networks -> bundles that the service loads: steps of a run, and filling a repository with the result.
 
     graph      one model's graph, held to its networks (`parity.py`), with golden answers
+    quantize   where a recipe asks: the student's graph in smaller numbers, and whether it may ship (`quantize.py`)
     export     what each graph costs (`cost.py`), and a card with everything a bundle's manifest says
     publish    bundles of these in the repository; a model whose newest version is this one already is left alone
 
@@ -34,10 +35,12 @@ from models.manifest import (
     Cost,
     DataFacts,
     FieldReference,
+    GraphFigures,
     Histogram,
     Latency,
     ModelCard,
     PartFacts,
+    Quantization,
     Reference,
     Teacher,
 )
@@ -50,17 +53,26 @@ from training.gate import Gate
 from training.loop import load_network
 from training.metrics import sigmoid
 from training.parity import Feed, check_parity, log_feed, random_feeds
+from training.quantize import (
+    Quantize,
+    calibration_feeds,
+    measure_quantized,
+    quantize_graph,
+    summary,
+    tolerance_of,
+)
 from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, write_graph
 from training.stages import Report, same_file
 
 STUDENT, CONTROL, ENSEMBLE = "student", "control", "ensemble"
 _TEACHERS = "teachers/"
+_QUANTIZED = "quantized/"
 
 _ROOT = Path(__file__).parent.parent
 _PARITY_ROWS = 512
 _COST_REQUESTS = 32
-_VOLATILE = {"cost", "git_commit", "git_dirty", "retort_version"}
-"""What a card may differ in and still be of the same model."""
+_VOLATILE = {"cost", "git_commit", "git_dirty", "retort_version", "quantization"}
+"""What a card may differ in and still be of the same model; of `quantization`, the milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,28 @@ def graph(
     build_graph(folder, loaded, _head(calibration, keep, platt, gate), prepared=prepared, report=report)
 
 
+def quantize(folder: Path, report: Report, *, prepared: Path, graph: Path, options: Any) -> None:
+    """The `quantize` step: fill `folder` with model.onnx in smaller numbers, its golden.json, and quantized.json, which
+    says what was found and which of the two graphs ships."""
+    asked, log, encoder = Quantize(**options), EncodedLog.open(prepared / "log"), load_encoder(prepared)
+    wiring = wiring_of(encoder)
+    report(0, 3, "to smaller numbers")
+    stretched = quantize_graph(graph, folder, asked, lambda: calibration_feeds(log, wiring, asked.calibration_rows))
+    report(1, 3, "beside float32 on test rows")
+    found = measure_quantized(log, wiring, graph, asked, stretched)
+    report(2, 3, "golden rows")
+    rows = load_golden_rows(prepared)
+    answers, others = (
+        [session.run([LOGIT, PCTR], encode_request(encoder, request)) for request in rows]
+        for session in (open_session(folder / "model.onnx"), open_session(graph / "model.onnx"))
+    )
+    gap = max(float(np.abs(one[0] - other[0]).max()) for one, other in zip(answers, others, strict=True))
+    golden = golden_of(rows, answers).model_copy(update={"tolerance": tolerance_of(found, gap)})
+    (folder / "golden.json").write_text(golden.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    _write(folder / "quantized.json", found)
+    report(3, 3, summary(found))
+
+
 def export(
     folder: Path,
     report: Report,
@@ -123,12 +157,13 @@ def export(
     platt: Path,
     student: Path,
     control: Path,
+    quantized: Path | None = None,
     **graphs: Path,
 ) -> None:
     """The `export` step: student, control and ensemble of one seed.
 
     `student`, `control` and `ensemble` are the folders of the refitted fits, for their logits; `graphs` the folders
-    `graph:<model>` and `graph:teachers/<name>` of the graph steps.
+    `graph:<model>` and `graph:teachers/<name>` of the graph steps; `quantized` that of the student's quantize step.
     """
     measures = _read(measured / "measure.json")
     weights = measures["gate"]["mean_weights"]
@@ -139,7 +174,16 @@ def export(
         ENSEMBLE: About(_head("ensemble", keep, platt, gate), np.load(ensemble / "logit.npy"), weights),
     }
     places = {name.partition(":")[2]: place for name, place in graphs.items()}
-    build_cards(folder, models, places, prepared=prepared, recipe=recipe, test=measures["test"], report=report)
+    build_cards(
+        folder,
+        models,
+        places,
+        prepared=prepared,
+        recipe=recipe,
+        test=measures["test"],
+        report=report,
+        quantized={STUDENT: quantized} if quantized else {},
+    )
 
 
 def build_graph(folder: Path, networks: Mapping[str, nn.Module], head: Head, *, prepared: Path, report: Report) -> None:
@@ -171,35 +215,49 @@ def build_cards(
     recipe: Mapping[str, Any],
     test: Mapping[str, Any],
     report: Report,
+    quantized: Mapping[str, Path] | None = None,
 ) -> None:
     """Fill `folder` with <model>/{model.onnx, golden.json, card.json} for each model, and cost.json.
 
     `graphs` has the folder of every model's graph, and of others to be measured beside them, teachers/<name>.
-    `prepared` is the folder of the prepare step; `test` holds the metrics on test rows, by model.
+    `prepared` is the folder of the prepare step; `test` holds the metrics on test rows, by model. `quantized` has the
+    folder of a model's quantize step: its graph ships in the other's place where that step allowed it.
     """
     encoder, log, prepare = load_encoder(prepared), EncodedLog.open(prepared / "log"), PrepareReport.read(prepared)
     wiring = wiring_of(encoder)
     facts = {name: _read(place / "graph.json") for name, place in graphs.items()}
-    costs: dict[str, Any] = measure_costs(
-        {name: place / "model.onnx" for name, place in graphs.items()},
+    quantized = quantized or {}
+    timed = {**graphs, **{f"{_QUANTIZED}{name}": place for name, place in quantized.items()}}
+    latencies = measure_costs(
+        {name: place / "model.onnx" for name, place in timed.items()},
         lambda count: _requests(log, wiring, count),
         progress=lambda part, _, note: report(part, 1, note),
     )
+    found_of = {name: _quantization(graphs[name], place, latencies, name) for name, place in quantized.items()}
+    costs: dict[str, Any] = {}
     for name, place in graphs.items():
+        ships = name in found_of and found_of[name].ships == "quantized"
         sizes = {key: facts[name][key] for key in ("parameters_embedding", "parameters_dense")}
-        costs[name] |= sizes | {"bytes": bytes_of(place)}
+        size = bytes_of(quantized[name] if ships else place)
+        costs[name] = latencies[f"{_QUANTIZED}{name}" if ships else name] | sizes | {"bytes": size}
     for name, about in models.items():
         (folder / name).mkdir(parents=True)
-        for file in (*graphs[name].glob("model.onnx*"), graphs[name] / "golden.json"):
+        found = found_of.get(name)
+        place = quantized[name] if found is not None and found.ships == "quantized" else graphs[name]
+        for file in (*place.glob("model.onnx*"), place / "golden.json"):
             same_file(file, folder / name / file.name)
-        card = _card(about, encoder, log, prepare, recipe, test, facts[name]["parity_error"], costs[name])
+        card = _card(about, encoder, log, prepare, recipe, test, facts[name]["parity_error"], costs[name], found)
         (folder / name / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     worst = {name: facts[name]["parity_error"] for name in models}
     cost = {name: found for name, found in costs.items() if not name.startswith(_TEACHERS)}
     cost["teachers"] = {
         name.removeprefix(_TEACHERS): found for name, found in costs.items() if name.startswith(_TEACHERS)
     }
-    _write(folder / "cost.json", {"cost": cost, "conditions": conditions(), "parity_error": worst})
+    decided = {name: found.model_dump(mode="json") for name, found in found_of.items()}
+    _write(
+        folder / "cost.json",
+        {"cost": cost, "conditions": conditions(), "parity_error": worst, "quantization": decided},
+    )
     student, whole = (costs.get(name, {}).get("50", {}).get("p50_ms") for name in (STUDENT, ENSEMBLE))
     report(1, 1, f"student {student:.3f} ms, ensemble {whole:.3f} ms at 50" if student and whole else "measured")
 
@@ -265,6 +323,7 @@ def _card(
     test: Mapping[str, Any],
     parity_error: float,
     cost: Mapping[str, Any],
+    quantization: Quantization | None = None,
 ) -> ModelCard:
     commit, dirty = git_state()
     head = about.head
@@ -301,7 +360,20 @@ def _card(
             bytes=cost["bytes"],
             latency={count: Latency(**value) for count, value in cost.items() if count.isdigit()},
         ),
+        quantization=quantization,
     )
+
+
+def _quantization(graph: Path, quantized: Path, latencies: Mapping[str, Any], name: str) -> Quantization:
+    """What the quantize step found, with bytes and milliseconds of both graphs."""
+    found = _read(quantized / "quantized.json")
+    for which, place, timed in (("float32", graph, name), ("quantized", quantized, f"{_QUANTIZED}{name}")):
+        found[which] = GraphFigures(
+            metrics=found[which],
+            bytes=bytes_of(place),
+            latency={count: Latency(**value) for count, value in latencies[timed].items()},
+        )
+    return Quantization(**found | {"reasons": tuple(found["reasons"])})
 
 
 def _parts(prepare: PrepareReport) -> dict[str, PartFacts]:
@@ -381,7 +453,13 @@ def _is_same(bundle: Bundle, encoder: Encoder, card: ModelCard, golden: Golden, 
         and bundle.encoder.to_vocabularies() == encoder.to_vocabularies()
         and bundle.golden == golden
         and all(written[name] == getattr(card, name) for name in written if name not in _VOLATILE)
+        and _untimed(bundle.manifest.quantization) == _untimed(card.quantization)
     )
+
+
+def _untimed(found: Quantization | None) -> dict[str, Any] | None:
+    """What was found, less milliseconds."""
+    return None if found is None else found.model_dump(exclude={"float32": {"latency"}, "quantized": {"latency"}})
 
 
 def version() -> str:

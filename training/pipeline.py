@@ -3,6 +3,7 @@
     log -> survey -> encoder -> prepare -> teachers x M, control_train -> gate -> student -> calibrate -> measure
                                    |                          |        |
                                    +-> refit of each ---------+-> refit of the student -> graph of each -> export
+                                                                        and, where asked, quantize -----------^
 
 Where teachers and student train together, one step makes them all, each is taken from it into a folder like any
 other, and the gate comes after.
@@ -24,7 +25,9 @@ from training.devices import gpus
 from training.errors import RecipeError
 from training.export import export as export_models
 from training.export import graph as draw_graph
+from training.export import quantize as quantize_student
 from training.gate import GateOptions
+from training.quantize import Quantize
 from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
 from training.stages import Step
@@ -56,6 +59,7 @@ _EXPORTING = (
     "training/serving_graph.py",
     "training/parity.py",
     "training/cost.py",
+    "training/quantize.py",
 )
 _READING_MEMORY = (
     "reading holds some bytes of each row and the distinct values of each field with a vocabulary: give fields of many "
@@ -118,6 +122,10 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
     log, prepare = _reading_steps(loaded, earlier, runs=runs, data=data)
     trained = tuple(_SeedPlan(recipe, seed, prepare, earlier).lay_out() for seed in seeds)
     first = trained[0]
+    graphs = _graph_steps(first, prepare, recipe.negatives.keep)
+    smaller = (
+        {} if recipe.quantize is None else {"quantized": _quantize_step(recipe.quantize, prepare, graphs["student"])}
+    )
     export = Step(
         "export",
         recipe.name,
@@ -131,7 +139,8 @@ def plan(loaded: LoadedRecipe, seeds: list[int], *, runs: Path, data: Path | Non
             "platt": first.platt,
             "student": first.fits["student"].again,
             "control": first.fits["control"].again,
-            **{f"graph:{name}": step for name, step in _graph_steps(first, prepare, recipe.negatives.keep).items()},
+            **smaller,
+            **{f"graph:{name}": step for name, step in graphs.items()},
         },
         _EXPORTING,
     )
@@ -162,6 +171,12 @@ def _graph_steps(seed: SeedSteps, prepare: Step, keep: float) -> dict[str, Step]
         "control": graph("control", {"network:control": seed.fits["control"].again}, "control_train"),
         "student": graph("student", {"network:student": seed.fits["student"].again}, "student"),
     }
+
+
+def _quantize_step(options: Quantize, prepare: Step, graph: Step) -> Step:
+    """The student's graph in smaller numbers."""
+    arguments = {"options": options.model_dump(mode="json")}
+    return Step("quantize", "student", quantize_student, arguments, {"prepared": prepare, "graph": graph}, _EXPORTING)
 
 
 def version_of(laid_out: Plan, runs: Path) -> Version:

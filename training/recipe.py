@@ -23,6 +23,7 @@ from training.errors import RecipeError
 from training.gate import GateOptions
 from training.loop import FitOptions, NetworkSpec
 from training.negatives import EVERY_ROW, Negatives
+from training.quantize import Quantize
 from training.shares import Copies
 from training.together import Cotrain, Mutual, Pretrain
 from training.zoo.embedding import FieldSpec
@@ -123,6 +124,8 @@ class Recipe(_Settings):
     like the teachers'."""
     device: str = Field(default="auto", pattern=SETTING)
     """Where networks train: auto (every CUDA GPU there is, else the CPU), cpu, cuda, or one GPU as cuda:0."""
+    quantize: Quantize | None = None
+    """A graph of the student in smaller numbers, served in place of the float32 one where it loses next to nothing."""
     merge_validation: bool = True
     """Once epochs, gate and calibration are found, train everything again on train + validation rows."""
 

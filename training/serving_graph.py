@@ -53,7 +53,7 @@ from training.zoo.embedding import MISSING_ID, segment_mean
 EXTERNAL_BYTES = 1 << 20
 """A tensor above this lies in a file beside the graph, which ONNX Runtime maps and worker processes share."""
 
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
 _FOLD_BYTES = 1 << 33  # no constant is too large to be computed at export rather than at every load
 
 
@@ -360,7 +360,7 @@ def set_apart(model: onnx_ir.Model, path: Path) -> list[Path]:
         return []
     with path.open("wb") as data:
         for value, tensor in large:
-            data.write(bytes(-data.tell() % _PAGE_BYTES))
+            data.write(bytes(-data.tell() % PAGE_BYTES))
             start = data.tell()
             data.write(np.ascontiguousarray(tensor.numpy()).data)
             value.const_value = onnx_ir.ExternalTensor(

@@ -26,7 +26,7 @@ from models.checksums import SUMS_FILE
 from models.errors import BundleError
 from models.golden import check_golden
 from models.graph import LOGIT, PCTR, graph_inputs
-from models.manifest import Manifest
+from models.manifest import BUNDLE_FORMAT, Manifest
 from models.versions import Repository
 from tests.models.tiny_bundle import tiny_card, tiny_golden, tiny_graph, tiny_model, write_tiny_bundle
 
@@ -386,12 +386,13 @@ def test_a_newer_format_says_what_to_do_whatever_else_it_holds(tiny: Path):
     """The version is judged before the rest: a newer bundle may have other files and other keys."""
     (tiny / "something.new").write_bytes(b"x")
     (tiny / "golden.json").unlink()
-    edit(tiny / "manifest.json", lambda manifest: manifest.update(format_version=2, new_key=1))
+    edit(tiny / "manifest.json", lambda manifest: manifest.update(format_version=BUNDLE_FORMAT + 1, new_key=1))
 
     error = refused(tiny)
 
     assert error.path == tiny / "manifest.json"
-    assert "written by a newer Retort (bundle format 2; this one reads up to 1)" in error.reason
+    newer, newest = BUNDLE_FORMAT + 1, BUNDLE_FORMAT
+    assert f"written by a newer Retort (bundle format {newer}; this one reads up to {newest})" in error.reason
     assert "upgrade" in error.reason
 
 

@@ -6,6 +6,7 @@
     answer                      what a reader wants first
     targets                     what the recipe `synthetic` promises; empty for others
     cost, conditions            milliseconds of session.run, sizes; on what machine
+    quantization                of a graph in smaller numbers, by model: both graphs' figures, which ships, why
     recipe, choices, overrides  what was trained, what of it is not the default, what the command line set
     data, parts, fields         on what
     calibration, gate, curves   why it came out so
@@ -94,6 +95,7 @@ def build_report(
         "cost": costs["cost"],
         "conditions": costs["conditions"],
         "parity_error": costs.get("parity_error", {}),
+        "quantization": costs.get("quantization", {}),
         "published": [dict(model) for model in published],
         "parts": _parts(prepared),
         "data": _data(prepared),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.report.sections import answer, learning, models, origin, search, trained, words
+from training.report.sections import answer, learning, models, origin, quantized, search, trained, words
 from training.report.values import Values
 
 STYLE = Path(__file__).with_name("style.css")
@@ -23,6 +23,7 @@ SECTIONS: tuple[Callable[[Values], str], ...] = (
     trained.trained,
     models.every_model,
     models.cost_and_quality,
+    quantized.quantized,
     answer.targets,
     models.differences,
     learning.calibration,

@@ -482,3 +482,23 @@ def test_what_is_no_report_is_refused_in_words(tmp_path: Path, content: str | No
 
     with pytest.raises(DataError, match=r"report\.json"):
         report_again(tmp_path)
+
+
+@pytest.mark.parametrize("ships", ["quantized", "float32"])
+def test_a_graph_in_smaller_numbers_is_shown_with_what_was_decided(ships: str):
+    """Both graphs' figures, and where it was refused why; a run that asked for none says nothing of it."""
+    graph = {
+        "metrics": {"auc": 0.7, "logloss": 0.4, "ece": 0.01, "predicted_over_actual": 1.0},
+        "bytes": 1000,
+        "latency": {count: {"p50_ms": 0.1, "p99_ms": 0.2} for count in ("1", "50", "200")},
+    }
+    reasons = [] if ships == "quantized" else ["AUC: 0.7 in float32 <b>"]
+    found = {"ships": ships, "reasons": reasons, "layers": "int8", "tables": "float32", "rows": 2000}
+    tree = report(measure(1)) | {"quantization": {"student": {**found, "float32": graph, "quantized": graph}}}
+
+    page = render(tree)
+
+    assert "In smaller numbers" in page
+    assert ("It ships" in page) == (ships == "quantized")
+    assert ("AUC: 0.7 in float32 &lt;b&gt;" in page) == (ships == "float32")
+    assert "In smaller numbers" not in render(report(measure(1)))
