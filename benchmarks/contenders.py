@@ -98,10 +98,16 @@ def _retort(bundles: Mapping[str, Bundle], workload: Workload, core: int | None,
 
 @contextmanager
 def serve(
-    repository: Path, bundles: Sequence[Bundle], core: int | None, folder: Path, options: Sequence[str] = ()
+    repository: Path,
+    bundles: Sequence[Bundle],
+    core: int | None,
+    folder: Path,
+    options: Sequence[str] = (),
+    experiments: Sequence[Mapping[str, object]] = (),
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Our service with one worker, ready: its process and its port. Each model has an experiment of its name."""
-    experiments = [
+    """Our service with one worker, ready: its process and its port. Each model has an experiment of its name, unless
+    experiments are given."""
+    experiments = experiments or [
         {"name": bundle.name, "salt": f"benchmark-{bundle.name}", "default": place == 0, "arms": [_arm(bundle)]}
         for place, bundle in enumerate(bundles)
     ]

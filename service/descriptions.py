@@ -7,11 +7,12 @@ every example here against the running application.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import orjson
 
 from service.errors import PROBLEMS, Code, Refusal
+from service.experiments.assignment import HASHES
 from service.experiments.file import Experiment
 
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
@@ -197,6 +198,14 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.LOAD_REFUSED: Refusal(
         Code.LOAD_REFUSED, "this version was refused at load (golden); the log says why", field="version"
     ),
+    Code.NOT_HALTED: Refusal(
+        Code.NOT_HALTED,
+        "no guard-rail has halted this arm in this phase; an arm that is halted in the experiment file is let go there",
+        field="arm",
+    ),
+    Code.STATE_UNAVAILABLE: Refusal(
+        Code.STATE_UNAVAILABLE, "the state file cannot be read or written; the log says why"
+    ),
     Code.NO_EXPERIMENT_FILE: Refusal(
         Code.NO_EXPERIMENT_FILE,
         "this service has no experiment file that could be changed: start it with --experiments FILE",
@@ -372,6 +381,7 @@ _EXPERIMENT_SPEC: dict[str, Any] = {
 _EXPERIMENT_EXAMPLE = {
     "name": "student-vs-ensemble",
     "salt": "student-vs-ensemble-1",
+    "hash": "sha256",
     "phase": 1,
     "coverage": 1.0,
     "default": True,
@@ -385,6 +395,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [0, 5000],
             "halted": False,
+            "halt": None,
             "deadline_ms": None,
         },
         {
@@ -395,6 +406,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [5000, 10000],
             "halted": False,
+            "halt": None,
             "deadline_ms": None,
         },
     ],
@@ -407,6 +419,7 @@ EXPERIMENT_SCHEMA: dict[str, Any] = {
     "properties": {
         "name": {"type": "string"},
         "salt": {"type": "string"},
+        "hash": {"type": "string", "enum": list(HASHES)},
         "phase": {"type": "integer"},
         "coverage": {"type": "number"},
         "default": {"type": "boolean"},
@@ -597,7 +610,7 @@ _KINDS = {
 def _kind_of(annotation: Any) -> str:
     if annotation in _KINDS:
         return _KINDS[annotation]
-    return "array" if get_origin(annotation) is tuple else "object"
+    return {tuple: "array", Literal: "string"}.get(get_origin(annotation), "object")
 
 
 EXPERIMENT_PUT: dict[str, Any] = {
@@ -765,6 +778,12 @@ CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in f
 CATALOGUE_GET_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "What is in force") | problems(
     *(*_ADMIN_CODES, Code.NO_CATALOGUE)
 )
+HALT_RESPONSES = answers(
+    {"lifted": {"summary": "As it runs now", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The halt is lifted"
+) | problems(
+    *(*_ADMIN_CODES, Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.NOT_HALTED, Code.STATE_UNAVAILABLE),
+    *(Code.NOT_READY, Code.INTERNAL),
+)
 EXPERIMENT_PUT_RESPONSES = _EXPERIMENT_ANSWER | problems(
     *(*_ADMIN_CODES, Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.MALFORMED_ENCODING),
     *(Code.REQUEST_TIMEOUT, Code.MALFORMED_JSON, Code.TOO_DEEP, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT),
@@ -806,6 +825,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/catalogue"): {"responses": CATALOGUE_GET_RESPONSES},
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
+    ("delete", "/experiments/{name}/halts/{arm}"): {"responses": HALT_RESPONSES},
     ("put", "/experiments/{name}"): {**EXPERIMENT_PUT, "responses": EXPERIMENT_PUT_RESPONSES},
     ("get", "/experiments/{name}/results"): {"responses": RESULTS_RESPONSES},
     ("get", "/experiments/{name}/results.html"): {"responses": RESULTS_PAGE_RESPONSES},

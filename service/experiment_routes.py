@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from service import page
+from service.admin import halts
 from service.admin.experiments import Precondition
 from service.admin.gate import BODY_BYTES, credentials
 from service.asgi import ClientGoneError, read_whole
@@ -18,6 +19,7 @@ from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import BUCKETS
 from service.experiments.file import Experiment, validate_experiment
 from service.experiments.preview import preview
+from service.experiments.state import Halt
 from service.plan import RunningExperiment
 from service.results.keeper import Computed
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from service.app import Service
 
 EXPERIMENT_ROUTE = "/experiments/{name}"
+HALT_ROUTE = "/experiments/{name}/halts/{arm}"
 PREVIEW_ROUTE = "/experiments/{name}/preview"
 RESULTS_ROUTE = "/experiments/{name}/results"
 PAGE_ROUTE = "/experiments/{name}/results.html"
@@ -65,6 +68,13 @@ def add_routes(app: Service) -> None:
         except ClientGoneError:
             return Response(status_code=499)
         await app.experiment_control.put(admin, name, body, precondition)
+        return _described(find(name))
+
+    @app.delete(HALT_ROUTE, tags=["administration"], summary="Lift what a guard-rail has halted")
+    async def lift_halt(name: str, arm: str, request: Request) -> Response:
+        running = find(name)
+        admin = app.gate.admit(*credentials(request))
+        await halts.lift(admin, running.spec, arm, app.settings.state_file, app.look_at_state)
         return _described(find(name))
 
     @app.get(PREVIEW_ROUTE, tags=["experiments"], summary="Whom a change would move, bucket by bucket")
@@ -162,6 +172,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
             "weight": float(arm.weight),
             "buckets": [owned.start, owned.stop],
             "halted": running_arm.halted,
+            "halt": None if running_arm.halt is None else _describe_halt(running_arm.halt),
             "deadline_ms": arm.deadline_ms,
         }
         for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
@@ -169,6 +180,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
     return {
         "name": spec.name,
         "salt": spec.salt,
+        "hash": spec.hash,
         "phase": spec.phase,
         "coverage": float(spec.coverage),
         "default": spec.default,
@@ -176,3 +188,8 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
         "arms": arms,
         "spec": spec.content(),
     }
+
+
+def _describe_halt(halt: Halt) -> dict[str, object]:
+    """What a guard-rail halted an arm for."""
+    return halt.model_dump(include={"time", "rail", "bound", "found", "evidence", "counts"})

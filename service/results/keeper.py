@@ -256,6 +256,7 @@ def _write(path: Path, computed: Computed) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
+        temporary.touch(mode=0o640)
         temporary.write_text(json.dumps(asdict(computed)), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:

@@ -17,6 +17,8 @@ Verdict = Literal["holds", "does not hold", "open"]
 
 CONFIDENCE = 0.95
 """Of every interval: one means what it says nineteen times in twenty."""
+UNTUNED = "untuned"
+"""Stands in a verdict's place where one side had settings that nobody chose."""
 LEAST_SEEDS = 3
 """A claim of fewer is not made."""
 SURE_OF_A_GAP = 3.0

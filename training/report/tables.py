@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.ablate.paired import UNTUNED
+
 Tree = dict[str, Any]
 
 OF_THE_METHOD = (
@@ -103,7 +105,8 @@ def _figures(seeds: Sequence[Mapping[str, Any]]) -> Tree:
 
 
 def _claim(claim: Mapping[str, Any]) -> Tree:
-    """How many of its pairs hold, are open, or say the opposite; the difference where it is a single pair."""
+    """How many of its pairs hold, are open, say the opposite, or are not judged for want of tuning; the difference
+    where it is a single pair."""
     verdicts: Iterable[str | None] = [pair["verdict"] for pair in claim["pairs"]]
     count = Counter(verdicts)
     return {
@@ -113,5 +116,6 @@ def _claim(claim: Mapping[str, Any]) -> Tree:
         "holds": count["holds"],
         "open": count["open"],
         "opposite": count["does not hold"],
+        "untuned": count[UNTUNED],
         "difference": claim["pairs"][0]["difference"] if len(claim["pairs"]) == 1 else None,
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.ablate.paired import paired, verdict
+from training.ablate.paired import UNTUNED, paired, verdict
 from training.report import build_report, tables_before
 
 ODD = 'a<b>&"c'
@@ -250,7 +250,10 @@ COUNT: dict[str, Any] = CONTROLS | {
     "table": "count",
     "title": "How many teachers",
     "rows": [],
-    "claims": [{"text": "six teachers beat three", "pairs": [pair((0.73,), (0.72,))]}],
+    "claims": [
+        {"text": "six teachers beat three", "pairs": [pair((0.73,), (0.72,))]},
+        {"text": "a DCN is best", "pairs": [pair(STUDENT, FAIR), pair(STUDENT, FAIR) | {"verdict": UNTUNED}]},
+    ],
 }
 
 

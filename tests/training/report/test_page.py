@@ -505,6 +505,7 @@ def test_what_else_could_explain_the_gain_is_on_the_page():
         "it beats self-distillation: the other teachers matter: yes, +0.0110 (+0.0085 to +0.0135).",
         "it beats its own ensemble: open",
         "it beats every teacher: in 1 of 2 comparisons, 1 open.",
+        "a DCN is best: in 1 of 2 comparisons, 1 not judged because nobody tuned a network of it.",
         "six teachers beat three: not judged, fewer than three seeds.",
         "from 3 seeds",
     ):

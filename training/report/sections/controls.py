@@ -87,6 +87,8 @@ def _claims(v: Values, at: str) -> str:
 def _said(v: Values, at: str, claim: dict[str, object]) -> str:
     if not claim["is_judged"]:
         return "not judged, fewer than three seeds."
+    if claim["pairs"] == claim["untuned"]:
+        return "not judged, nobody tuned a network of it."
     if claim["pairs"] == 1:
         word = '<span class="yes">yes</span>' if claim["holds"] else "open"
         word = '<span class="no">no, the opposite</span>' if claim["opposite"] else word
@@ -97,6 +99,8 @@ def _said(v: Values, at: str, claim: dict[str, object]) -> str:
         said += f", {v.show(f'{at}/open', 'count')} open"
     if claim["opposite"]:
         said += f', <span class="no">the opposite in {v.show(f"{at}/opposite", "count")}</span>'
+    if claim["untuned"]:
+        said += f", {v.show(f'{at}/untuned', 'count')} not judged because nobody tuned a network of it"
     return f"{said}."
 
 
