@@ -33,6 +33,7 @@ from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refus
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
 from service.console import routes as console
+from service.drift import Drift
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
@@ -121,11 +122,13 @@ class Service(FastAPI):
             shadow=lambda call, route: self.shadow.offer(call, route),
             tracer=self.tracer,
         )
+        self.drift = Drift(metrics)
         self.shadow = ShadowLane(
             self.predictor,
             metrics,
             max_rows=settings.max_run_rows,
             record=None if self.journal is None else self.journal.record_shadow,
+            note_kl=self.drift.note_kl,
         )
         self.statistics = Statistics(metrics)
         self.inference = Inference(
@@ -235,6 +238,7 @@ class Service(FastAPI):
 
     def _publish(self, plan: Plan) -> None:
         self.predictor.plan = plan
+        self.drift.watch(plan.scorers())
         self._ready.set()
         self._settled.set()
 
@@ -298,7 +302,9 @@ class Service(FastAPI):
             self.on_failure()
             self._settled.set()
             return
-        await asyncio.gather(self._watcher.follow(), self.catalogue.follow(self.settings.poll_seconds))
+        await asyncio.gather(
+            self._watcher.follow(), self.drift.follow(), self.catalogue.follow(self.settings.poll_seconds)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the predict routes at once; leaves everything else to FastAPI and counts it."""

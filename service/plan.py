@@ -239,6 +239,11 @@ class Plan:
     default: RunningExperiment
     live: Mapping[str, Served]
 
+    def scorers(self) -> set[Scorer]:
+        """Every model version that requests may be answered by without naming it."""
+        arms = (arm.served.scorer for experiment in self.experiments.values() for arm in experiment.arms)
+        return {*(served.scorer for served in self.live.values()), *arms}
+
     def choose(self, experiment: str | None, arm: str | None, unit: str) -> Chosen:
         """Where a request to /predict goes. Raises `Refusal` for a name that is not in the file."""
         if experiment is None:

@@ -262,7 +262,7 @@ def metric_files(settings: Settings) -> Iterator[Path]:
     if directory is not None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for path in directory.glob("*.db"):
+            for path in (*directory.glob("*.db"), *directory.glob("drift_*.json")):
                 path.unlink()
         except OSError as error:
             raise ConfigError(f"metrics directory {directory}: {error.strerror or error}") from None

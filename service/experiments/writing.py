@@ -99,8 +99,8 @@ class Change:
         target = _target(self.path)
         try:
             mode = stat.S_IMODE(target.stat().st_mode)
-            _replace(target.with_name(target.name + PREVIOUS), self.old_text, mode)
-            _replace(target, self.text, mode)
+            replace_text(target.with_name(target.name + PREVIOUS), self.old_text, mode)
+            replace_text(target, self.text, mode)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
@@ -181,7 +181,9 @@ def change_experiment(
         return made
 
 
-def _replace(path: Path, text: str, mode: int) -> None:
+def replace_text(path: Path, text: str, mode: int) -> None:
+    """Puts a text in the place of a file, whole or not at all, so that a power failure leaves one of the two. `OSError`
+    where it cannot be."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
