@@ -34,6 +34,7 @@ examples:
   python -m service results --help                            what an experiment has shown so far
   python -m service compact --help                            the exposure log as Parquet files
   python -m service erase-unit --help                         takes one user out of the exposure log
+  python -m service bench --help                              what your model costs to serve on this machine
 
 Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
 
@@ -184,6 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from service.journal.sinks.compact import main as compact
 
         return compact(given[1:])
+    if given and given[0] == "bench":
+        from service.bench.command import main as bench
+
+        return bench(given[1:])
     if given and given[0] == "erase-unit":
         from service.journal.erase import main as erase_unit
 
