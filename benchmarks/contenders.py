@@ -98,25 +98,26 @@ def _retort(bundles: Mapping[str, Bundle], workload: Workload, core: int | None,
 
 @contextmanager
 def serve(
-    repository: Path, bundles: Sequence[Bundle], core: int | None, folder: Path, options: Sequence[str] = ()
+    repository: Path,
+    bundles: Sequence[Bundle],
+    core: int | None,
+    folder: Path,
+    options: Sequence[str] = (),
+    experiments: Sequence[Mapping[str, object]] = (),
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Our service with one worker, ready: its process and its port. Each model has an experiment of its name."""
+    """Our service with one worker, ready: its process and its port. Each model has an experiment of its name, unless
+    experiments are given."""
     own = Path(tempfile.mkdtemp(prefix="retort-", dir=folder))
-    file = arm_file(bundles, own)
+    file = experiment_file(bundles, own, experiments)
     command = ["-m", "service", "--repository", str(repository), "--experiments", str(file), "--workers", "1", *options]
     with server_of(command, core, "/health/ready", own / "log") as server:
         yield server
 
 
-def arm_file(bundles: Sequence[Bundle], folder: Path, name: str | None = None) -> Path:
-    """An experiment file in which each bundle has an experiment of its name (or of this one) with one arm."""
-    experiments = [
-        {
-            "name": name or bundle.name,
-            "salt": f"benchmark-{bundle.name}",
-            "default": place == 0,
-            "arms": [_arm(bundle)],
-        }
+def experiment_file(bundles: Sequence[Bundle], folder: Path, experiments: Sequence[Mapping[str, object]] = ()) -> Path:
+    """An experiment file: of these experiments, or where none are given of one a bundle, of its name and with one arm."""
+    experiments = experiments or [
+        {"name": bundle.name, "salt": f"benchmark-{bundle.name}", "default": place == 0, "arms": [_arm(bundle)]}
         for place, bundle in enumerate(bundles)
     ]
     file = folder / "experiments.json"

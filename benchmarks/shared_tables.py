@@ -19,7 +19,7 @@ from pathlib import Path
 import onnx
 import onnx_ir
 
-from benchmarks.contenders import BenchmarkError, arm_file, server_of
+from benchmarks.contenders import BenchmarkError, experiment_file, server_of
 from benchmarks.load import closed_loop, http_request
 from benchmarks.machine import descendants, facts
 from benchmarks.results import conditions, publish
@@ -93,7 +93,14 @@ def pss(pids: Sequence[int], file: str = "") -> float:
 def measure(bundle: Bundle, workers: int, requests: Sequence[bytes], folder: Path, seconds: float) -> tuple[float, ...]:
     """(MB of all processes, MB of the mapped data file in them) after the workers have answered for so long."""
     repository = bundle.path.parent.parent
-    arguments = ["-m", "service", "--repository", str(repository), "--experiments", str(arm_file([bundle], folder))]
+    arguments = [
+        "-m",
+        "service",
+        "--repository",
+        str(repository),
+        "--experiments",
+        str(experiment_file([bundle], folder)),
+    ]
     log = folder / f"{bundle.name}-{workers}.log"
     with server_of([*arguments, "--workers", str(workers)], None, "/health/ready", log) as (process, port):
         until = time.monotonic() + START_SECONDS

@@ -33,6 +33,7 @@ examples:
   RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
   python -m service results --help                            what an experiment has shown so far
   python -m service compact --help                            the exposure log as Parquet files
+  python -m service ramp --help                               more units step by step, while guard-rails are kept
   python -m service erase-unit --help                         takes one user out of the exposure log
   python -m service bench --help                              what your model costs to serve on this machine
 
@@ -100,11 +101,11 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise ConfigError(f"{option}: {first.message}") from None
 
 
-def _has_grpc() -> bool:
-    """Whether the extra `grpc` is installed, whole; nothing of it is imported."""
+def _has(*modules: str) -> bool:
+    """Whether an extra is installed, whole; nothing of it is imported."""
     try:
-        return find_spec("grpc") is not None and find_spec("google.protobuf") is not None
-    except ModuleNotFoundError:  # not even a package `google`
+        return all(find_spec(module) is not None for module in modules)
+    except ModuleNotFoundError:  # not even the package that one is in
         return False
 
 
@@ -113,8 +114,10 @@ def check_files(settings: Settings) -> None:
     from service.admin.token import read_token
 
     read_token(settings)
-    if settings.grpc_port is not None and not _has_grpc():
+    if settings.grpc_port is not None and not _has("grpc", "google.protobuf"):
         raise ConfigError("--grpc-port (RETORT_GRPC_PORT): gRPC is not installed here: pip install 'retort[grpc]'")
+    if settings.traces is not None and not _has("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        raise ConfigError("--traces (RETORT_TRACES): OpenTelemetry is not installed here: pip install 'retort[otel]'")
     if not settings.repository.is_dir():
         raise ConfigError(f"--repository: no folder {settings.repository}")
     if settings.experiments is not None:
@@ -181,6 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from service.journal.sinks.answers import read_folders
 
         return results(given[1:], read_folders)
+    if given and given[0] == "ramp":
+        from service.journal.sinks.answers import read_folders
+        from service.ramp.command import main as ramp
+
+        return ramp(given[1:], read_folders)
     if given and given[0] == "compact":
         from service.journal.sinks.compact import main as compact
 

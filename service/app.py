@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fastapi import Depends, FastAPI, Request
@@ -32,6 +32,8 @@ from service.admin.token import read_token
 from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refuse, send_answer
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
+from service.console import routes as console
+from service.drift import Drift
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
 from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
 from service.journal.keeper import Journal
@@ -45,10 +47,14 @@ from service.oip.statistics import Statistics
 from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
+from service.results.keeper import Results
 from service.scorer import Scorer
 from service.settings import Settings
 from service.shadow import ShadowLane
 from service.watch import Watcher
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +108,7 @@ class Service(FastAPI):
         self._registry.prepare = lambda scorer: self.catalogue.prepare(scorer.catalogue)
         self.journal = _open_journal(settings, metrics)
         self._served: WeakKeyDictionary[Scorer, Served] = WeakKeyDictionary()
+        self.tracer = _open_tracer(settings, metrics)
         self.predictor = Predictor(
             metrics,
             max_body_bytes=settings.max_body_bytes,
@@ -113,12 +120,15 @@ class Service(FastAPI):
             record=None if self.journal is None else self.journal.record,
             record_failure=None if self.journal is None else self.journal.record_failure,
             shadow=lambda call, route: self.shadow.offer(call, route),
+            tracer=self.tracer,
         )
+        self.drift = Drift(metrics)
         self.shadow = ShadowLane(
             self.predictor,
             metrics,
             max_rows=settings.max_run_rows,
             record=None if self.journal is None else self.journal.record_shadow,
+            note_kl=self.drift.note_kl,
         )
         self.statistics = Statistics(metrics)
         self.inference = Inference(
@@ -127,13 +137,19 @@ class Service(FastAPI):
             self.statistics,
             max_candidates=settings.max_candidates,
             load_version=self._load_version,
+            tracer=self.tracer,
         )
         self._watcher = Watcher(settings, self._registry, metrics, self._publish)
+        self.look_at_state = self._watcher.look_at_state
         self.model_control = ModelControl(self._registry, self._watcher.look_at_repository)
+        self.results = Results(
+            settings.log, replay=settings.log_unit_key_file is None, timeout_seconds=settings.results_seconds
+        )
         self.experiment_control = ExperimentControl(settings.experiments, self._watcher.bring_into_force)
         _add_routes(self)
         experiment_routes.add_routes(self)
         oip.add_routes(self)
+        console.add_routes(self)
         _add_error_handlers(self)
 
     @property
@@ -154,6 +170,7 @@ class Service(FastAPI):
         """Readiness falls; requests are still answered, each asking its client to connect elsewhere next."""
         if not self.draining:
             self.draining = True
+            self.results.stop()
             logger.info("draining: readiness is down, what arrives is still answered")
 
     def reasons_not_ready(self) -> tuple[str, ...]:
@@ -221,6 +238,7 @@ class Service(FastAPI):
 
     def _publish(self, plan: Plan) -> None:
         self.predictor.plan = plan
+        self.drift.watch(plan.scorers())
         self._ready.set()
         self._settled.set()
 
@@ -260,11 +278,14 @@ class Service(FastAPI):
         finally:
             if rpc is not None:
                 await rpc.stop(self.settings.shutdown_seconds)
+            await self.results.close()
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self._registry.close()
             await asyncio.to_thread(self.shadow.close)
+            if self.tracer is not None:
+                await asyncio.to_thread(self.tracer.close)
             if self.journal is not None:
                 await asyncio.to_thread(self.journal.close)
 
@@ -281,7 +302,9 @@ class Service(FastAPI):
             self.on_failure()
             self._settled.set()
             return
-        await asyncio.gather(self._watcher.follow(), self.catalogue.follow(self.settings.poll_seconds))
+        await asyncio.gather(
+            self._watcher.follow(), self.drift.follow(), self.catalogue.follow(self.settings.poll_seconds)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the predict routes at once; leaves everything else to FastAPI and counts it."""
@@ -492,6 +515,15 @@ def _add_routes(app: Service) -> None:
         if app.catalogue.current is None:
             raise no_catalogue()
         return _json(describe_catalogue(app.catalogue.current))
+
+
+def _open_tracer(settings: Settings, metrics: Metrics) -> Tracer | None:
+    """What makes traces, where somebody takes them; only then is OpenTelemetry imported."""
+    if settings.traces is None:
+        return None
+    from service.tracing import Tracer
+
+    return Tracer(settings.traces, settings.trace_share, metrics)
 
 
 def _open_journal(settings: Settings, metrics: Metrics) -> Journal | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -23,6 +24,14 @@ FIRST_BYTE = "retort.first_byte"
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
+TRACEPARENT = b"traceparent"
+
+
+def parent_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The `traceparent` of a request (W3C Trace Context); empty where there is none or, which means none, more than
+    one."""
+    found = [value for name, value in headers if name == TRACEPARENT]
+    return found[0] if len(found) == 1 else b""
 
 
 class ClientGoneError(Exception):

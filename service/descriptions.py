@@ -7,11 +7,12 @@ every example here against the running application.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import orjson
 
 from service.errors import PROBLEMS, Code, Refusal
+from service.experiments.assignment import HASHES
 from service.experiments.file import Experiment
 
 PREDICT_REQUEST_SCHEMA: dict[str, Any] = {
@@ -163,6 +164,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.UNKNOWN_MODEL: Refusal(Code.UNKNOWN_MODEL, "no such model is live", field="name"),
     Code.UNKNOWN_VERSION: Refusal(Code.UNKNOWN_VERSION, "the model has no such version", field="version"),
     Code.NO_LOG: Refusal(Code.NO_LOG, "this service keeps no exposure log: start it with --log FOLDER"),
+    Code.NO_RESULTS: Refusal(Code.NO_RESULTS, "no row of experiment 'student-vs-ensemble' among 0"),
     Code.METHOD_NOT_ALLOWED: Refusal(Code.METHOD_NOT_ALLOWED, "this route takes another method"),
     Code.REQUEST_TIMEOUT: Refusal(Code.REQUEST_TIMEOUT, "the request did not arrive in time"),
     Code.BODY_TOO_LARGE: Refusal(Code.BODY_TOO_LARGE, "the body may have at most 524288 bytes"),
@@ -195,6 +197,14 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     ),
     Code.LOAD_REFUSED: Refusal(
         Code.LOAD_REFUSED, "this version was refused at load (golden); the log says why", field="version"
+    ),
+    Code.NOT_HALTED: Refusal(
+        Code.NOT_HALTED,
+        "no guard-rail has halted this arm in this phase; an arm that is halted in the experiment file is let go there",
+        field="arm",
+    ),
+    Code.STATE_UNAVAILABLE: Refusal(
+        Code.STATE_UNAVAILABLE, "the state file cannot be read or written; the log says why"
     ),
     Code.NO_EXPERIMENT_FILE: Refusal(
         Code.NO_EXPERIMENT_FILE,
@@ -255,6 +265,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
     ),
     Code.LOG_UNAVAILABLE: Refusal(Code.LOG_UNAVAILABLE, "the exposure log cannot be written: try again"),
+    Code.RESULTS_UNAVAILABLE: Refusal(Code.RESULTS_UNAVAILABLE, "computing them took more than 300 s: try again later"),
     Code.DEADLINE_EXCEEDED: Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline"),
 }
 
@@ -370,6 +381,7 @@ _EXPERIMENT_SPEC: dict[str, Any] = {
 _EXPERIMENT_EXAMPLE = {
     "name": "student-vs-ensemble",
     "salt": "student-vs-ensemble-1",
+    "hash": "sha256",
     "phase": 1,
     "coverage": 1.0,
     "default": True,
@@ -383,6 +395,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [0, 5000],
             "halted": False,
+            "halt": None,
             "deadline_ms": None,
         },
         {
@@ -393,6 +406,7 @@ _EXPERIMENT_EXAMPLE = {
             "weight": 0.5,
             "buckets": [5000, 10000],
             "halted": False,
+            "halt": None,
             "deadline_ms": None,
         },
     ],
@@ -405,6 +419,7 @@ EXPERIMENT_SCHEMA: dict[str, Any] = {
     "properties": {
         "name": {"type": "string"},
         "salt": {"type": "string"},
+        "hash": {"type": "string", "enum": list(HASHES)},
         "phase": {"type": "integer"},
         "coverage": {"type": "number"},
         "default": {"type": "boolean"},
@@ -595,7 +610,7 @@ _KINDS = {
 def _kind_of(annotation: Any) -> str:
     if annotation in _KINDS:
         return _KINDS[annotation]
-    return "array" if get_origin(annotation) is tuple else "object"
+    return {tuple: "array", Literal: "string"}.get(get_origin(annotation), "object")
 
 
 EXPERIMENT_PUT: dict[str, Any] = {
@@ -701,6 +716,59 @@ PREVIEW_RESPONSES = answers(
 ) | problems(
     *(Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.INVALID_REQUEST, Code.INVALID_EXPERIMENT, Code.NOT_READY)
 )
+_RESULTS_HEADERS: dict[str, Any] = {
+    "cache-control": {"schema": {"type": "string"}, "description": "How long they are good for."},
+    "age": {"schema": {"type": "string"}, "description": "Seconds since they were computed."},
+}
+_RESULTS_EXAMPLE: dict[str, Any] = {
+    "format_version": 1,
+    "experiment": "student-vs-ensemble",
+    "phase": 1,
+    "as_of": 1795300000.5,
+    "decisions": [
+        {
+            "arm": "student",
+            "action": "keep running",
+            "reasons": ["the lift is between -3.10% and +4.20%, which leaves the minimum effect of +0.00% open"],
+        }
+    ],
+}
+RESULTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "The report that `python -m service results --format json` writes (docs/answers.md); the example "
+    "shows its beginning.",
+    "required": list(_RESULTS_EXAMPLE),
+    "properties": {
+        "format_version": {"type": "integer"},
+        "experiment": {"type": "string"},
+        "phase": {"type": "integer"},
+        "as_of": {"type": "number", "description": "The time of the last row, in seconds since 1970."},
+        "decisions": {"type": "array", "items": {"type": "object"}, "description": "One for each treatment arm."},
+    },
+}
+_RESULTS_PROBLEMS = problems(
+    *(Code.UNKNOWN_EXPERIMENT, Code.NO_LOG, Code.NO_RESULTS, Code.NOT_READY, Code.RESULTS_UNAVAILABLE, Code.INTERNAL)
+)
+RESULTS_RESPONSES = {
+    **answers(
+        {"early": {"summary": "Not decided yet", "value": _RESULTS_EXAMPLE}}, RESULTS_SCHEMA, "What it has shown"
+    ),
+    **_RESULTS_PROBLEMS,
+}
+RESULTS_RESPONSES["200"]["headers"] = _RESULTS_HEADERS
+RESULTS_PAGE_RESPONSES: dict[str, Any] = {
+    "200": {
+        "description": "The same for people: one page, without a script",
+        "headers": _RESULTS_HEADERS,
+        "content": {
+            "text/html": {
+                "schema": {"type": "string"},
+                "examples": {"a page": {"summary": "Its beginning", "value": "<!doctype html>\n"}},
+            }
+        },
+    },
+    **_RESULTS_PROBLEMS,
+}
 _CATALOGUE_EXAMPLE = {"catalogue": {"summary": "Two ads", "value": {"version": "1f2e3d4c5b6a7988", "candidates": 2}}}
 _ADMIN_CODES = (Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.HEADERS_TOO_LARGE, Code.BODY_TOO_LARGE)
 CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in force, in every worker soon") | problems(
@@ -709,6 +777,12 @@ CATALOGUE_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "It is in f
 )
 CATALOGUE_GET_RESPONSES = answers(_CATALOGUE_EXAMPLE, _CATALOGUE_SCHEMA, "What is in force") | problems(
     *(*_ADMIN_CODES, Code.NO_CATALOGUE)
+)
+HALT_RESPONSES = answers(
+    {"lifted": {"summary": "As it runs now", "value": _EXPERIMENT_EXAMPLE}}, EXPERIMENT_SCHEMA, "The halt is lifted"
+) | problems(
+    *(*_ADMIN_CODES, Code.UNKNOWN_EXPERIMENT, Code.UNKNOWN_ARM, Code.NOT_HALTED, Code.STATE_UNAVAILABLE),
+    *(Code.NOT_READY, Code.INTERNAL),
 )
 EXPERIMENT_PUT_RESPONSES = _EXPERIMENT_ANSWER | problems(
     *(*_ADMIN_CODES, Code.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_ENCODING, Code.MALFORMED_ENCODING),
@@ -751,6 +825,9 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/catalogue"): {"responses": CATALOGUE_GET_RESPONSES},
     ("get", "/experiments"): {"responses": EXPERIMENTS_RESPONSES},
     ("get", "/experiments/{name}"): {"responses": EXPERIMENT_RESPONSES},
+    ("delete", "/experiments/{name}/halts/{arm}"): {"responses": HALT_RESPONSES},
     ("put", "/experiments/{name}"): {**EXPERIMENT_PUT, "responses": EXPERIMENT_PUT_RESPONSES},
+    ("get", "/experiments/{name}/results"): {"responses": RESULTS_RESPONSES},
+    ("get", "/experiments/{name}/results.html"): {"responses": RESULTS_PAGE_RESPONSES},
     ("get", "/experiments/{name}/preview"): {"parameters": PREVIEW_PARAMETERS, "responses": PREVIEW_RESPONSES},
 }

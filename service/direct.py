@@ -22,7 +22,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.asgi import JSON, Answer
+from service.asgi import JSON, TRACEPARENT, Answer
 from service.predict import PREDICT, Call, Predictor
 
 PATH = PREDICT.route.encode()
@@ -58,7 +58,11 @@ class Direct:
                 if len(value) > 18:
                     return None
                 length = int(value)
-            elif (name == b"content-type" and value != JSON) or name in _UNCOMMON:
+            elif (
+                (name == b"content-type" and value != JSON)
+                or name in _UNCOMMON
+                or (name == TRACEPARENT and self.predictor.tracer is not None)  # that way knows its headers
+            ):
                 return None
         return length if length is not None and length <= self.predictor.max_body_bytes else None
 

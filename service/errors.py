@@ -93,10 +93,12 @@ class Code(enum.StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_VERSION = "unknown_version"
     NO_LOG = "no_log"
+    NO_RESULTS = "no_results"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     MODEL_IN_USE = "model_in_use"
     LOAD_REFUSED = "load_refused"
+    NOT_HALTED = "not_halted"
     NO_EXPERIMENT_FILE = "no_experiment_file"
     NEEDS_NEW_PHASE = "needs_new_phase"
     EXPERIMENT_REFUSED = "experiment_refused"
@@ -126,6 +128,8 @@ class Code(enum.StrEnum):
     INTERNAL = "internal"
     NOT_READY = "not_ready"
     LOG_UNAVAILABLE = "log_unavailable"
+    STATE_UNAVAILABLE = "state_unavailable"
+    RESULTS_UNAVAILABLE = "results_unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
@@ -152,10 +156,12 @@ PROBLEMS: dict[Code, Problem] = {
     Code.UNKNOWN_MODEL: Problem(404, "No such model"),
     Code.UNKNOWN_VERSION: Problem(404, "No such version"),
     Code.NO_LOG: Problem(404, "No log is kept"),
+    Code.NO_RESULTS: Problem(404, "No results yet"),
     Code.METHOD_NOT_ALLOWED: Problem(405, "Method not allowed"),
     Code.REQUEST_TIMEOUT: Problem(408, "The request did not arrive in time"),
     Code.MODEL_IN_USE: Problem(409, "The model is in use"),
     Code.LOAD_REFUSED: Problem(409, "The model cannot be loaded"),
+    Code.NOT_HALTED: Problem(409, "The arm is not halted by a guard-rail"),
     Code.NO_EXPERIMENT_FILE: Problem(409, "No experiment file"),
     Code.NEEDS_NEW_PHASE: Problem(409, "The change needs a new phase"),
     Code.EXPERIMENT_REFUSED: Problem(409, "The experiment cannot be brought into force"),
@@ -185,6 +191,8 @@ PROBLEMS: dict[Code, Problem] = {
     Code.INTERNAL: Problem(500, "The service failed"),
     Code.NOT_READY: Problem(503, "Not ready"),
     Code.LOG_UNAVAILABLE: Problem(503, "The log cannot be written"),
+    Code.STATE_UNAVAILABLE: Problem(503, "The state file cannot be used"),
+    Code.RESULTS_UNAVAILABLE: Problem(503, "The results cannot be computed just now"),
     Code.DEADLINE_EXCEEDED: Problem(504, "The deadline cannot be met"),
 }
 

@@ -10,6 +10,8 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
+from service import page
+from service.admin import halts
 from service.admin.experiments import Precondition
 from service.admin.gate import BODY_BYTES, credentials
 from service.asgi import ClientGoneError, read_whole
@@ -17,13 +19,18 @@ from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import BUCKETS
 from service.experiments.file import Experiment, validate_experiment
 from service.experiments.preview import preview
+from service.experiments.state import Halt
 from service.plan import RunningExperiment
+from service.results.keeper import Computed
 
 if TYPE_CHECKING:
     from service.app import Service
 
 EXPERIMENT_ROUTE = "/experiments/{name}"
+HALT_ROUTE = "/experiments/{name}/halts/{arm}"
 PREVIEW_ROUTE = "/experiments/{name}/preview"
+RESULTS_ROUTE = "/experiments/{name}/results"
+PAGE_ROUTE = "/experiments/{name}/results.html"
 
 _SHARE = re.compile(r"[01]|[01]?\.[0-9]{1,17}")
 _MAX_QUERY = 4096
@@ -63,6 +70,13 @@ def add_routes(app: Service) -> None:
         await app.experiment_control.put(admin, name, body, precondition)
         return _described(find(name))
 
+    @app.delete(HALT_ROUTE, tags=["administration"], summary="Lift what a guard-rail has halted")
+    async def lift_halt(name: str, arm: str, request: Request) -> Response:
+        running = find(name)
+        admin = app.gate.admit(*credentials(request))
+        await halts.lift(admin, running.spec, arm, app.settings.state_file, app.look_at_state)
+        return _described(find(name))
+
     @app.get(PREVIEW_ROUTE, tags=["experiments"], summary="Whom a change would move, bucket by bucket")
     async def preview_experiment(name: str, request: Request) -> Response:
         running = find(name)
@@ -70,6 +84,22 @@ def add_routes(app: Service) -> None:
         layer = running.assigner.layer
         share = 1.0 if layer is None else (layer.owned.stop - layer.owned.start) / BUCKETS
         return _json(preview(running.spec, after, share))
+
+    @app.get(RESULTS_ROUTE, tags=["experiments"], summary="What an experiment has shown so far")
+    async def results(name: str) -> Response:
+        computed = await app.results.get(find(name).spec, app.require_plan().file)
+        return Response(computed.json, media_type="application/json", headers=_freshness(computed))
+
+    @app.get(PAGE_ROUTE, tags=["experiments"], summary="The same as a page")
+    async def results_page(name: str) -> Response:
+        computed = await app.results.get(find(name).spec, app.require_plan().file)
+        headers = {**page.HEADERS, **_freshness(computed)}
+        return Response(computed.html, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _freshness(computed: Computed) -> dict[str, str]:
+    age = int(computed.age)
+    return {"cache-control": f"max-age={int(computed.fresh_seconds)}", "age": str(age)}
 
 
 def changed(spec: Experiment, wanted: list[tuple[str, str]]) -> Experiment:
@@ -142,6 +172,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
             "weight": float(arm.weight),
             "buckets": [owned.start, owned.stop],
             "halted": running_arm.halted,
+            "halt": None if running_arm.halt is None else _describe_halt(running_arm.halt),
             "deadline_ms": arm.deadline_ms,
         }
         for arm, running_arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
@@ -149,6 +180,7 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
     return {
         "name": spec.name,
         "salt": spec.salt,
+        "hash": spec.hash,
         "phase": spec.phase,
         "coverage": float(spec.coverage),
         "default": spec.default,
@@ -156,3 +188,8 @@ def describe_experiment(running: RunningExperiment) -> dict[str, object]:
         "arms": arms,
         "spec": spec.content(),
     }
+
+
+def _describe_halt(halt: Halt) -> dict[str, object]:
+    """What a guard-rail halted an arm for."""
+    return halt.model_dump(include={"time", "rail", "bound", "found", "evidence", "counts"})

@@ -99,12 +99,47 @@ def adder(child: Counter) -> Callable[[float], object]:
     return cell.inc
 
 
+class DerivedGauge:
+    """A gauge that nobody sets: it is worked out for each scrape from what all workers have counted."""
+
+    _type = "gauge"
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labelnames = labels
+        self.values: Callable[[], Iterable[tuple[tuple[str, ...], float]]] = lambda: ()
+        """(label values, value) of each child."""
+        registry.register(self)
+
+    def describe(self) -> list[Metric]:
+        """The family, without values."""
+        return [Metric(self._name, self._documentation, self._type)]
+
+    def collect(self) -> list[Metric]:
+        """The family as it is now."""
+        (family,) = self.describe()
+        for labels, value in self.values():
+            family.add_sample(self._name, dict(zip(self._labelnames, labels, strict=True)), value)
+        return [family]
+
+
+def clear(gauge: Gauge) -> None:
+    """Every child of it says nothing again."""
+    for labels in list(gauge._metrics):
+        gauge.labels(*labels).set(0)
+
+
 class Metrics:
     """The service's metrics in a registry of their own. Increment from the event loop's thread only."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, directory: Path | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry | None = None, directory: Path | None = None, slot: int | None = None
+    ) -> None:
+        """`directory`, `slot`: where workers share their counts, and which of them this is."""
         self.registry = registry if registry is not None else CollectorRegistry()
         self.directory = directory
+        self.slot = slot
         counter = functools.partial(Counter, registry=self.registry)
         histogram = functools.partial(Histogram, registry=self.registry)
         self.request_duration = histogram(
@@ -160,6 +195,33 @@ class Metrics:
         self.exposures = counter(
             "retort_exposures_total", "Scored requests, by experiment and arm.", ["experiment", "arm"]
         )
+        self.arm_halted = Gauge(
+            "retort_arm_halted",
+            "1 where an arm is switched off, by the experiment file or by a guard-rail: its units get control.",
+            ["experiment", "arm"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.guard_rail_trips = counter(
+            "retort_guard_rail_trips_total", "Arms that a guard-rail has halted.", ["experiment", "arm", "rail"]
+        )
+        self.guard_rail_evidence = Gauge(
+            "retort_guard_rail_evidence",
+            "How far an arm has gone towards a guard-rail: it is halted above 1. Absent: not judged yet.",
+            ["experiment", "arm", "rail"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.guard_rails_judged = Gauge(
+            "retort_guard_rails_judged_timestamp_seconds",
+            "When guard-rails were last judged, since 1970. Absent: none is stated.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.guard_rail_failures = counter(
+            "retort_guard_rail_failures_total",
+            "Halts that could not be put in force: the state file cannot be written.",
+        )
         self.events = counter("retort_events_total", "Feedback events, by kind and outcome.", ["event", "outcome"])
         self.log_dropped = counter(
             "retort_log_dropped_total", "Records that the exposure log could not keep.", ["reason"]
@@ -178,6 +240,24 @@ class Metrics:
             "retort_shadow_dropped_total",
             "Requests sampled for the shadow and not scored: full, unreadable, failed.",
             ["experiment", "reason"],
+        )
+        self.traces = counter(
+            "retort_traces_total",
+            "Requests to be traced: recorded, or limited, beyond the bound.",
+            ["outcome"],
+        )
+        self.spans = counter("retort_spans_total", "Spans for the collector of traces: exported, failed.", ["outcome"])
+        self.shadow_kl = DerivedGauge(
+            "retort_shadow_kl",
+            "Mean KL divergence, in nats a candidate, of the student's pctr from the ensemble's, by shadows.",
+            ("experiment",),
+            self.registry,
+        )
+        self.drift_psi = DerivedGauge(
+            "retort_drift_psi",
+            "Population stability index of a field's values, or of pctr, against the model's training log.",
+            ("model", "field"),
+            self.registry,
         )
         self.inferences = counter(
             "retort_inferences_total",
@@ -212,6 +292,12 @@ class Metrics:
         )
         self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
 
+        for outcome in ("recorded", "limited"):
+            self.traces.labels(outcome)
+        for outcome in ("exported", "failed"):
+            self.spans.labels(outcome)
+
+        self._derived = (self.shadow_kl, self.drift_psi)
         self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
         # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.
@@ -243,18 +329,24 @@ class Metrics:
         """Counts a refusal under its stable code."""
         self._refused[code](1)
 
+    def show_halted(self, arms: Mapping[tuple[str, str], bool]) -> None:
+        """Says of every arm, by experiment and name, whether it is switched off; forgets the others."""
+        clear(self.arm_halted)
+        for (experiment, arm), halted in arms.items():
+            self.arm_halted.labels(experiment, arm).set(halted)
+
     def exposition(self) -> bytes:
         """What a scrape reads: this process's metrics, or all slots' where workers share a folder."""
         if self.directory is None:
             return prometheus_client.generate_latest(self.registry)
-        return prometheus_client.generate_latest(_SlotCollector(self.directory, self._families))
+        return prometheus_client.generate_latest(_SlotCollector(self.directory, self._families, self._derived))
 
     def samples(self, prefix: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
         """(name, labels, value) of every sample whose name begins so, over all workers."""
         if self.directory is None:
             families = self.registry.collect()
         else:
-            families = _SlotCollector(self.directory, self._families).collect()
+            families = _SlotCollector(self.directory, self._families, self._derived).collect()
         for family in families:
             for sample in family.samples:
                 if sample.name.startswith(prefix):
@@ -340,10 +432,11 @@ def _parse_key(key: str) -> tuple[str, str, dict[str, str], str]:
 class _SlotCollector:
     """The slots' files added up: counters and histograms summed, gauges by their maximum, absent where 0."""
 
-    def __init__(self, directory: Path, families: Iterable[Metric]) -> None:
+    def __init__(self, directory: Path, families: Iterable[Metric], derived: Iterable[DerivedGauge] = ()) -> None:
         """`families`: every metric there is, by name, help and type, whether or not a slot has counted in it."""
         self.directory = directory
         self.families = families
+        self.derived = derived
 
     def _totals(self, kind: str) -> dict[str, float]:
         totals: dict[str, float] = {}
@@ -385,4 +478,6 @@ class _SlotCollector:
                 if math.inf in buckets:
                     metric.add_sample(f"{metric_name}_count", dict(own), seen)
                     metric.add_sample(f"{metric_name}_sum", dict(own), sums[0])
+        for gauge in self.derived:
+            (metrics[gauge._name],) = gauge.collect()
         yield from metrics.values()

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import orjson
@@ -23,6 +24,7 @@ from service.circuit import Circuit, State
 from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import Assigner
 from service.experiments.file import Arm, Experiment, ExperimentFile
+from service.experiments.state import Halt, PhaseKey, phase_key
 from service.metrics import Bins, Metrics, adder
 from service.registry import Registry, Version
 from service.scorer import Scorer
@@ -131,8 +133,11 @@ class RunningArm:
     name: str
     served: Served
     halted: bool
+    """By the experiment file, or by a guard-rail."""
     deadline_seconds: float | None = None
     fallback: Fallback | None = None
+    halt: Halt | None = None
+    """Of a guard-rail, with its evidence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,9 +233,16 @@ class RunningExperiment:
 class Plan:
     """What is served: experiments by name, and live models by name."""
 
+    file: ExperimentFile
+    """What states them."""
     experiments: Mapping[str, RunningExperiment]
     default: RunningExperiment
     live: Mapping[str, Served]
+
+    def scorers(self) -> set[Scorer]:
+        """Every model version that requests may be answered by without naming it."""
+        arms = (arm.served.scorer for experiment in self.experiments.values() for arm in experiment.arms)
+        return {*(served.scorer for served in self.live.values()), *arms}
 
     def choose(self, experiment: str | None, arm: str | None, unit: str) -> Chosen:
         """Where a request to /predict goes. Raises `Refusal` for a name that is not in the file."""
@@ -243,9 +255,13 @@ class Plan:
 
 
 def build_plan(
-    file: ExperimentFile, fixed: Mapping[tuple[str, str], int], registry: Registry, metrics: Metrics
+    file: ExperimentFile,
+    fixed: Mapping[tuple[str, str], int],
+    registry: Registry,
+    metrics: Metrics,
+    halts: Mapping[PhaseKey, Mapping[str, Halt]] = MappingProxyType({}),
 ) -> Plan:
-    """The plan for an experiment file over what is loaded.
+    """The plan for an experiment file over what is loaded. `halts`: by phase and arm, what guard-rails have halted.
 
     `fixed`: (experiment, arm) -> version, for every arm that does not follow the live version; all loaded.
     Raises `ExperimentError` where an arm's model is not there.
@@ -266,11 +282,13 @@ def build_plan(
                     f"which is not loaded (there are: {', '.join(sorted(registry.live)) or 'none'})"
                 )
             scorers.append(scorer)
+        halted = halts.get(phase_key(experiment), {})
         arms = tuple(
             RunningArm(
                 arm.name,
                 Served(scorer, metrics, experiment=experiment.name, arm=arm.name),
-                halted=arm.name in experiment.halted,
+                halted=arm.name in experiment.halted or (arm.name in halted and arm is not experiment.control),
+                halt=None if arm is experiment.control else halted.get(arm.name),
                 deadline_seconds=None if arm.deadline_ms is None else arm.deadline_ms / 1000.0,
             )
             for arm, scorer in zip(experiment.arms, scorers, strict=True)
@@ -288,7 +306,10 @@ def build_plan(
         running[experiment.name] = RunningExperiment(experiment, file.assigner(experiment), arms)
     for scorer in registry.loaded.values():
         _guard(scorer, limits.get(scorer), metrics)
-    return Plan(running, running[file.default.name], live)
+    metrics.show_halted(
+        {(name, arm.name): arm.halted for name, experiment in running.items() for arm in experiment.arms}
+    )
+    return Plan(file, running, running[file.default.name], live)
 
 
 def _guard(scorer: Scorer, limits: list[float] | None, metrics: Metrics) -> None:

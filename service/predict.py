@@ -20,7 +20,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope
 from models.encoder import EncodedRows
 from models.errors import EncodeError
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
-from service.asgi import FIRST_BYTE, Answer, ClientGoneError, read_body, refuse
+from service.asgi import FIRST_BYTE, Answer, ClientGoneError, parent_of, read_body, refuse
 from service.candidates import Envelope, has_wide_integer, holds_wide_integer, take_apart
 from service.compression import expand
 from service.errors import Code, Refusal
@@ -39,6 +39,9 @@ from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, ShadowRoute, find_version
 from service.registry import Version
 from service.scorer import Floats, Job, Scorer, ScoringQueue
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -338,7 +341,7 @@ class Call(Job):
 
     __slots__ = (
         *("answer", "body", "chosen", "decoded", "encoding", "is_noted", "late", "logged"),
-        *("pieces", "plan", "reason", "request", "served", "started", "target", "unknown", "way"),
+        *("parent", "pieces", "plan", "reason", "request", "served", "started", "target", "unknown", "way"),
     )
 
     request: PredictRequest
@@ -355,6 +358,7 @@ class Call(Job):
         started: float,
         answer: Callable[[Answer], object],
         plan: Plan,
+        parent: bytes = b"",
     ) -> None:
         self.finish = finish
         self.pctr = self.error = None
@@ -363,6 +367,8 @@ class Call(Job):
         self.started = started
         self.answer = answer
         self.plan = plan
+        self.parent = parent
+        """The `traceparent` it came with, where somebody wants to know."""
         self.pieces: list[bytes] | None = None
         """Its candidates as `take_apart` cut them out, where it did."""
         self.chosen: Chosen | None = None
@@ -402,6 +408,7 @@ class Predictor:
         record: Callable[[Call, bytes], object] | None = None,
         record_failure: Callable[[Call, Code], object] | None = None,
         shadow: Callable[[Call, ShadowRoute], object] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`. `remembers`:
         whether models keep encoded candidates by their raw bytes. `record(call, scores)`, where exposures are logged,
@@ -419,6 +426,7 @@ class Predictor:
         self._record = record
         self._record_failure = record_failure
         self._shadow = shadow
+        self.tracer = tracer
         self._bringing: set[asyncio.Task[None]] = set()
         self._next_renewal: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
         self.queue = ScoringQueue(max_run_rows)
@@ -460,7 +468,8 @@ class Predictor:
             if not answered.done():
                 answered.set_result(given)
 
-        call = self.begin(target, body, started, answer)
+        parent = b"" if self.tracer is None else parent_of(scope["headers"])
+        call = self.begin(target, body, started, answer, parent)
         try:
             return await answered
         finally:
@@ -485,14 +494,22 @@ class Predictor:
         """A request as it was sent, its candidates too, which were not decoded where they were known by their bytes."""
         return decode_request(call.body, self._max_candidates, self.new_id)
 
-    def begin(self, target: Target, body: bytes, started: float, answer: Callable[[Answer], object]) -> Call:
+    def begin(
+        self,
+        target: Target,
+        body: bytes,
+        started: float,
+        answer: Callable[[Answer], object],
+        parent: bytes = b"",
+    ) -> Call:
         """Admits a whole request and takes it as far as the queue; nothing here waits. The plan must be there.
 
         `answer` is called once, with what is to be sent: before this returns where the request is refused, else in a
-        later turn of the loop. Whoever no longer wants it sets `is_abandoned` of what is returned.
+        later turn of the loop. Whoever no longer wants it sets `is_abandoned` of what is returned. `parent` is the
+        `traceparent` it came with.
         """
         assert self.plan is not None
-        call = Call(self.finish, target, body, started, answer, self.plan)
+        call = Call(self.finish, target, body, started, answer, self.plan, parent)
         self.in_flight += 1
         answered = None
         try:
@@ -752,6 +769,8 @@ class Predictor:
         self.in_flight -= 1
         if answer is not None and not call.is_abandoned:
             call.answer(answer)
+            if self.tracer is not None:
+                self.tracer.record(call, answer)
 
     def _refusal_of(self, call: Call, error: Exception) -> Answer:
         """The answer to a request that went wrong; counted."""

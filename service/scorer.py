@@ -106,6 +106,8 @@ class Scorer:
         """The ad catalogue, encoded likewise."""
         self.count_inputs: Callable[[Mapping[str, Ids]], object] = lambda inputs: None
         """Told of what each run was fed."""
+        self.sampled: Callable[[Mapping[str, Ids], Floats], object] = lambda inputs, pctr: None
+        """Told of each run's pctr too."""
         self.estimate = TimeEstimate()
         self.circuit: Circuit | None = None
         """Whether it may be asked, where another model can answer in its place (`plan.py`)."""
@@ -167,6 +169,7 @@ class Scorer:
         (pctr,) = self._run([PCTR], inputs)
         self.estimate.observe(len(pctr), perf_counter() - started)
         self.count_inputs(inputs)
+        self.sampled(inputs, pctr)
         return pctr
 
     def score_aside(self, inputs: Mapping[str, Ids]) -> Floats:

@@ -144,11 +144,30 @@ class Settings(BaseSettings):
     log_keep_bytes: int = Field(default=64 << 30, ge=1 << 20, le=1 << 50)
     """Most the exposure log may take; the oldest segments go first."""
 
+    guard_rail_seconds: float = Field(default=2.0, ge=0.05, le=3600.0)
+    """How often the guard-rails of the experiment file are judged, by a process of their own that reads the exposure
+    log: without `--log` and `--experiments` no arm is halted."""
+
+    traces: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """Where traces of requests go: the address of an OpenTelemetry collector for OTLP over HTTP, as
+    http://collector:4318/v1/traces. Needs the extra `otel`. Requests that come with a sampled `traceparent` are
+    traced, up to 100 a second and worker. Default: nothing is traced."""
+
+    trace_share: float = Field(default=0.01, ge=0.0, le=1.0)
+    """With `--traces`, the share of requests without a `traceparent` that begin a trace of their own."""
+
+    results_seconds: float = Field(default=300.0, ge=1.0, le=3600.0)
+    """Longest time that computing an experiment's results may take; a process of its own does it, one at a time."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of event that is logged."""
 
     log_format: Literal["text", "json"] = "text"
     """`json` writes one object a line."""
+
+    console: bool = True
+    """Whether /console is answered: experiments, latency, results and the log's health as a page, for whoever reaches
+    the port; what changes anything needs the admin token. With --no-console it is not there."""
 
     show_example: bool = False
     """Once ready, print a curl line that works, with its real answer."""

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_WAITING = 64
 """Requests of a worker. Each holds its body and its ids until it is scored."""
 NICENESS = 10
+"""So much lower is the thread's priority than the worker's."""
 DROP_REASONS = ("full", "unreadable", "failed")
 """The queue was full; the request does not fit the fields of the shadow's model; its run failed."""
 
@@ -232,4 +233,5 @@ class ShadowLane:
 def _lower_priority() -> None:
     """Of the thread that calls; where the system has such a thing."""
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)

@@ -69,6 +69,10 @@ class Supervisor:
         self._metrics_directory = metrics_directory
         self._on_ready = on_ready
         self._workers = [_Worker(slot) for slot in range(settings.workers)]
+        self._rails: _Worker | None = None
+        """What judges the guard-rails, in the slot behind the workers': where there is a log and a file to read."""
+        if settings.log is not None and settings.experiments is not None:
+            self._rails = _Worker(settings.workers)
         self._context = multiprocessing.get_context("spawn")
         self._signals: list[int] = []
 
@@ -87,10 +91,14 @@ class Supervisor:
                 self._on_ready()
             while not self._signals:
                 now = time.monotonic()
-                for worker in self._workers:
+                for worker in self._all():
                     self._tend(worker, now)
                 self._listen(wake, timeout=0.5)
             return self._stop(wake)
+
+    def _all(self) -> list[_Worker]:
+        """Every process there is, or should be."""
+        return self._workers if self._rails is None else [*self._workers, self._rails]
 
     @contextmanager
     def _wake_on_signals(self) -> Iterator[socket.socket]:
@@ -114,26 +122,36 @@ class Supervisor:
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = self._context.Pipe()
-        others_serve = any(other.ready for other in self._workers if other is not worker)
-        process = self._context.Process(
-            target=run_worker,
-            args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
-            name=f"retort-worker-{worker.slot}",
-        )
+        if worker is self._rails:
+            process = self._context.Process(
+                target=_run_guard_rails,
+                args=(self._settings, worker.slot, theirs, self._metrics_directory),
+                name="retort-guard-rails",
+            )
+        else:
+            others_serve = any(other.ready for other in self._workers if other is not worker)
+            process = self._context.Process(
+                target=run_worker,
+                args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
+                name=f"retort-worker-{worker.slot}",
+            )
         hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits, unlike a handler
         process.start()
         signal.signal(signal.SIGHUP, hang_up)
         theirs.close()
         worker.process, worker.line, worker.ready = process, ours, False
         worker.heard = time.monotonic()
-        logger.info("worker %d started as process %s", worker.slot, process.pid)
+        if worker is self._rails:
+            logger.info("guard-rails are looked after by process %s", process.pid)
+        else:
+            logger.info("worker %d started as process %s", worker.slot, process.pid)
 
     def _listen(self, wake: socket.socket, timeout: float) -> None:
         """Takes what the workers say, until a timeout, a death or a signal."""
-        lines = {worker.line: worker for worker in self._workers if worker.line is not None}
+        lines = {worker.line: worker for worker in self._all() if worker.line is not None}
         deaths = [
             worker.process.sentinel
-            for worker in self._workers
+            for worker in self._all()
             if worker.process is not None and worker.process.exitcode is None
         ]
         for event in wait([*lines, *deaths, wake], timeout):
@@ -159,12 +177,16 @@ class Supervisor:
         self._kill_if_silent(worker, now)
         if worker.process.exitcode is None:
             return
-        logger.error(
-            "worker %d (process %s) ended with code %s: starting another",
-            worker.slot,
-            worker.process.pid,
-            worker.process.exitcode,
-        )
+        if worker is self._rails:
+            facts = (worker.process.pid, worker.process.exitcode)
+            logger.error("the guard-rails' process %s ended with code %s: starting another", *facts)
+        else:
+            logger.error(
+                "worker %d (process %s) ended with code %s: starting another",
+                worker.slot,
+                worker.process.pid,
+                worker.process.exitcode,
+            )
         self._bury(worker)
         worker.be_patient(now)
         worker.ready = False
@@ -195,7 +217,7 @@ class Supervisor:
         """Passes the signal on, waits for the workers to finish; a second SIGINT, or too long a wait, kills."""
         logger.info("stopping: finishing what is in flight")
         self._listener.close()  # ours; the workers close theirs when they have drained
-        living = [worker for worker in self._workers if worker.process is not None]
+        living = [worker for worker in self._all() if worker.process is not None]
         for worker in living:
             if worker.line is not None:
                 worker.line.close()  # which tells it that the others stop too
@@ -223,6 +245,12 @@ class Supervisor:
         return code
 
 
+def _run_guard_rails(settings: Settings, slot: int, supervisor: Connection, metrics_directory: Path) -> None:
+    from service.guard.process import run_guard_rails  # late: in its process and not here
+
+    run_guard_rails(settings, slot, supervisor, metrics_directory)
+
+
 def _say_that_there_is_nothing_to_reload(_number: int, _frame: FrameType | None) -> None:
     logger.info("SIGHUP: nothing to do, the repository and the experiment file are followed without it")
 
@@ -234,7 +262,7 @@ def metric_files(settings: Settings) -> Iterator[Path]:
     if directory is not None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for path in directory.glob("*.db"):
+            for path in (*directory.glob("*.db"), *directory.glob("drift_*.json")):
                 path.unlink()
         except OSError as error:
             raise ConfigError(f"metrics directory {directory}: {error.strerror or error}") from None

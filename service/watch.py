@@ -16,7 +16,7 @@ import models
 from models.errors import ModelNotFoundError
 from service.errors import ConfigError, ExperimentError, ModelLoadError, NoModelError
 from service.experiments.file import Arm, Experiment, ExperimentFile, read_experiments
-from service.experiments.state import settle_latest
+from service.experiments.state import Halt, PhaseKey, read_halts, settle_latest
 from service.metrics import Metrics
 from service.plan import Plan, build_plan
 from service.registry import Fingerprint, Registry, Version, fingerprint_of
@@ -53,7 +53,9 @@ class Watcher:
         self._publish = publish
         self._file: ExperimentFile | None = None
         self._fixed: dict[tuple[str, str], int] = {}
+        self._halts: dict[PhaseKey, dict[str, Halt]] = {}
         self._seen: Fingerprint | None = None
+        self._seen_state: Fingerprint | None = None
         self._waiting_for_models: tuple[int, ExperimentFile] | None = None
         self._looking = asyncio.Lock()
         self._adopting = asyncio.Lock()
@@ -75,6 +77,10 @@ class Watcher:
         else:
             self._seen = await self._registry.look(lambda: fingerprint_of(path))
             file = await self._registry.look(lambda: read_experiments(path))
+        state = self._settings.state_file
+        if state is not None:
+            self._seen_state = await self._registry.look(lambda: fingerprint_of(state))
+            self._halts = await self._registry.look(lambda: read_halts(state))
         try:
             await self._adopt(file)
         except ModelLoadError as error:
@@ -105,6 +111,26 @@ class Watcher:
                 self._rebuild()  # before what is no longer live is released
                 self._registry.release()
 
+    async def look_at_state(self) -> None:
+        """Follows which arms are halted; returns when that is in force."""
+        path = self._settings.state_file
+        if path is None:
+            return
+        fingerprint = await self._registry.look(lambda: fingerprint_of(path))
+        if fingerprint == self._seen_state:
+            return
+        self._seen_state = fingerprint
+        try:
+            halts = await self._registry.look(lambda: read_halts(path))
+        except ExperimentError as error:
+            self._refuse(error)
+            return
+        if halts != self._halts:
+            self._halts = halts
+            self._rebuild()
+            names = sorted(f"{arm} of {key[0]}" for key, arms in halts.items() for arm in arms)
+            logger.info("arms that guard-rails have halted: %s", ", ".join(names) or "none")
+
     async def bring_into_force(self, file: ExperimentFile, write: Callable[[], None]) -> None:
         """Brings a file into force here that `write` puts on the disk, for the other workers, once all of it is proven.
 
@@ -132,6 +158,7 @@ class Watcher:
         waiting = self._waiting_for_models
         if waiting is not None and waiting[0] != self._registry.generation:
             await self._try_to_adopt(waiting[1])
+        await self.look_at_state()
         fingerprint = await self._registry.look(lambda: fingerprint_of(path))
         if fingerprint == self._seen:
             return
@@ -177,10 +204,12 @@ class Watcher:
                     await self._registry.load(model, version)
                 except ModelNotFoundError as error:
                     raise ExperimentError(f"an arm needs model '{model}' version {version}: {error}") from None
-            plan = build_plan(file, fixed, self._registry, self._metrics)
+            plan = build_plan(file, fixed, self._registry, self._metrics, self._halts)
             if write is not None:
                 seen = await self._registry.look(write)
-                plan = build_plan(file, fixed, self._registry, self._metrics)  # other versions may be live since
+                plan = build_plan(
+                    file, fixed, self._registry, self._metrics, self._halts
+                )  # other versions may be live since
                 self._seen = seen
             self._file, self._fixed = file, fixed
         finally:
@@ -216,6 +245,6 @@ class Watcher:
         """A new plan for the same file, after other versions went live."""
         assert self._file is not None
         try:
-            self._publish(build_plan(self._file, self._fixed, self._registry, self._metrics))
+            self._publish(build_plan(self._file, self._fixed, self._registry, self._metrics, self._halts))
         except ExperimentError as error:
             logger.error("the last good plan stays in force: %s", error)

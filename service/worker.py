@@ -74,7 +74,7 @@ def run_worker(
     from service.app import create_app
 
     try:
-        shared = metrics.Metrics(directory=metrics_directory)
+        shared = metrics.Metrics(directory=metrics_directory, slot=slot)
         shared.worker_starts.inc()
         app = create_app(settings, shared)
         app.loads_first = loads_first

@@ -26,7 +26,10 @@ BESIDE_OTHERS = (
     "docker/test_service_image.py",
     "docker/test_train_when_empty.py",
     "service/answers",
+    "service/console/test_durations.py",
+    "service/console/test_view.py",
     "service/experiments",
+    "service/guard",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",
     "service/oip/test_document.py",
@@ -35,6 +38,7 @@ BESIDE_OTHERS = (
     "service/test_candidates.py",
     "service/test_faults_document.py",
     "service/test_plan.py",
+    "service/test_ramp.py",
     "service/test_settings.py",
     "service/test_unread.py",
 )

@@ -25,6 +25,7 @@ ALLOWED = {
         "msgspec",
         "numpy",
         "onnxruntime",
+        "opentelemetry",
         "orjson",
         "prometheus_client",
         "psycopg",

@@ -299,11 +299,13 @@ class StudentLearner(Learner):
 def measure_student(
     log: EncodedLog, network: nn.Module, imitation: Imitation, rows: NDArray[np.int64], targets: EnsembleTargets
 ) -> dict[str, float]:
-    """On rows that need no labels: `valid_kl` of the served logit and, where L_KD is more than that, `valid_kd`.
+    """On rows that need no labels: `valid_kl` of the served logit; `valid_kd` where L_KD has logits to match; and
+    `valid_hint`, how far hints are.
 
-    `valid_kd` is L_KD less the ensemble's entropy, of the served logit also where an auxiliary head takes its place in
-    training: soft labels do not overfit, and by the head's own loss the served logit, which learns from clicks, would
-    for long. AUC and logloss beside them if the options stop by AUC.
+    `valid_kd` is L_KD less the ensemble's entropy and less its hints, of the served logit also where an auxiliary head
+    takes its place in training: soft labels do not overfit, and by the head's own loss the served logit, which learns
+    from clicks, would for long. Hints never judge an epoch: both of their sides are learned, so that their distance
+    falls to a hundredth where both shrink to a tenth. AUC and logloss beside them if the options stop by AUC.
     """
     options = imitation.options
     served, wanted = np.empty((2, len(rows)), dtype=np.float32)
@@ -320,9 +322,12 @@ def measure_student(
         parts = {
             "soft": tau_squared * found["valid_kl"],
             "mse": float(np.mean((wanted.astype(np.float64) - served) ** 2)),
-            "hint": hint_loss,
         }
-        found["valid_kd"] = sum(weight * parts[name] for name, weight in options.losses.items())
+        matched = [weight * parts[name] for name, weight in options.losses.items() if name in parts]
+        if matched:
+            found["valid_kd"] = sum(matched)
+        if imitation.hint is not None:
+            found["valid_hint"] = hint_loss
     return found
 
 

@@ -52,8 +52,9 @@ class Divergence:
             name = min(wrong, key=lambda figure: not figure.startswith("teacher_loss"))
             what = f"the loss became {figures[name]}"
             return self._refusal(name, what, epoch, step)
-        # The lengths that hints are regressed to may grow from nothing without harm.
-        watched = {} if "train_hint" in figures else {n: v for n, v in figures.items() if "loss" in n}
+        # The lengths that hints are regressed to may grow from nothing without harm, and `train_loss` with them.
+        unwatched = "train_loss" if "train_hint" in figures else None
+        watched = {name: value for name, value in figures.items() if "loss" in name and name != unwatched}
         for name, value in watched.items():
             first = self._first.setdefault(name, value)
             self._mean[name] = mean = self._mean.get(name, value) + (value - self._mean.get(name, value)) / LAST_STEPS

@@ -276,13 +276,14 @@ class _Bench:
         timed = [self._timing(laid_out, recipe) for laid_out, recipe in plans]
         sound = [step for step, error in zip(timed, errors, strict=True) if not error]
         run_steps(sound, self.out, workers=1, watcher=self.watcher)
+        correction = self.loaded.recipe.negatives.correction
         found = []
         for (laid_out, _), steps, size, error in zip(plans, fits, timed, errors, strict=True):
             if error:
                 found.append(_Found(error=error))
                 continue
             prepared = laid_out.prepare.folder(self.out)
-            fitted = [judged(step.folder(self.out), prepared) for step in steps]
+            fitted = [judged(step.folder(self.out), prepared, correction) for step in steps]
             if not all(math.isfinite(fit["valid_auc"]) for fit in fitted):
                 raise TrainingError("search: validation part A needs clicks and non-clicks; try a longer log or split")
             found.append(_Found(fitted, read_json(size.folder(self.out) / "size.json")))

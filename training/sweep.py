@@ -69,6 +69,7 @@ def sweep(
         raise RecipeError("sweep: side zoo: expected networks under the recipe's zoo, got none; docs/training.md")
     out.mkdir(parents=True, exist_ok=True)
     settings = list(overrides)
+    correction = load_recipe(recipe, overrides).recipe.negatives.correction
     trials: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
     # The student learns from the teachers, so what is best for it depends on what was best for them.
@@ -81,7 +82,7 @@ def sweep(
             if step.key in failed:
                 trials.append(trial | {"diverged": str(failed[step.key])})
             else:
-                trials.append(trial | judged(step.folder(out), prepared.folder(out)))
+                trials.append(trial | judged(step.folder(out), prepared.folder(out), correction))
         best |= {name: best_of(trials, name) for name in names}
         settings += [
             f"{name}.{key}={best[name][value]}"
@@ -165,13 +166,15 @@ def _planned(
     return trials
 
 
-def judged(folder: Path, prepared: Path) -> dict[str, float]:
-    """Epochs, `valid_auc` and `valid_logloss` of the fit in a folder, on validation part A."""
+def judged(folder: Path, prepared: Path, correction: float = 0.0) -> dict[str, float]:
+    """Epochs, `valid_auc` and `valid_logloss` of the fit in a folder, on validation part A, whose rows are all there.
+
+    `correction` turns its logits into those of all rows (`Negatives.correction`)."""
     log = EncodedLog.open(prepared / "log")
     rows = log.rows([Part.VALID_A])
     logit = np.load(folder / "logit.npy")[rows]
     return {
         "epochs": load_fit(folder)[1],
         "valid_auc": auc(log.label[rows], logit),
-        "valid_logloss": logloss(log.label[rows], sigmoid(logit)),
+        "valid_logloss": logloss(log.label[rows], sigmoid(logit + correction)),
     }

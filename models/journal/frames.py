@@ -93,6 +93,25 @@ def frames(data: bytes, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
         skipped.bytes += size - lost
 
 
+def take_whole(data: bytes) -> tuple[list[bytes], int]:
+    """(every whole payload in what was read of a file that may still be written to, how much of it need not be read
+    again): what follows that is the beginning of a frame, or nothing yet."""
+    found: list[bytes] = []
+    place = done = len(FILE_MAGIC) if data.startswith(FILE_MAGIC) else 0
+    while place < len(data):
+        payload = _payload_at(data, place)
+        if payload is not None:
+            if not is_erased(payload):
+                found.append(payload)
+            place += HEAD_BYTES + len(payload)
+            done = place
+            continue
+        place = data.find(MAGIC, place + 1)
+        if place < 0:
+            break
+    return found, done
+
+
 def _payload_at(data: bytes, place: int) -> bytes | None:
     """The payload of the frame that begins there, or None where none does."""
     start = place + HEAD_BYTES

@@ -14,10 +14,10 @@ from models.versions import is_model_name
 
 logger = logging.getLogger(__name__)
 
+Fact = int | float | str | None | dict[str, dict[str, float]]
 
-def record(
-    who: str | None, address: str | None, action: str, model: str | None, result: str, **facts: int | str | None
-) -> None:
+
+def record(who: str | None, address: str | None, action: str, model: str | None, result: str, **facts: Fact) -> None:
     """Writes the line. `result` is `ok`, or the code of the refusal; `facts` are numbers and our own words."""
     line = {
         "audit": action,

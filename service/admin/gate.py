@@ -43,6 +43,10 @@ PUBLIC = frozenset(
         ("GET", "/experiments"),
         ("GET", "/experiments/{name}"),
         ("GET", "/experiments/{name}/preview"),
+        ("GET", "/experiments/{name}/results"),
+        ("GET", "/experiments/{name}/results.html"),
+        ("GET", "/console"),
+        ("GET", "/console/assets/{name}"),
         ("GET", "/docs"),
         ("GET", "/openapi.json"),
         ("GET", "/v2"),
@@ -91,6 +95,11 @@ class Gate:
         self._long_bodies = long_bodies
         self._denied = 0
         self._next_note = 0.0  # `monotonic` time
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a token that opens what is closed."""
+        return self._digest is not None
 
     def check(self, request: Request) -> None:
         """Lets a request to a public route pass, and one with the token to any other; else `Refusal`."""

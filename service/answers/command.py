@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from service.answers.page import to_html, to_markdown
 from service.answers.report import Question, report, to_json
 from service.answers.rows import LATEST, Rows, read_rows
 from service.errors import AnswersError, ConfigError
-from service.experiments.file import read_experiments
+from service.experiments.file import ExperimentFile, read_experiments
 
 TEACHING = """
 examples:
@@ -93,19 +94,40 @@ def main(arguments: Sequence[str], read_folders: ReadFolders) -> int:
 def answer(options: argparse.Namespace, read_folders: ReadFolders) -> str:
     """What is printed."""
     file = read_experiments(options.experiments)
+    tree = tree_of(
+        file,
+        options.experiment or file.default.name,
+        options.log,
+        read_folders,
+        replay=options.replay,
+        as_of=options.as_of,
+        segments=options.segment,
+    )
+    return {"json": to_json, "markdown": to_markdown, "html": to_html}[options.format](tree)
+
+
+def tree_of(
+    file: ExperimentFile,
+    name: str,
+    log: Sequence[Path],
+    read_folders: ReadFolders,
+    *,
+    replay: bool = True,
+    as_of: float | None = None,
+    segments: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The report of one experiment of the file from folders of the service's log, or from joined logs. Raises
+    `AnswersError` where none can be made."""
     names = [experiment.name for experiment in file.experiments]
-    name = options.experiment or file.default.name
     if name not in names:
-        raise AnswersError(f"--experiment: no '{name}' in {options.experiments} (there are: {', '.join(names)})")
+        raise AnswersError(f"--experiment: no '{name}' in the experiment file (there are: {', '.join(names)})")
     experiment = file.experiments[names.index(name)]
-    question = Question(experiment, file.assigner(experiment) if options.replay else None, options.as_of)
-    folders = [path for path in options.log if path.is_dir()]
-    if folders and len(folders) < len(options.log):
+    question = Question(experiment, file.assigner(experiment) if replay else None, as_of)
+    folders = [path for path in log if path.is_dir()]
+    if folders and len(folders) < len(log):
         raise AnswersError("--log: expected folders or files, got both: a request might be in two of them")
     if folders:
-        window = experiment.analysis.attribution_window_seconds
-        rows = read_folders(folders, experiment.name, window, options.segment)
+        rows = read_folders(folders, experiment.name, experiment.analysis.attribution_window_seconds, segments)
     else:
-        rows = read_rows(options.log, options.segment)
-    tree = report(question, rows)
-    return {"json": to_json, "markdown": to_markdown, "html": to_html}[options.format](tree)
+        rows = read_rows(log, segments)
+    return report(question, rows)

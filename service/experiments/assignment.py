@@ -8,9 +8,12 @@ machines that read the same file route a unit alike, and nothing about a unit is
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import sha256
+from typing import Literal
 
 BUCKETS = 10_000
 OUTSIDE = -1
@@ -19,6 +22,34 @@ OUTSIDE = -1
 def bucket_of(salt: str, unit: str) -> int:
     """The bucket, 0 to 9999, of a unit under a salt. An integer unit is hashed as its decimal digits."""
     return (int.from_bytes(sha256(f"{salt}:{unit}".encode()).digest()[:8], "big") >> 4) % BUCKETS
+
+
+def growthbook_bucket_of(salt: str, unit: str) -> int:
+    """The bucket that GrowthBook's SDKs give, hash version 2 with the salt as seed: for who moves from there, or splits
+    elsewhere in a page by the same hash.
+
+        n = fnv1a32(str(fnv1a32(salt + unit))) % 10000
+
+    over UTF-16 code units, as its JavaScript SDK has it. Its range ends at start + coverage * weight, ours at the last
+    whole bucket below: the same wherever the coverage of an arm's width is a whole number of buckets.
+    """
+    return _fnv1a32(str(_fnv1a32(salt + unit))) % BUCKETS
+
+
+def _fnv1a32(text: str) -> int:
+    if text.isascii():
+        units: tuple[int, ...] | bytes = text.encode()
+    else:
+        data = text.encode("utf-16-le")
+        units = struct.unpack(f"<{len(data) // 2}H", data)
+    value = 0x811C9DC5
+    for unit in units:
+        value = ((value ^ unit) * 0x01000193) & 0xFFFFFFFF
+    return value
+
+
+HashName = Literal["sha256", "growthbook"]
+HASHES: Mapping[HashName, Callable[[str, str], int]] = {"sha256": bucket_of, "growthbook": growthbook_bucket_of}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +101,8 @@ class Assigner:
     salt: str
     ranges: tuple[Range, ...]
     layer: Layer | None = None
+    bucket_of: Callable[[str, str], int] = bucket_of
+    """(salt, unit) -> bucket within the experiment; the layer's is always the published one."""
 
     def assign(self, unit: str) -> Assignment:
         """The arm of a unit, by its bucket. Outside the layer's share or the coverage: control, not enrolled."""
@@ -81,7 +114,7 @@ class Assigner:
         layer = self.layer
         if layer is not None and bucket_of(layer.salt, unit) not in layer.owned:
             return OUTSIDE
-        return self.place_bucket(bucket_of(self.salt, unit))
+        return self.place_bucket(self.bucket_of(self.salt, unit))
 
     def place_bucket(self, bucket: int) -> int:
         """The index of the arm that owns a bucket, else `OUTSIDE`; of a unit that the layer lets in."""

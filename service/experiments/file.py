@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Hashable, Iterable
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,7 +31,7 @@ from pydantic import (
 
 from models.problems import problems_of
 from service.errors import ExperimentError
-from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_ranges
+from service.experiments.assignment import BUCKETS, HASHES, Assigner, HashName, Layer, Range, arm_ranges
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -153,6 +153,31 @@ class GuardRails(_Part):
     """Relative loss of CTR against control that may not be exceeded with confidence."""
 
 
+class Ramp(_Part):
+    """How the coverage grows by itself (`python -m service ramp`), while everything is well."""
+
+    steps: Annotated[tuple[Share, ...], Field(min_length=1, max_length=100)] = tuple(
+        Decimal(share) for share in ("0.01", "0.05", "0.1", "0.25", "0.5")
+    )
+    """Shares of the units that treatment arms get, one after the other; of the units that the experiment's layer lets
+    in."""
+
+    hold_seconds: Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)] = 86400.0
+    """How long each step lasts at least: a day shows what only happens at night."""
+
+    minimum_impressions: Annotated[int, Field(ge=1, le=10**12, strict=True)] = 1000
+    """Impressions that every arm must have had since the step began, old enough for their clicks to be in."""
+
+    paused: bool = False
+    """Whether the ramp stays where it is."""
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        if self.steps[0] == 0 or any(low >= high for low, high in itertools.pairwise(self.steps)):
+            raise ValueError("steps: expected shares above 0, each above the one before")
+        return self
+
+
 class Analysis(_Part):
     """What is stated before the experiment, so that nobody chooses it by the result (docs/answers.md)."""
 
@@ -189,6 +214,9 @@ class Experiment(_Part):
     salt: Annotated[str, Field(min_length=1, max_length=200)]
     """Hashed with the unit. A new phase needs a new one."""
 
+    hash: HashName = "sha256"
+    """What makes a bucket of salt and unit: the published sha256, or GrowthBook's (version 2)."""
+
     phase: Annotated[int, Field(ge=1, le=MAX_INTEGER, strict=True)] = 1
     """Counts up when weights, arms or models change: no analysis mixes two phases."""
 
@@ -206,6 +234,9 @@ class Experiment(_Part):
 
     shadow: Shadow | None = None
     guard_rails: GuardRails | None = None
+    ramp: Ramp | None = None
+    """Steps in which the coverage grows by itself; needs a guard-rail."""
+
     analysis: Analysis = Analysis()
 
     halted: tuple[Name, ...] = ()
@@ -233,6 +264,31 @@ class Experiment(_Part):
     def ranges(self) -> list[Range]:
         """The buckets of each arm under the coverage."""
         return arm_ranges([arm.weight for arm in self.arms], self.coverage)
+
+    def ramp_coverages(self) -> list[Decimal]:
+        """The coverage at each step of the ramp; none without one.
+
+        The smallest of eight places at which an arm has no bucket less than its share of the step.
+        """
+        treated = 1 - self.control.weight
+        steps = () if self.ramp is None else self.ramp.steps
+        return [(step / treated).quantize(Decimal("1e-8"), ROUND_CEILING) for step in steps]
+
+    @model_validator(mode="after")
+    def _ramp_can_be(self) -> Self:
+        if self.ramp is None:
+            return self
+        treated = 1 - self.control.weight
+        if self.ramp.steps[-1] > treated:
+            raise ValueError(
+                f"ramp: steps: treatment arms have a weight of {treated.normalize():f}, which is the most a step can "
+                f"give them, got {self.ramp.steps[-1].normalize():f}"
+            )
+        if self.guard_rails is None or all(bound is None for bound in self.guard_rails.model_dump().values()):
+            raise ValueError(
+                "ramp: expected at least one bound in guard_rails: a ramp goes on only where they are kept"
+            )
+        return self
 
     @model_validator(mode="after")
     def _arms_agree(self) -> Self:
@@ -289,7 +345,7 @@ class ExperimentFile(_Part):
         if (place := experiment.layer) is not None:
             salt = next(layer.salt for layer in self.layers if layer.name == place.name)
             layer = Layer(salt, Range(*place.buckets))
-        return Assigner(experiment.salt, tuple(experiment.ranges()), layer)
+        return Assigner(experiment.salt, tuple(experiment.ranges()), layer, HASHES[experiment.hash])
 
     @model_validator(mode="after")
     def _experiments_agree(self) -> Self:

@@ -1,7 +1,7 @@
 """What may change of an experiment while its phase lasts, and what starts a new one (docs/experiments.md).
 
     coverage             may grow: nobody who is in an arm is moved
-    halted, shadow       may change: neither says which arm a unit belongs to
+    halted, shadow, ramp may change: none says which arm a unit belongs to
     everything else      starts a new phase: a higher `phase` and a new `salt`, so that no analysis mixes the two
 
 Enforced wherever a program changes the file. Whoever edits the file by hand is trusted to know.
@@ -14,7 +14,7 @@ from typing import Any
 from service.errors import PhaseError
 from service.experiments.file import Experiment
 
-FREE = frozenset(("halted", "shadow"))
+FREE = frozenset(("halted", "ramp", "shadow"))
 
 
 def changed_keys(before: Experiment, after: Experiment) -> list[str]:

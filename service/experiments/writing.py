@@ -5,7 +5,8 @@
         change = draft.change(name, content) valid as a whole, and within the rules of a phase; nothing is written yet
         change.write()                       temporary file, fsync, rename, fsync of the folder
 
-What stood there before is kept beside it as `<file>.previous`: a YAML file loses its comments when it is written here.
+What stood there before is kept beside it as `<file>.previous`: of a YAML file's comments only those at its top outlive
+being written here.
 A program that is killed leaves the old file or the new one, and no lock: the kernel lets go of it.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import stat
@@ -97,8 +99,8 @@ class Change:
         target = _target(self.path)
         try:
             mode = stat.S_IMODE(target.stat().st_mode)
-            _replace(target.with_name(target.name + PREVIOUS), self.old_text, mode)
-            _replace(target, self.text, mode)
+            replace_text(target.with_name(target.name + PREVIOUS), self.old_text, mode)
+            replace_text(target, self.text, mode)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
@@ -142,7 +144,14 @@ class Draft:
         if is_json(self.text):
             return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         head = f"# Written by the service; what stood here before is in {self.path.name}{PREVIOUS}\n"
-        return head + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        top = [line for line in _top_comments(self.text) if line != head.rstrip("\n")]
+        body = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return head + "".join(f"{line}\n" for line in top) + body
+
+
+def _top_comments(text: str) -> list[str]:
+    """The comments before anything else."""
+    return list(itertools.takewhile(lambda line: line.startswith("#"), text.split("\n")))
 
 
 def change_experiment(
@@ -172,7 +181,9 @@ def change_experiment(
         return made
 
 
-def _replace(path: Path, text: str, mode: int) -> None:
+def replace_text(path: Path, text: str, mode: int) -> None:
+    """Puts a text in the place of a file, whole or not at all, so that a power failure leaves one of the two. `OSError`
+    where it cannot be."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:

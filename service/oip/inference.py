@@ -10,14 +10,14 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
 from starlette.types import Receive, Scope
 
 from models.graph import GATE_WEIGHTS, LOGIT, PCTR, TEACHER_LOGITS
-from service.asgi import JSON, Answer, ClientGoneError, read_body, refuse
+from service.asgi import JSON, Answer, ClientGoneError, parent_of, read_body, refuse
 from service.compression import SHORT_ANSWER, accepted_coding, compress, expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics
@@ -28,6 +28,9 @@ from service.plan import Plan, Served, find_version
 from service.predict import RETRY_AFTER, Predictor, Target
 from service.protocol import FIRST_BYTE
 from service.scorer import Floats, Scorer
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Inference:
         *,
         max_candidates: int,
         load_version: Callable[[str, int], Awaitable[Served]],
+        tracer: Tracer | None = None,
     ) -> None:
         """`load_version(model, version)` brings a version that is not loaded, or raises `Refusal`."""
         self._predictor = predictor
@@ -66,6 +70,7 @@ class Inference:
         self._statistics = statistics
         self._max_candidates = max_candidates
         self._load_version = load_version
+        self._tracer = tracer
 
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
@@ -82,6 +87,8 @@ class Inference:
             self._metrics.count_refusal(Code.INTERNAL)
             answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
         self._metrics.count_request(target.route, answer.status)
+        if self._tracer is not None:
+            self._tracer.record_inference(target.route, parent_of(scope["headers"]), started, answer)
         return answer
 
     async def _admit(self, target: Target, scope: Scope, receive: Receive, started: float) -> Answer:

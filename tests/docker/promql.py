@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from service.metrics import Metrics
+from service.metrics import DerivedGauge, Metrics
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "docker/grafana/dashboards/retort.json"
@@ -64,7 +64,7 @@ def own_metrics() -> dict[str, set[str]]:
     series: dict[str, set[str]] = {}
     metrics = Metrics(CollectorRegistry())
     for metric in vars(metrics).values():
-        if not isinstance(metric, (Counter, Gauge, Histogram)):
+        if not isinstance(metric, (Counter, Gauge, Histogram, DerivedGauge)):
             continue
         (family,) = metric.describe()
         labels = set(metric._labelnames)

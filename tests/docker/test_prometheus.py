@@ -38,7 +38,7 @@ RATE_INTERVAL = "10m"
 
 #: Nothing in this test need make these count: deadlines, feedback, the log and the catalogue are other tests' business.
 WITHOUT_TRAFFIC = {"retort_fallbacks_total", "retort_events_total", "retort_log_dropped_total", "ALERTS"}
-WITHOUT_TRAFFIC |= {"retort_catalogue_candidates"}
+WITHOUT_TRAFFIC |= {"retort_catalogue_candidates", "retort_shadow_scored_total", "retort_shadow_dropped_total"}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from service.supervisor import LONGEST_PATIENCE_SECONDS
 from tests.service.running import ROOT
 from tests.service.test_metrics import declared
 
+PAGES = ("GET /docs", "GET /openapi.json", "GET /console", "GET /console/assets/{name}", "GET /console/example")
 TEXT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
@@ -42,7 +43,7 @@ def test_every_table_is_held_here():
 
 
 def test_every_route_is_listed(client: TestClient):
-    """Those of the OpenAPI, and the two that show it."""
+    """Those of the OpenAPI, those that show it, and the console."""
     listed = [route for row in table("route") for route in code(row[0])]
     described = [
         f"{method.upper()} {path}"
@@ -50,7 +51,7 @@ def test_every_route_is_listed(client: TestClient):
         for method in operations
     ]
 
-    assert sorted(listed) == sorted([*described, "GET /docs", "GET /openapi.json"])
+    assert sorted(listed) == sorted([*described, *PAGES])
 
 
 def test_every_member_of_a_request_is_listed():

@@ -26,6 +26,7 @@ from training.distill import (
     Target,
     distill_loss,
     fit_student,
+    kd_of,
     kl_divergence,
     mixed_logit,
 )
@@ -277,13 +278,13 @@ def test_a_student_comes_to_answer_as_the_ensemble_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("losses", [{"mse": 0.3}, {"hint": 0.1}, {"soft": 1.0, "hint": 0.1, "mse": 0.1}])
 def test_a_student_learns_by_every_loss(log: EncodedLog, losses: dict[str, float]) -> None:
-    """The distillation loss falls on held-out rows, its best epoch is kept, and only the network is."""
+    """What it is judged by falls on held-out rows, its best epoch is kept, and only the network is."""
     given_ = options(losses=losses, kd_weight=0.8, max_epochs=6, learning_rate=0.02, averaged_steps=5)
     targets = some_targets(log, (6, 3) if "hint" in losses else ())
 
     result = fit_student(log, DNN, given_, targets, seed=1, train=[Part.TRAIN], valid=[Part.VALID_A])
 
-    kd = [row["valid_kd"] for row in result.history]
+    kd = [kd_of(row) for row in result.history]
     assert kd[result.epochs - 1] == min(kd) < kd[0]
     assert set(result.state) == set(DNN.build(log.fields).state_dict())
     norms = {"teacher_hint_norm", "student_hint_norm"}
@@ -291,7 +292,8 @@ def test_a_student_learns_by_every_loss(log: EncodedLog, losses: dict[str, float
 
 
 def test_what_stops_a_student_is_its_distillation_loss_on_those_rows(log: EncodedLog) -> None:
-    """valid_kd = sum of weights times KL, squared gap of logits and hint regression, on exactly the rows given."""
+    """valid_kd = sum of weights times KL and squared gap of logits, on exactly the rows given. Hints have no say: both
+    their sides are learned, and shrinking both would win."""
     losses = {"soft": 0.5, "mse": 0.25, "hint": 2.0}
     given_ = options(losses=losses, temperature=2.0, scale_by_tau_squared=True)
     targets = some_targets(log, (6, 3))
@@ -309,7 +311,19 @@ def test_what_stops_a_student_is_its_distillation_loss_on_those_rows(log: Encode
     kl = kl_divergence(targets.logit[rows], logit.numpy(), 2.0)
     mse = float(np.mean((logit.numpy() - targets.logit[rows]) ** 2))
     assert found["valid_kl"] == pytest.approx(kl, rel=1e-4)
-    assert found["valid_kd"] == pytest.approx(0.5 * 4 * kl + 0.25 * mse + 2.0 * hint_loss, rel=1e-4)
+    assert found["valid_kd"] == pytest.approx(0.5 * 4 * kl + 0.25 * mse, rel=1e-4)
+    assert found["valid_hint"] == pytest.approx(hint_loss, rel=1e-4)
+
+
+def test_a_student_of_hints_alone_is_stopped_by_how_near_it_answers(log: EncodedLog) -> None:
+    """KL to the ensemble needs no labels either."""
+    torch.manual_seed(3)
+    learner = StudentLearner(log, DNN, options(losses={"hint": 1.0}), some_targets(log, (6, 3)))
+
+    found = learner.measure(log, log.rows([Part.VALID_A]))
+
+    assert "valid_kd" not in found
+    assert kd_of(found) == found["valid_kl"]
 
 
 def test_a_student_can_be_stopped_by_auc_instead(log: EncodedLog) -> None:

@@ -132,3 +132,16 @@ def test_hints_may_grow_from_nothing() -> None:
         figures = {"train_loss": float(step), "train_hint": float(step)}
         assert growing.after_step(figures, 1, step) is None
     assert growing.after_step({"train_loss": float("nan"), "train_hint": 1.0}, 1, 100) is not None
+
+
+def test_beside_hints_the_teachers_are_watched_all_the_same() -> None:
+    """Hints excuse nobody but the loss that they are a part of."""
+    for figure in ("teacher_loss_1", "ensemble_loss"):
+        running = Divergence(lambda figure: Setting("dcn", "teachers.dcn", 0.01))
+        told = [
+            running.after_step({"train_loss": 1.0, "train_hint": 1.0, figure: 0.7 * 1.2**step}, 1, step)
+            for step in range(1, 60)
+        ]
+
+        first = next(error for error in told if error is not None)
+        assert "ran away" in str(first)

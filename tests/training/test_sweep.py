@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, RecipeError
+from training.metrics import logloss, sigmoid
 from training.pipeline import plan
 from training.recipe import load_recipe
 from training.stages import Step
@@ -120,6 +123,20 @@ def test_a_side_left_out_stays_as_the_recipe_has_it(tmp_path: Path) -> None:
 
     assert set(found["best"]) == {"control"}
     assert load_recipe(tiny_recipe(tmp_path), found["settings"]).recipe.student.fit.learning_rate == 0.02
+
+
+def test_with_fewer_negatives_trials_are_judged_as_they_would_be_served(tmp_path: Path) -> None:
+    """Validation rows are all there: without the correction every logloss would be that of a model that bids three
+    times too much."""
+    found = swept(tmp_path, sides=["control"], seeds=[1], overrides=["negatives.keep=0.3"], learning_rates=(0.02,))
+
+    laid_out = plan(load_recipe(tiny_recipe(tmp_path), found["settings"]), [1], runs=tmp_path / "out", data=None)
+    log = EncodedLog.open(laid_out.prepare.folder(tmp_path / "out") / "log")
+    rows = log.rows([Part.VALID_A])
+    logit = np.load(laid_out.seeds[0].fits["control"].first.folder(tmp_path / "out") / "logit.npy")[rows]
+    (trial,) = found["trials"]
+    assert trial["valid_logloss"] == pytest.approx(logloss(log.label[rows], sigmoid(logit + np.log(0.3))), abs=1e-6)
+    assert trial["valid_logloss"] < logloss(log.label[rows], sigmoid(logit))
 
 
 def test_a_side_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from training.ablate.paired import LEAST_SEEDS
+from training.ablate.paired import LEAST_SEEDS, UNTUNED
 from training.markdown import spread, table
 
 _NAMES = {"xauc": ("xAUC", "xauc", "xlogloss"), "auc": ("AUC", "auc", "logloss")}
@@ -30,7 +30,10 @@ def overview(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             by_log[_log(filled)] = _in_short(claim["pairs"])
     yield "### Every claim, by log"
     yield ""
-    yield "Pairs on which it held, of all its pairs; in brackets where the opposite is as sure. The rest is open."
+    yield (
+        "Pairs on which it held, of all that are judged; in brackets where the opposite is as sure. The rest is open. "
+        "A pair with a network that nobody tuned on that log is not judged."
+    )
     yield ""
     rows = [[name, text, *(by_log.get(log, "") for log in logs)] for (name, text), by_log in found.items()]
     yield from table(["table", "claim", *logs], rows)
@@ -46,7 +49,8 @@ def _in_short(pairs: Sequence[Mapping[str, Any]]) -> str:
     if None in verdicts:
         return "not judged"
     against = f" ({verdicts['does not hold']} against)" if verdicts["does not hold"] else ""
-    return f"{verdicts['holds']} of {len(pairs)}{against}"
+    unjudged = f", {verdicts[UNTUNED]} untuned" if verdicts[UNTUNED] else ""
+    return f"{verdicts['holds']} of {len(pairs) - verdicts[UNTUNED]}{against}{unjudged}"
 
 
 def section(filled: Mapping[str, Any]) -> Iterator[str]:
@@ -85,7 +89,8 @@ def section(filled: Mapping[str, Any]) -> Iterator[str]:
         yield f"Whether it held here, pair by pair ({title}, 95% interval over seeds):"
         yield ""
         yield from table(
-            ["claim", "held", "open", "did not hold", "differences"], [_claim(c) for c in filled["claims"]]
+            ["claim", "held", "open", "did not hold", "untuned: not judged", "differences"],
+            [_claim(c) for c in filled["claims"]],
         )
         yield ""
 
@@ -116,12 +121,12 @@ def _difference(difference: Mapping[str, Any]) -> str:
 def _claim(claim: Mapping[str, Any]) -> list[str]:
     pairs: Sequence[Mapping[str, Any]] = claim["pairs"]
     if any(pair["verdict"] is None for pair in pairs):
-        return [claim["text"], f"not judged: fewer than {LEAST_SEEDS} seeds", "", "", ""]
+        return [claim["text"], f"not judged: fewer than {LEAST_SEEDS} seeds", "", "", "", ""]
     found = Counter(pair["verdict"] for pair in pairs)
     means = [pair["difference"]["mean"] for pair in pairs]
     if len(pairs) == 1:
         differences = _difference(pairs[0]["difference"])
     else:
         differences = f"{min(means):+.4f} to {max(means):+.4f}, median {statistics.median(means):+.4f}"
-    counts = [str(found[name]) for name in ("holds", "open", "does not hold")]
+    counts = [str(found[name]) for name in ("holds", "open", "does not hold", UNTUNED)]
     return [claim["text"], *counts, differences]

@@ -15,6 +15,8 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 
 Verdict = Literal["holds", "does not hold", "open"]
 
+UNTUNED = "untuned"
+"""Stands in a verdict's place where one side had settings that nobody chose."""
 LEAST_SEEDS = 3
 """A claim of fewer is not made."""
 SURE_OF_A_GAP = 3.0

@@ -7,12 +7,12 @@ same folder. Each is written as soon as it is full: tables/<table>.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.ablate.paired import paired, share_of_gap, verdict
+from training.ablate.paired import UNTUNED, paired, share_of_gap, verdict
 from training.ablate.tables import Claim, LogFacts, Row, Table, table
 from training.ablate.variations import Variations
 from training.cost import conditions
@@ -72,7 +72,7 @@ def ablate(
             "conditions": {key: value for key, value in conditions().items() if key in ("cpu", "python", "system")},
             "untuned": untuned,
             "left_out": [{"cells": list(cells), "reason": reason} for cells, reason in left_out.items()],
-            **filled(wanted, figures),
+            **filled(wanted, figures, untuned),
         }
         paths.append(write_table(out, facts))
     return paths
@@ -114,10 +114,15 @@ def _steps_of(
     return [measured(fit, laid_out.prepare, f"{row.model.rpartition('.')[2]}-s{seed}") for seed, fit in fits]
 
 
-def filled(wanted: Table, figures: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def filled(
+    wanted: Table,
+    figures: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]],
+    untuned: Sequence[str] = (),
+) -> dict[str, Any]:
     """A table with what was measured of each row: a list of one entry a seed, as `steps.measure_fit` gives them.
 
-    Compared is AUC, under the truth where it is known.
+    Compared is AUC, under the truth where it is known. A pair with one of the networks `untuned` in it is not judged:
+    the other side may have won by its tuning.
     """
     first = next(iter(figures.values()))[0]
     metric = "xauc" if first["test"].get("xauc") is not None else "auc"
@@ -125,6 +130,7 @@ def filled(wanted: Table, figures: Mapping[tuple[str, ...], Sequence[Mapping[str
     def values(cells: tuple[str, ...]) -> list[float]:
         return [entry["test"][metric] for entry in figures[cells]]
 
+    made_up = {row.cells for row in wanted.rows if row.uses(untuned)}
     rows = []
     for row in wanted.rows:
         entry: dict[str, Any] = {
@@ -148,15 +154,14 @@ def filled(wanted: Table, figures: Mapping[tuple[str, ...], Sequence[Mapping[str
         "notes": list(wanted.notes),
         "metric": metric,
         "rows": rows,
-        "claims": [_judged(claim, values) for claim in wanted.claims],
+        "claims": [_judged(claim, values, made_up) for claim in wanted.claims],
     }
 
 
-def _judged(claim: Claim, values: Any) -> dict[str, Any]:
+def _judged(claim: Claim, values: Any, untuned: Collection[tuple[str, ...]]) -> dict[str, Any]:
     pairs = []
     for better, worse in claim.pairs:
         difference = paired(values(better), values(worse))
-        pairs.append(
-            {"better": list(better), "worse": list(worse), "difference": difference, "verdict": verdict(difference)}
-        )
+        found = UNTUNED if better in untuned or worse in untuned else verdict(difference)
+        pairs.append({"better": list(better), "worse": list(worse), "difference": difference, "verdict": found})
     return {"text": claim.text, "pairs": pairs}

@@ -81,15 +81,21 @@ def code(reply: Any) -> tuple[int, str]:
 
 
 def test_a_change_is_in_force_when_it_is_answered_and_stands_in_the_file(admin: TestClient, path: Path):
-    """And is answered as the experiment then runs. The file stays YAML, the other keys stay as they were, and what
-    stood there before is kept beside it, comments and all."""
+    """And is answered as the experiment then runs. The file stays YAML with the comments at its top, the other keys
+    stay as they were, and what stood there before is kept beside it."""
     reply = put(admin, with_(coverage=0.57))
+    first = path.read_text()
 
     assert reply.status_code == 200
     assert reply.json() == admin.get("/experiments/main").json()
     assert [arm["buckets"] for arm in reply.json()["arms"]] == [[0, 2850], [5000, 7850]]
     assert yaml.safe_load(path.read_text()) == {**yaml.safe_load(YAML), "experiments": [with_(coverage=0.57)]}
     assert path.with_name("e.yaml.previous").read_text() == YAML
+    assert put(admin, with_(coverage=0.58)).status_code == 200
+    assert path.with_name("e.yaml.previous").read_text() == first
+    for text in (first, path.read_text()):
+        comments = [line for line in text.splitlines() if line.startswith("#")]
+        assert [comments[0][:24], comments[1:]] == ["# Written by the service", YAML.splitlines()[:1]]
     assert sorted(p.name for p in path.parent.iterdir()) == ["e.yaml", "e.yaml.lock", "e.yaml.previous"]
 
 
@@ -150,6 +156,7 @@ WITHIN_A_PHASE: list[tuple[str, dict[str, Any], str]] = [
     ("arms the other way round", {"arms": MAIN["arms"][::-1]}, "arms[0].name"),
     ("a layer", {"layer": {"name": "ranking"}}, "layer"),
     ("a salt", {"salt": "main-2"}, "salt"),
+    ("another hash", {"hash": "growthbook"}, "hash"),
     ("guard-rails", {"guard_rails": {"max_error_rate": 0.1}}, "guard_rails"),
     ("what is asked", {"analysis": {"alpha": 0.2}}, "analysis"),
     ("a phase with the old salt", {"phase": 2}, "salt"),

@@ -22,7 +22,9 @@ from tests.service.running import ROOT, TOKEN, ask, make_app, metric, started, w
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 CLOSED = {
     ("GET", "/catalogue"),
+    ("GET", "/console/example"),
     ("PUT", "/catalogue"),
+    ("DELETE", "/experiments/{name}/halts/{arm}"),
     ("PUT", "/experiments/{name}"),
     ("POST", "/explain"),
     ("POST", "/models/{name}/explain"),
@@ -40,7 +42,7 @@ def routes(app: Service) -> list[tuple[str, str]]:
 
 
 def concrete(path: str) -> str:
-    return path.format(name="student", version="1")
+    return path.format(name="student", version="1", arm="student")
 
 
 def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

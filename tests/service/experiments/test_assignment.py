@@ -9,11 +9,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.experiments.assignment import BUCKETS, Assigner, Layer, Range, arm_ranges, bucket_of
+from service.experiments.assignment import (
+    BUCKETS,
+    HASHES,
+    OUTSIDE,
+    Assigner,
+    HashName,
+    Layer,
+    Range,
+    arm_ranges,
+    bucket_of,
+    growthbook_bucket_of,
+)
+from service.experiments.file import parse_experiments
 
 TABLE = json.loads((Path(__file__).parents[1] / "assignment_cases.json").read_text(encoding="utf-8"))
 
@@ -113,6 +126,89 @@ def test_nobody_is_in_two_experiments_of_one_layer():
 
     assert all(one != two for one, two in enrolled)
     assert 0.35 < sum(one for one, _ in enrolled) / 2000 < 0.45
+
+
+PUBLISHED = json.loads((Path(__file__).parents[1] / "growthbook_cases.json").read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.mark.parametrize(("seed", "value", "share"), PUBLISHED)
+def test_growthbooks_published_cases_hold(seed: str, value: str, share: float):
+    """With `hash: growthbook` a unit has the bucket that GrowthBook's SDKs give it."""
+    assert growthbook_bucket_of(seed, value) == round(10_000 * share)
+
+
+def test_an_experiment_may_be_split_as_growthbook_splits_it():
+    """The key changes the hash and nothing else: ranges, coverage and the layer are as ever."""
+    arms = [{"name": name, "model": name, "weight": 0.5} for name in ("a", "b")]
+    experiment = {"name": "e", "salt": "seed", "default": True, "coverage": 0.9, "hash": "growthbook", "arms": arms}
+    file = parse_experiments(json.dumps({"format_version": 1, "experiments": [experiment]}), "f")
+
+    assigner = file.assigner(file.default)
+
+    assert [assigner.place(unit) for unit in ("a", "b", "user-831")] == [0, 0, 0]
+    assert growthbook_bucket_of("seed", "user-831") == 2761
+    assert {assigner.place(str(number)) for number in range(100)} == {OUTSIDE, 0, 1}
+
+
+def test_growthbooks_hash_is_over_utf_16():
+    """As its JavaScript SDK has it: a character beyond the first plane is two code units."""
+    assert growthbook_bucket_of("s\u00e4", "\U0001f4f1") == growthbook_by_hand([0x73, 0xE4, 0xD83D, 0xDCF1])
+
+
+def growthbook_by_hand(units: list[int]) -> int:
+    """The formula, spelled out slowly."""
+
+    def fnv(codes: list[int]) -> int:
+        value = 2166136261
+        for code in codes:
+            value = (value ^ code) * 16777619 % 2**32
+        return value
+
+    return fnv([ord(digit) for digit in str(fnv(units))]) % 10_000
+
+
+@pytest.mark.parametrize("name", ["sha256", "growthbook"])
+def test_experiments_of_different_layers_are_independent(name: HashName):
+    """Ten experiments, each in a layer of its own, and 50,000 units: of any two, neither the buckets nor being in
+    treatment have anything to do with each other (|z| below 4.5 for each of the 45 pairs; crc32 reaches 224)."""
+    layers = [{"name": f"layer-{number}", "salt": f"layer-{number}"} for number in range(10)]
+    arms = [{"name": "a", "model": "a", "weight": 0.5}, {"name": "b", "model": "b", "weight": 0.5}]
+    experiments = [
+        {
+            "name": f"e{n}",
+            "salt": f"e{n}",
+            "hash": name,
+            "default": n == 0,
+            "layer": {"name": f"layer-{n}"},
+            "arms": arms,
+        }
+        for n in range(10)
+    ]
+    content = {"format_version": 1, "layers": layers, "experiments": experiments}
+    file = parse_experiments(json.dumps(content), "f")
+    units = [f"user-{number}" for number in range(50_000 if name == "sha256" else 10_000)]
+
+    hashed = HASHES[name]
+    buckets = np.array([[hashed(experiment.salt, unit) for unit in units] for experiment in file.experiments])
+    halves = [file.assigner(experiment).ranges[1] for experiment in file.experiments]
+    treated = np.array(
+        [(row >= half.start) & (row < half.stop) for row, half in zip(buckets, halves, strict=True)], dtype=float
+    )
+
+    for found in (buckets.astype(float), treated):
+        z = np.corrcoef(found)[np.triu_indices(10, 1)] * math.sqrt(len(units))
+        assert np.abs(z).max() < 4.5
+        assert np.abs(z).max() > 0.5, "as much as chance gives 45 pairs"
+
+
+def test_layers_part_units_independently():
+    """Who is let in by one layer says nothing of who is let in by another."""
+    units = [f"user-{number}" for number in range(20_000)]
+    inside = np.array([[bucket_of(f"layer-{layer}", unit) < 5000 for unit in units] for layer in range(4)], float)
+
+    z = np.corrcoef(inside)[np.triu_indices(4, 1)] * math.sqrt(len(units))
+
+    assert np.abs(z).max() < 4.5
 
 
 def test_two_experiments_split_a_unit_independently():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from tests.training.test_choices import RECIPE
 from training.__main__ import main
 from training.ablate.markdown import overview, section
+from training.ablate.paired import UNTUNED
 from training.ablate.run import filled, planned, write_table
 from training.ablate.tables import Claim, LogFacts, Row, Table, table
 from training.ablate.variations import Variations
@@ -65,6 +67,19 @@ def test_a_table_has_differences_shares_of_a_gap_and_verdicts():
     assert [[pair["verdict"] for pair in claim["pairs"]] for claim in claims] == [["holds"], ["holds", "does not hold"]]
 
 
+def test_a_pair_with_a_network_that_nobody_tuned_is_not_judged():
+    """Whoever won may have won by tuning: the difference is shown, and no verdict."""
+    zoo = 'zoo={"fm": {"network": "fm"}}'
+    rows = (replace(TABLE.rows[0], settings=(zoo,)), *TABLE.rows[1:])
+    measured = {CONTROL: figures(0.7, 0.7, 0.7), ENSEMBLE: figures(0.8, 0.8, 0.8), STUDENT: figures(0.8, 0.8, 0.9)}
+
+    found = filled(replace(TABLE, rows=rows), measured, ["fm"])
+
+    assert [[pair["verdict"] for pair in claim["pairs"]] for claim in found["claims"]] == [[UNTUNED], [UNTUNED, "open"]]
+    said = "\n".join(section(made_up() | found))
+    assert "| the student beats both | 0 | 1 | 0 | 1 |" in said
+
+
 def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
     text = "\n".join(section(made_up()))
 
@@ -73,7 +88,7 @@ def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
     assert " -0.0050 (-0.0050 to -0.0050) | 75% |" in text
     assert "Nobody tuned fm on this log" in text
     assert "Left out: 3T, hint, cotrain; 3T, hint, pretrain. student: expected a hidden layer." in text
-    assert "| the student beats both | 1 | 0 | 1 | -0.0050 to +0.0153, median +0.0052 |" in text
+    assert "| the student beats both | 1 | 0 | 1 | 0 | -0.0050 to +0.0153, median +0.0052 |" in text
 
 
 def test_an_overview_has_each_claim_by_log():
@@ -112,7 +127,7 @@ def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, ca
     data, controls = (json.loads(path.read_text()) for path in paths)
     by_share = {tuple(row["cells"]): row["seeds"][0]["test"]["xauc"] for row in data["rows"]}
     alone = {tuple(row["cells"]): row["seeds"][0]["test"]["xauc"] for row in controls["rows"]}
-    assert by_share["100%", "student"] == alone[("DNN of the ensemble",)]
+    assert by_share["100%", "no KD"] == alone[("DNN, clicks of train",)]
     assert len({by_share[share, "no KD"] for share in ("10%", "30%", "100%")}) == 3
     assert "distillation helps at every size" in first.err
     assert data["overrides"] == ["warm_start=null"]
@@ -134,8 +149,8 @@ def test_what_a_recipe_rules_out_is_left_out_before_anything_is_trained(tmp_path
     steps, left_out = planned(wanted, steps_of)
     found = wanted.without(left_out)
 
-    assert {cells[1] for cells in left_out} == {"hint", "soft + hint"}
-    assert "expected a network with a hidden layer" in left_out["3T", "hint", "pretrain"]
+    assert {cells[1] for cells in left_out} == {"hint x 0.01", "hint x 0.1", "hint x 1", "soft + hint"}
+    assert "expected a network with a hidden layer" in left_out["3T", "hint x 1", "pretrain"]
     assert str(tmp_path) not in "".join(left_out.values())
     assert {row.cells for row in found.rows} == set(steps) == {row.cells for row in wanted.rows} - set(left_out)
     claimed = {cells[1] for claim in found.claims for pair in claim.pairs for cells in pair}

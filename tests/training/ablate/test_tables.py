@@ -49,7 +49,9 @@ def test_the_tables_have_the_shapes_of_the_paper():
     counted = {row.cells for row in made("count").rows}
 
     assert alone == set(TITLES.values())
-    assert {(TITLES[t], loss, s) for t in THREE for loss in ("soft", "hint") for s in ("pretrain", "cotrain")} <= cells
+    hints = ("hint x 0.01", "hint x 0.1", "hint x 1")
+    assert {(TITLES[t], loss, "pretrain") for t in THREE for loss in ("soft", *hints)} <= cells
+    assert {(TITLES[t], loss, "cotrain") for t in THREE for loss in ("soft", "hint x 0.1")} <= cells
     assert by_student == [title for title in ("DNN", "DeepFM", "DCN", "xDeepFM") for _ in range(6)]
     assert {
         (n, m) for n in ("3T(M)", "3T(D), folds", "6T(M)", "6T(D), folds") for m in ("ensemble", "student")
@@ -129,6 +131,19 @@ def test_less_data_is_less_of_what_the_recipe_takes():
     found = rows_of("data", "split.train_share=0.5")
 
     assert [found[f"{percent}%", "student"].split.train_share for percent in (10, 30, 100)] == [0.05, 0.15, 0.5]
+    assert not any(recipe.merge_validation for recipe in found.values())  # or 10% would have all of validation too
+
+
+def test_a_row_knows_which_networks_it_brings():
+    """For a verdict on a network that nobody tuned is none."""
+    rows = {row.cells: row for row in made("teachers").rows}
+    alone = {row.cells: row for row in made("baselines").rows}
+
+    assert rows["DNN", "3T"].uses(["xdeepfm"])
+    assert rows["DCN", "no KD"].uses(["dcn"])
+    assert not rows["DNN", "DeepFM"].uses(["xdeepfm", "dcn"])
+    assert alone["DCN", "clicks"].uses(["dcn"])
+    assert not alone["FM", "clicks"].uses(["dcn"])
 
 
 def test_a_network_that_the_control_cannot_lend_its_size_takes_anothers():

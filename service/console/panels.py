@@ -1,0 +1,336 @@
+"""The parts of the page that say how things are: experiments, arms, models, gate, drift, the log."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import quote
+
+from service.console import charts, figures
+from service.console.durations import quantile
+from service.console.gather import BOUNDS, ArmFacts, Counted, ExperimentFacts, Facts, ModelFacts, VersionFacts
+from service.console.html import Child, Markup, table, tag
+
+MOST_LISTED = 100
+"""Experiments, and fields of a model: who needs more than a page can show asks the route beside it."""
+MOST_VERSIONS = 8
+"""Of a model, the newest; the live one is listed always."""
+DRIFT_SEEN, DRIFT_LARGE = 0.1, 0.25
+"""Population stability index: from the first on a shift is visible, from the second on it is large."""
+
+
+def panel(name: str, title: str, *body: Child, live: bool = True, size: str = "", note: Child = None) -> Markup:
+    """A part of the page with its heading. A `live` one is brought up to date while it is looked at.
+    `size` is its width: `wide`, `large` or `small`, else half the page."""
+    return tag(
+        "section",
+        tag("h2", title, id=f"{name}-title"),
+        tag("p", note, class_="note") if note else None,
+        body,
+        id=name,
+        class_=size or None,
+        aria_labelledby=f"{name}-title",
+        data_live=live,
+    )
+
+
+def missing(what: str) -> Markup:
+    """Why a part has nothing to show, and what to do about it."""
+    return tag("p", words(what), class_="missing")
+
+
+def words(said: str) -> Child:
+    """Text in which `such` is typed somewhere, and looks like it."""
+    return [tag("code", part) if place % 2 else part for place, part in enumerate(said.split("`"))]
+
+
+def key(name: str, place: int) -> Markup:
+    """An arm's name in its colour."""
+    return tag("span", name, class_=f"key {charts.style_of(place)}")
+
+
+def state(word: str, kind: str) -> Markup:
+    """A word that colour only repeats."""
+    return tag("span", word, class_=f"state {kind}")
+
+
+def experiments(facts: Facts, chosen: str | None) -> Markup | None:
+    """Every experiment and a way to each of them; nothing where there is but one."""
+    if len(facts.experiments) < 2:
+        return None
+    listed = list(facts.experiments.values())[:MOST_LISTED]
+    more = len(facts.experiments) - len(listed)
+    rows = [
+        (
+            tag(
+                "a",
+                one.name,
+                href=f"?experiment={quote(one.name)}",
+                aria_current="page" if one.name == chosen else None,
+            ),
+            _state_of(one),
+            ", ".join(arm.name for arm in one.arms[:6]) + (" …" if len(one.arms) > 6 else ""),
+            "" if one.layer is None else one.layer[0],
+            figures.percent(one.coverage),
+            str(one.phase),
+            figures.count(sum(facts.counted.exposures.get((one.name, arm.name), 0.0) for arm in one.arms)),
+        )
+        for one in listed
+    ]
+    heads = ("experiment", "state", "arms", "layer", "coverage", "phase", "requests")
+    choices = [tag("option", name, value=name, selected=name == chosen) for name in facts.experiments]
+    pick = tag(
+        "form",
+        tag("label", "Show ", tag("select", choices, name="experiment")),
+        tag("button", "Go"),
+        method="get",
+        class_="pick",
+    )
+    listing = tag(
+        "details",
+        tag("summary", f"All {len(facts.experiments):,} experiments" if not more else f"The first {MOST_LISTED}"),
+        table("Experiments", heads, rows, left=4),
+        missing(f"{more:,} more: GET /experiments lists them all.") if more else None,
+        open=len(facts.experiments) <= 8,
+    )
+    return panel("experiments", "Experiments", pick, listing, live=False, size="wide")
+
+
+def _state_of(one: ExperimentFacts) -> Markup:
+    if one.is_paused:
+        return state("paused", "no")
+    off = sum(arm.halted for arm in one.arms)
+    if off:
+        return state(f"{figures.plural(off, 'arm')} off", "no")
+    return state("running", "yes") if one.coverage > 0 else state("nobody enrolled", "soft")
+
+
+def arms(one: ExperimentFacts, facts: Facts) -> Markup:
+    """How each arm answers, now and since the service began."""
+    counted = facts.counted
+    window = counted.window
+    rows = []
+    for place, arm in enumerate(one.arms):
+        totals = {name: counted.durations.get((one.name, arm.name, name), ()) for name in OUTCOMES}
+        lately = {} if window is None else window.counts
+        now = {name: lately.get((one.name, arm.name, name), ()) for name in OUTCOMES}
+        answered, late = _added(totals["ok"], totals["fallback"]), _added(now["ok"], now["fallback"])
+        number = sum(answered)
+        rows.append(
+            (
+                key(arm.name, place),
+                _arm_state(arm, place),
+                f"{arm.model} {arm.version}{' (follows)' if arm.follow else ''}",
+                figures.percent(arm.weight),
+                figures.count(counted.exposures.get((one.name, arm.name), 0.0)),
+                "" if window is None else f"{sum(late) / window.seconds:,.1f}/s",
+                figures.milliseconds(quantile(BOUNDS, late, 0.5)),
+                figures.milliseconds(quantile(BOUNDS, late, 0.99)),
+                figures.milliseconds(quantile(BOUNDS, answered, 0.5)),
+                figures.milliseconds(quantile(BOUNDS, answered, 0.99)),
+                figures.percent(sum(totals["fallback"]) / number) if number else figures.NOTHING,
+                figures.count(sum(totals["refused"])),
+            )
+        )
+    heads = (
+        *("arm", "state", "model", "weight", "requests", "rate now", "p50 now", "p99 now"),
+        *("p50 since start", "p99 since start", "fallbacks", "refused"),
+    )
+    said = (
+        "“Now” appears with the second look: leave the page open, or load it again."
+        if window is None
+        else f"“Now” is the last {window.seconds:.0f} s. All workers together, estimated from the histogram's buckets."
+    )
+    return panel("arms", "Arms, live", table("Arms, live", heads, rows, left=3), note=said, size="wide")
+
+
+OUTCOMES = ("ok", "fallback", "refused")
+
+
+def _arm_state(arm: ArmFacts, place: int) -> Markup:
+    if arm.halted:
+        return state("off: control answers", "no")
+    return state("control" if place == 0 else "on", "soft" if place == 0 else "yes")
+
+
+def _added(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Two rows of counts, either of which may be missing."""
+    return [a + b for a, b in itertools.zip_longest(first, second, fillvalue=0.0)]
+
+
+def gate(one: ExperimentFacts, facts: Facts) -> Markup:
+    """How much each teacher has to say in the ensembles of this experiment."""
+    drawn: list[Child] = []
+    for name, version in dict.fromkeys((arm.model, arm.version) for arm in one.arms if arm.is_ensemble):
+        found = _version(facts, name, version)
+        if found is None or not found.teachers:
+            continue
+        ranked = sorted(found.teachers, key=lambda teacher: -teacher.mean_gate_weight)
+        entries = [
+            (teacher.name, teacher.mean_gate_weight, f"{100 * teacher.mean_gate_weight:.1f}%") for teacher in ranked
+        ]
+        title = f"{name} {version}: mean gate weight by teacher"
+        drawn += [
+            tag("figure", charts.bars(entries, label=title, most=max(0.5, entries[0][1])), tag("figcaption", title)),
+            tag(
+                "details",
+                tag("summary", "As a table"),
+                table(title, ("teacher", "mean gate weight"), [(teacher, written) for teacher, _, written in entries]),
+            ),
+        ]
+    if not drawn:
+        drawn = [missing("No arm of this experiment is an ensemble, so there is no gate.")]
+    note = "Averaged over the test rows it was exported with. What each teacher says of one request: “Try a request”."
+    return panel("gate", "Gate weights", drawn, note=note, live=False)
+
+
+def _version(facts: Facts, name: str, version: int) -> VersionFacts | None:
+    model = next((model for model in facts.models if model.name == name), None)
+    return None if model is None else next((one for one in model.versions if one.version == version), None)
+
+
+def drift(one: ExperimentFacts, facts: Facts) -> Markup:
+    """How far requests are from what the models were trained on, and the student from its ensemble."""
+    counted = facts.counted
+    ours = {arm.model for arm in one.arms}
+    found = sorted(((value, *place) for place, value in counted.drift.items() if place[0] in ours), reverse=True)
+    rows = [
+        (
+            f"{field}, {model}",
+            state(*_drift_word(value)),
+            tag(
+                "meter",
+                f"{value:.3f}",
+                value=round(value, 4),
+                min=0,
+                max=0.5,
+                low=DRIFT_SEEN,
+                high=DRIFT_LARGE,
+                optimum=0,
+            ),
+            f"{value:.3f}",
+        )
+        for value, model, field in found[:MOST_LISTED]
+    ]
+    body: list[Child] = []
+    if rows:
+        body.append(table("Drift by field", ("field", "shift", "", "PSI"), rows, left=3))
+    else:
+        body.append(
+            missing(
+                "No drift is measured here (metric `retort_drift_psi`): it is counted from scored requests against the "
+                "histograms in the model's manifest."
+            )
+        )
+    if (kl := counted.kl.get(one.name)) is not None:
+        body.append(
+            tag("p", "KL(ensemble || student) of shadow traffic: ", tag("b", figures.figure(kl)), " nats a candidate.")
+        )
+    elif one.shadow is None:
+        body.append(missing("KL(ensemble || student) needs `shadow: {arm, sample}` in the experiment file."))
+    else:
+        body.append(missing("KL(ensemble || student) has no shadow scores to be measured on yet."))
+    if one.shadow is not None:
+        scored, lost = counted.shadowed.get(one.name, 0.0), counted.unshadowed.get(one.name, 0.0)
+        arm, sample = one.shadow
+        told = (
+            f"The shadow is {arm}, on {figures.percent(sample)} of requests: {scored:,.0f} scored, {lost:,.0f} dropped."
+        )
+        body.append(tag("p", told))
+    note = f"PSI against training: below {DRIFT_SEEN} no shift to speak of, from {DRIFT_LARGE} a large one."
+    return panel("drift", "Drift", body, note=note)
+
+
+def _drift_word(value: float) -> tuple[str, str]:
+    return ("none", "yes") if value < DRIFT_SEEN else ("some", "soft") if value < DRIFT_LARGE else ("large", "no")
+
+
+def log_health(facts: Facts) -> Markup:
+    """Whether what is answered and clicked is kept."""
+    counted = facts.counted
+    if not facts.has_log:
+        body: Child = missing(
+            "No exposure log is kept, so nothing about clicks can be said: start the service with `--log FOLDER`."
+        )
+        return panel("log", "Log health", body)
+    failures = [reason for reason in facts.reasons_degraded if "log" in reason]
+    word = state("written", "yes") if not failures else state(failures[0], "no")
+    rows: list[tuple[Child, ...]] = [
+        ("exposures written", figures.count(counted.records.get("exposure", 0.0))),
+        ("events written", figures.count(counted.records.get("event", 0.0))),
+        ("written", figures.size(counted.bytes)),
+        ("not kept", _dropped(counted)),
+        ("torn or damaged places found", figures.count(counted.torn)),
+    ]
+    rows += [
+        (f"{event}, {outcome}", figures.count(value))
+        for (event, outcome), value in sorted(counted.events.items())
+        if value
+    ]
+    shown = table("Log health", ("since the service started", ""), rows)
+    return panel("log", "Log health", tag("p", "The exposure log is ", word, "."), shown)
+
+
+def _dropped(counted: Counted) -> Child:
+    lost = {reason: value for reason, value in counted.dropped.items() if value}
+    if not lost:
+        return "0"
+    told = ", ".join(f"{value:,.0f} {reason.replace('_', ' ')}" for reason, value in sorted(lost.items()))
+    return state(told, "no")
+
+
+def models(facts: Facts) -> Markup:
+    """The newest versions and the live one of every model, and a button that makes another one live."""
+    users: dict[tuple[str, int], list[str]] = {}
+    for experiment in facts.experiments.values():
+        for arm in experiment.arms:
+            users.setdefault((arm.model, arm.version), []).append(f"{experiment.name}: {arm.name}")
+    rows = [row for model in facts.models[:MOST_LISTED] for row in _model_rows(model, users)]
+    if not rows:
+        return panel(
+            "models", "Models", missing("No model is there yet: put a bundle into the repository."), size="wide"
+        )
+    heads = ("model", "version", "state", "exported", "answers for", "")
+    note = (
+        "Making a version live writes the model's live file, for every worker and for good. It moves the arms that "
+        "follow the live version; an arm with a number keeps it until its experiment says otherwise."
+    )
+    now = tag("div", table("Models", heads, rows, left=6), id="models-now", data_live=True)
+    said = tag("p", id="models-said", role="status", class_="said")
+    return panel("models", "Models", now, said, note=note, size="wide", live=False)
+
+
+def _model_rows(model: ModelFacts, users: Mapping[tuple[str, int], list[str]]) -> Iterator[tuple[Child, ...]]:
+    newest = model.versions[-MOST_VERSIONS:]
+    for one in reversed([one for one in model.versions if one in newest or one.version == model.live]):
+        used = users.get((model.name, one.version), [])
+        more = f" and {len(used) - 3:,} more" if len(used) > 3 else ""
+        yield (
+            model.name,
+            str(one.version),
+            _version_state(one, model.live),
+            one.created or "",
+            ", ".join(used[:3]) + more,
+            "" if one.version == model.live else _load_button(model, one),
+        )
+
+
+def _version_state(one: VersionFacts, live: int | None) -> Markup:
+    if one.version == live:
+        return state("live", "yes")
+    if one.reason is None:
+        return state("loaded", "soft")
+    return state(one.reason, "no" if one.reason.startswith("refused") else "soft")
+
+
+def _load_button(model: ModelFacts, one: VersionFacts) -> Markup:
+    is_older = model.live is not None and one.version < model.live
+    return tag(
+        "button",
+        "Roll back" if is_older else "Make live",
+        type="button",
+        disabled=True,  # until there is a script to do it
+        data_load=model.name,
+        data_version=str(one.version),
+        aria_label=f"{'Roll back to' if is_older else 'Make live'} {model.name} version {one.version}",
+    )

@@ -1,0 +1,282 @@
+"""Drift of fields and of pctr against a model's reference, and how far two models' pctr are apart: of all workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.bundle import Bundle, read_bundle
+from models.graph import graph_inputs
+from models.manifest import FieldReference, Histogram
+from models.schema import FieldSchema
+from service.app import Service
+from service.drift import ENOUGH, HALF_LIFE_SECONDS, Drift, IdBins, VersionDrift, pctr_bins, psi
+from service.metrics import Metrics
+from service.scorer import Scorer
+from tests.models.tiny_bundle import write_tiny_bundle
+from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
+from tests.service.test_registry import scrape
+from tests.service.test_shadow import at_rest, shadowed
+
+
+class Clock:
+    """Time that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return read_bundle(write_tiny_bundle(tmp_path_factory.mktemp("repository"), "student"))
+
+
+@pytest.fixture
+def scorer(bundle: Bundle) -> Scorer:
+    return Scorer(bundle)
+
+
+def run(scorer: Scorer, clock: Clock, context: dict[str, Any], *rows: dict[str, Any]) -> None:
+    """One run, late enough after the one before to be counted."""
+    clock.seconds += 0.2
+    encoder = scorer.bundle.encoder
+    scorer.score([encoder.encode_context(context)], [encoder.encode_candidates(rows)])
+
+
+def drift_of(clock: Clock, *scorers: Scorer, directory: Path | None = None, slot: int | None = None) -> Drift:
+    drift = Drift(Metrics(directory=directory, slot=slot), clock, clock)
+    drift.watch(scorers)
+    return drift
+
+
+def test_the_index_is_the_sum_of_the_textbook():
+    """Term by term, with a little more in every bin, so that an empty one is no infinity."""
+    reference, counts = np.array([60.0, 30.0, 10.0, 0.0]), np.array([10.0, 30.0, 55.0, 5.0])
+
+    expected = 0.0
+    for p, q in zip(reference, counts, strict=True):
+        share, now = (p / 100 + 1e-4) / 1.0004, (q / 100 + 1e-4) / 1.0004
+        expected += (now - share) * math.log(now / share)
+
+    assert psi(reference, counts) == pytest.approx(expected, rel=1e-12)
+    assert psi(reference, 3 * reference) == pytest.approx(0.0, abs=1e-12)
+    assert 1.0 < psi(reference, np.array([0.0, 0.0, 0.0, 1.0])) < 20.0
+
+
+def test_ids_have_bins_by_their_reference(bundle: Bundle):
+    """Missing and unknown always, the most frequent each by itself, all the others together; every count is in one."""
+    field = next(field for field in bundle.schema.fields if field.name == "ad_id")
+    reference = FieldReference(ids=tuple(range(40)), counts=(7, 5, *range(100, 138)), other=1000)
+
+    bins = IdBins(field, reference)
+
+    assert bins.ids[:2].tolist() == [0, 1]
+    assert sorted(bins.ids[2:].tolist()) == list(range(24, 40))
+    assert bins.reference[:3].tolist() == [7, 5, 137]
+    assert bins.reference.sum() == sum(reference.counts) + 1000
+    assert bins.places.tolist() == list(range(18))
+
+
+def test_numbers_have_bins_of_neighbours(bundle: Bundle):
+    """Of about the same count: a value that moves by one bucket is not another world."""
+    field = next(field for field in bundle.schema.fields if field.kind == "numeric")
+    reference = FieldReference(ids=tuple(range(66)), counts=(0, 0, *[10] * 64), other=0)
+
+    bins = IdBins(field, reference)
+
+    assert bins.ids.tolist() == list(range(66))
+    assert bins.places[2:].tolist() == [2 + number // 4 for number in range(64)]
+    assert bins.reference.tolist() == [0, 0, *[40] * 16, 0]
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (1000, 0, 0, 1), (10, 20, 30, 40), (0, 0, 0, 5)])
+def test_bins_of_pctr_lose_nothing(counts: tuple[int, ...]):
+    """And none is so small that chance fills it."""
+    edges, reference = pctr_bins(Histogram(edges=(0.0, 0.1, 0.2, 0.5, 1.0), counts=counts))
+
+    assert reference.sum() == sum(counts)
+    assert len(reference) == len(edges) + 1
+    assert len(reference) == 1 or reference.min() >= 0.05 * sum(counts)
+
+
+def shares(field: FieldSchema, reference: FieldReference, encoder: Any) -> Iterator[tuple[object, int]]:
+    """Values of a vocabulary with their counts in the reference."""
+    values = [None, "unheard of", *encoder.to_vocabularies()[field.name]]
+    for id_, count in zip(reference.ids, reference.counts, strict=True):
+        yield values[id_], count
+
+
+def test_the_same_traffic_does_not_drift_and_another_does(scorer: Scorer, clock: Clock):
+    """Played by the reference's own shares; then one value alone."""
+    bundle = scorer.bundle
+    field = next(field for field in bundle.schema.fields if field.name == "device")
+    played = list(shares(field, bundle.manifest.reference.fields["device"], bundle.encoder))
+    total = sum(count for _, count in played)
+    drift = drift_of(clock, scorer)
+    for value, count in played:
+        for _ in range(round(1200 * count / total)):
+            run(scorer, clock, {**CONTEXT, "device": value}, candidate(1))
+    asyncio.run(drift.count())
+    indexes, _ = drift.gauges()
+    assert indexes["student", "device"] < 0.02
+
+    clock.seconds += 10 * HALF_LIFE_SECONDS  # what was counted is as good as forgotten
+    asyncio.run(drift.count())
+    for _ in range(1200):
+        run(scorer, clock, {**CONTEXT, "device": "unheard of"}, candidate(1))
+    asyncio.run(drift.count())
+
+    indexes, _ = drift.gauges()
+    assert indexes["student", "device"] > 1.0
+    assert ("student", "hour") not in indexes, "the clock's own fields are no drift"
+    assert {field for _, field in indexes} <= {*bundle.manifest.reference.fields, "pctr"}
+
+
+def test_what_has_few_values_is_left_out(scorer: Scorer, clock: Clock):
+    """Chance alone would look like drift. Candidates are counted one by one, contexts once a request."""
+    drift = drift_of(clock, scorer)
+    for _ in range(int(ENOUGH / 50) + 2):
+        run(scorer, clock, CONTEXT, *(candidate(number) for number in range(50)))
+    asyncio.run(drift.count())
+
+    indexes, means = drift.gauges()
+
+    assert ("student", "ad_id") in indexes
+    assert ("student", "pctr") in indexes
+    assert ("student", "device") not in indexes
+    assert means == {}
+
+
+def test_counts_are_those_of_a_loop(bundle: Bundle, clock: Clock):
+    """All fields at once, against one value after the other; missing and unknown values and sequences too."""
+    encoder = bundle.encoder
+    version = VersionDrift(bundle, clock)
+    rows = [
+        {**candidate(0), "ad_id": None, "tags": []},
+        {**candidate(1), "ad_id": "nobody"},
+        *(candidate(number) for number in range(2, 30)),
+    ]
+    inputs = graph_inputs([encoder.encode_context(CONTEXT)], [encoder.encode_candidates(rows)])
+    version.offer(inputs, np.full(len(rows), 0.5, np.float32))
+    version.count_one()
+    found = version.snapshot()["fields"]
+
+    columns: dict[str, list[int]] = {}
+    for given, fields in (
+        ("context", bundle.schema.context_id_fields),
+        ("candidates", bundle.schema.candidate_id_fields),
+    ):
+        for place, field in enumerate(fields):
+            columns[field.name] = inputs[given][:, place].tolist()
+    for field in bundle.schema.sequence_fields:
+        columns[field.name] = inputs[f"{field.name}_ids"].tolist()
+    by_name = {field.name: field for field in bundle.schema.fields}
+    checked = 0
+    for name, reference in bundle.manifest.reference.fields.items():
+        if by_name[name].derived_from is not None or by_name[name].role == "training_only":
+            continue
+        bins = IdBins(by_name[name], reference)
+        expected = [0.0] * len(bins.reference)
+        for id_ in columns[name]:
+            (places,) = np.nonzero(bins.ids == id_)
+            expected[int(bins.places[places[0]]) if len(places) else -1] += 1
+        assert found[name]["counts"] == expected, name
+        checked += 1
+    assert checked > 3
+    assert sum(found["pctr"]["counts"]) == len(rows)
+
+
+def test_workers_counts_are_added_before_anything_is_divided(bundle: Bundle, clock: Clock, tmp_path: Path):
+    """Two workers with half the traffic each say what one with all of it would; a mean of their indexes would not."""
+    values = ["phone", "unheard of"]
+    whole = Scorer(bundle)
+    alone = drift_of(clock, whole)
+    workers = []
+    for slot, value in enumerate(values):
+        own = Scorer(bundle)
+        worker = drift_of(clock, own, directory=tmp_path, slot=slot)
+        workers.append((own, worker, value))
+    for _ in range(700):
+        for own, _, value in workers:
+            run(own, clock, {**CONTEXT, "device": value}, candidate(1))
+            run(whole, clock, {**CONTEXT, "device": value}, candidate(1))
+    for _, worker, _ in workers:
+        worker.note_kl("e", 6000, 60.0)
+        asyncio.run(worker.count())
+        asyncio.run(worker.keep())
+    alone.note_kl("e", 12000, 120.0)
+    asyncio.run(alone.count())
+
+    (one, kl), (other, _) = (worker.gauges() for _, worker, _ in workers)
+    expected, expected_kl = alone.gauges()
+
+    assert one == pytest.approx(other)
+    assert one == pytest.approx(expected, rel=1e-3)
+    assert kl == pytest.approx(expected_kl) == {"e": pytest.approx(0.01)}
+
+
+def test_a_damaged_file_of_another_worker_is_passed_over(scorer: Scorer, clock: Clock, tmp_path: Path):
+    """It is being written, or its folder is another's."""
+    (tmp_path / "drift_7.json").write_text("{")
+    drift = drift_of(clock, scorer, directory=tmp_path, slot=0)
+
+    assert drift.gauges() == ({}, {})
+
+
+def test_a_version_that_is_gone_is_counted_no_more(scorer: Scorer, bundle: Bundle, clock: Clock):
+    """Labels are those of what is served. A plan that changes nothing forgets nothing."""
+    drift = drift_of(clock, scorer)
+    for _ in range(1100):
+        run(scorer, clock, CONTEXT, candidate(1))
+    asyncio.run(drift.count())
+    before = drift.gauges()[0]
+    assert before
+    again = Scorer(bundle)
+    clock.seconds += 0.001
+    drift.watch([again])
+    assert drift.gauges()[0].keys() == before.keys()
+    clock.seconds += 0.001
+
+    drift.watch([])
+
+    assert drift.gauges()[0] == {}
+
+
+def test_a_scrape_shows_both(repository: Path, tmp_path: Path):
+    """Of a service with a shadow, once enough was scored."""
+    app: Service = make_app(repository, shadowed(tmp_path))
+
+    async def scenario() -> str:
+        async with started(app):
+            for number in range(70):
+                body = request_of(*range(50), unit_id=number)
+                reply = await ask(app, "/predict", json.dumps(body).encode())
+                assert reply is not None
+                assert reply.status == 200
+                for scorer in app.plan.scorers():  # type: ignore[union-attr]
+                    app.drift._watched[scorer.bundle.sha256]._next = 0.0  # as if time had passed
+            await at_rest(app)
+            await app.drift.count()
+            return await scrape(app)
+
+    text = asyncio.run(scenario())
+
+    for model in ("student", "ensemble"):
+        assert metric(text, "retort_drift_psi", model=model, field="ad_id") > 0
+    assert metric(text, "retort_shadow_kl", experiment="e") > 0
+    assert metric(text, "retort_drift_psi", field="hour") == 0
