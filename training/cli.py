@@ -19,6 +19,7 @@ from pathlib import Path
 from models.errors import ModelsError
 from training import torchrun
 from training.errors import TrainingError
+from training.from_log import command as from_log_command
 from training.pack import command as pack_command
 from training.simulate import command as simulate_command
 
@@ -269,6 +270,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--rows", type=_positive, default=None, help="impressions (default: the recipe's)")
     generate.add_argument("--days", type=_positive, default=None, help="days it spans (default: the recipe's)")
     generate.set_defaults(command=_generate)
+
+    returning = commands.add_parser(
+        "from-log",
+        help="a training log of what the service logged: exposures with features, impressions and clicks",
+        description=from_log_command.DESCRIPTION,
+    )
+    from_log_command.add_arguments(returning)
+    returning.set_defaults(command=from_log_command.command)
 
     simulating = commands.add_parser(
         "simulate",

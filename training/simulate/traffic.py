@@ -35,7 +35,7 @@ POST_EVENTS = 200
 """At most in one request."""
 FEEDBACK_PATIENCE_SECONDS = 30.0
 """After the last arrival events are offered for so long, and for as long as the longest delay."""
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
 """A request whose answer has not come by then is given up."""
 
 GetBlock = Callable[[int], Awaitable[list[Auction]]]
