@@ -115,7 +115,7 @@ def serve(
 
 
 def experiment_file(bundles: Sequence[Bundle], folder: Path, experiments: Sequence[Mapping[str, object]] = ()) -> Path:
-    """An experiment file: of these experiments, or where none are given of one a bundle, of its name and with one arm."""
+    """A file of these experiments, or where none are given of one a bundle, of its name and with one arm."""
     experiments = experiments or [
         {"name": bundle.name, "salt": f"benchmark-{bundle.name}", "default": place == 0, "arms": [_arm(bundle)]}
         for place, bundle in enumerate(bundles)
