@@ -48,7 +48,7 @@ from training.quantize import Quantize, quantize_graph
 SERVERS = Path(__file__).parent / "servers"
 NAIVE = "naive FastAPI"
 IDS, RAW = "ids", "raw"
-START_SECONDS = 120.0
+START_SECONDS = 60.0
 GRAPHS = {"float32": "wide", "int8": "wide-int8"}
 SHRINK = 10
 REQUESTS = 100
@@ -269,12 +269,17 @@ def running(
     peer, port = PEERS[name], _free_port()
     variables = {key: value for key, value in os.environ.items() if not key.startswith("RETORT_")}
     variables |= {"PEER_BUNDLE": str(bundle.path.resolve()), "PEER_TAKES": takes, "PEER_SERVERS": str(SERVERS)}
-    variables |= {"PYTHONPATH": str(SERVERS), "OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True"}
+    variables |= {"OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True"}
     variables |= {
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
         "PATH": f"{python.parent}:/usr/bin:/bin",
     }
+    libraries = [*python.parents[1].glob("lib/python3.*/site-packages/nvidia_pytriton.libs"), *_libpython(python)]
+    variables["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
+    packages = python.parents[1].glob("lib/python3.*/site-packages")
+    variables["PYTHONPATH"] = ":".join(map(str, [SERVERS, *(packages if peer.packages else ())]))
     os.environ["PEER_BUNDLE"] = variables["PEER_BUNDLE"]
     command = peer.command(python, port, folder, takes)
     place = ROOT if not peer.packages else folder
@@ -306,6 +311,11 @@ def running(
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+
+
+def _libpython(python: Path) -> list[Path]:
+    """Where the interpreter's shared library lies, which Triton's Python backend loads."""
+    return [python.resolve().parents[1] / "lib"]
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 
 from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 from scoring import Scoring
 
@@ -17,7 +18,7 @@ class Runtime(MLModel):
             request = json.loads(payload.inputs[0].data.root[0])
             found = self.scoring.score(request["context"], request["candidates"])
         else:
-            by_name = {tensor.name: self.decode(tensor) for tensor in payload.inputs}
+            by_name = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
             found = self.scoring.run(by_name["context"], by_name["candidates"]).tolist()
         output = ResponseOutput(name="pctr", shape=[len(found)], datatype="FP32", data=found)
         return InferenceResponse(model_name=self.name, outputs=[output])
