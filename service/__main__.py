@@ -33,6 +33,7 @@ examples:
   RETORT_REPOSITORY=/models RETORT_HOST=0.0.0.0 RETORT_LOG_FORMAT=json python -m service
   python -m service results --help                            what an experiment has shown so far
   python -m service compact --help                            the exposure log as Parquet files
+  python -m service ship --help                               the exposure log to PostgreSQL or Kafka
   python -m service ramp --help                               more units step by step, while guard-rails are kept
   python -m service erase-unit --help                         takes one user out of the exposure log
   python -m service bench --help                              what your model costs to serve on this machine
@@ -197,6 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from service.bench.command import main as bench
 
         return bench(given[1:])
+    if given and given[0] == "ship":
+        from service.journal.sinks.ship import main as ship
+
+        return ship(given[1:])
     if given and given[0] == "erase-unit":
         from service.journal.erase import main as erase_unit
 

@@ -32,6 +32,7 @@ BESIDE_OTHERS = (
     "service/guard",
     "service/journal/test_joined.py",
     "service/journal/test_erase.py",
+    "service/journal/sinks",
     "service/oip/test_document.py",
     "service/oip/test_fuzz.py",
     "service/test_api_document.py",

@@ -21,17 +21,18 @@ from models.journal.frames import FILE_MAGIC, Skipped, erased, frame, frames
 from models.journal.reading import SEALED, read_payloads, segment_paths
 from service.errors import AnswersError, ConfigError
 from service.journal.records import Event, Failure, Shadow
-from service.journal.segments import adopt, retention_lock
+from service.journal.segments import adopt, erasing_lock, retention_lock
 from service.journal.sinks.compact import compacted_to
 from service.journal.sinks.parquet import erase_unit as erase_from_parts
 from service.journal.sinks.parquet import is_compacted
+from service.journal.sinks.ship import TargetError, is_database
 from service.journal.units import read_unit_key, unit_hasher
 
 TEACHING = """
 examples:
   python -m service erase-unit --log log --unit user-831
   python -m service erase-unit --log log --unit user-831 --log-unit-key-file unit.key
-  python -m service erase-unit --log log log-parquet --unit user-831        where it was compacted, from both
+  python -m service erase-unit --log log log-parquet postgresql://… --unit user-831      and where the log went
 
 exit codes  0 nothing is left of it, 1 some is in segments that are being written to: do it again after
             --log-segment-seconds, or after a restart; or in a folder that was not named, 2 wrong option or folder
@@ -59,7 +60,7 @@ def erase_unit(folder: Path, unit: str) -> tuple[int, int]:
 
     `unit` is what the log says, so a hash where it holds hashes. `OSError` where the folder cannot be read or written.
     """
-    with retention_lock(folder, fcntl.LOCK_EX):
+    with erasing_lock(folder, fcntl.LOCK_EX), retention_lock(folder, fcntl.LOCK_EX):
         adopt(folder)
         requests = set()
         for payload in read_payloads(folder, Skipped()):
@@ -122,11 +123,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--log",
-        type=Path,
         required=True,
         nargs="+",
         metavar="FOLDER",
-        help="of the service's log, and those it was compacted to",
+        help="of the service's log; and where it went: folders it was compacted to, postgresql://…",
     )
     parser.add_argument("--unit", required=True, metavar="TEXT", help="the unit as requests send it")
     parser.add_argument("--log-unit-key-file", type=Path, metavar="PATH", help="where the log holds hashed units")
@@ -135,26 +135,31 @@ def main(arguments: Sequence[str]) -> int:
         unit = options.unit
         if options.log_unit_key_file is not None:
             unit = unit_hasher(read_unit_key(options.log_unit_key_file))(unit)
-        for folder in options.log:
+        gone = left = 0
+        folders = [Path(log) for log in options.log if not is_database(log)]
+        for folder in folders:
             if not folder.is_dir():
                 raise AnswersError(f"--log: no folder {folder}")
-        gone = left = 0
         copies: list[Path] = []
-        # Segments first: a part that is being made of them is finished before they change, and is one then.
-        for folder in sorted(options.log, key=is_compacted):
+        # Segments first: what is being made of them is finished before they change, and is there to be erased then.
+        for folder in sorted(folders, key=is_compacted):
             if is_compacted(folder):
                 gone += erase_from_parts(folder, unit)
                 continue
             erased_here, left_here = erase_unit(folder, unit)
             gone, left = gone + erased_here, left + left_here
             copies += compacted_to(folder)
-    except (AnswersError, ConfigError) as error:
+        for log in filter(is_database, options.log):
+            from service.journal.sinks.postgres import erase_unit as erase_from_database
+
+            gone += erase_from_database(log, unit)
+    except (AnswersError, ConfigError, TargetError) as error:
         print(f"retort: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"retort: --log {folder}: {error.strerror or error}", file=sys.stderr)
+        print(f"retort: --log {error.filename or folder}: {error.strerror or error}", file=sys.stderr)
         return 2
-    forgotten = [copy for copy in copies if copy not in {folder.resolve() for folder in options.log}]
+    forgotten = [copy for copy in copies if copy not in {folder.resolve() for folder in folders}]
     for copy in forgotten:
         print(f"retort: it was compacted to {copy} too: name that folder as well", file=sys.stderr)
     print(f"{gone} records erased, {left} left in segments that are being written to")

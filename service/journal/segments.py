@@ -116,11 +116,21 @@ def _note_removed(folder: Path, paths: list[Path]) -> None:
     temporary.replace(folder / REMOVED)
 
 
-@contextlib.contextmanager
-def retention_lock(folder: Path, operation: int) -> Iterator[None]:
+def retention_lock(folder: Path, operation: int) -> contextlib.AbstractContextManager[None]:
     """Inside, nobody else removes or replaces segments. `BlockingIOError` where somebody does and `operation` does not
     wait."""
-    lock = os.open(folder / "retention.lock", os.O_RDWR | os.O_CREAT, 0o640)
+    return _locked(folder / "retention.lock", operation)
+
+
+def erasing_lock(folder: Path, operation: int) -> contextlib.AbstractContextManager[None]:
+    """Inside (`LOCK_SH`), nobody erases from the segments: held by who hands records on, from reading them until they
+    are where one erases next. Apart from retention's, which waits for nobody."""
+    return _locked(folder / "erase.lock", operation)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, operation: int) -> Iterator[None]:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
     try:
         fcntl.flock(lock, operation)
         yield

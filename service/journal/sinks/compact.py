@@ -27,7 +27,7 @@ import msgspec
 from models.journal.frames import Skipped, frames, is_erased
 from models.journal.reading import SEALED, segment_paths
 from service.errors import ConfigError
-from service.journal.segments import adopt, removed_segments, retention_lock
+from service.journal.segments import adopt, erasing_lock, removed_segments, retention_lock
 from service.journal.sinks.parquet import (
     MARK,
     NEW,
@@ -202,6 +202,12 @@ class _Staged:
             write_file(connection, f"SELECT * FROM {lines}", to, days=days)
         self.path.unlink()
 
+    def write_none(self, connection: DuckDBPyConnection, to: Path) -> None:
+        """A file without rows, so that who names the files of every part by a pattern finds one."""
+        to.mkdir(parents=True)
+        columns = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in self._columns.items())
+        write_file(connection, f"SELECT {columns} WHERE false", to / "none.parquet")
+
 
 def _make_part(
     source: str, folder: Path, out: Path, paths: Sequence[Path], lost: Mapping[str, int], done: Compacted
@@ -209,7 +215,7 @@ def _make_part(
     temporary = out / f"{NEW}{os.getpid()}"
     temporary.mkdir(mode=0o750)
     try:
-        with retention_lock(folder, fcntl.LOCK_SH):
+        with erasing_lock(folder, fcntl.LOCK_SH):
             names = _fill_part(source, temporary, paths, lost, done)
             if names:
                 _close_part(temporary, out / f"{PART}{min(names)}")
@@ -254,6 +260,10 @@ def _fill_part(
         connection.execute("SET threads = 1")  # beside workers that score
         for table in DATA:
             staged[table].write(connection, temporary / table, days=True)
+        days = sorted(path.name for path in temporary.glob("*/day=*"))
+        for table in DATA:
+            if days and not staged[table].rows:
+                staged[table].write_none(connection, temporary / table / days[0])
         segments.write(connection, temporary / "segments.parquet", days=False)
     return names
 

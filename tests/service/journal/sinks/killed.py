@@ -1,10 +1,10 @@
-"""Compacts again and again, killed one step later each time, and keeps what was left behind.
+"""Compacts again and again, killed STRIDE steps later each time, and keeps what was left behind.
 
-    python -m tests.service.journal.sinks.killed FOLDER OUT KEPT
+    python -m tests.service.journal.sinks.killed FOLDER OUT KEPT STRIDE
 
 A step is a call of the operating system that changes names or makes bytes durable. Each attempt is a child of this
-process, which has imported everything and started no thread; the last attempt gets through. Prints how many were
-killed.
+process, which has imported everything and started no thread. Prints how many steps there
+are.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from service.journal.sinks.compact import compact
 STEPS = ("mkdir", "fsync", "rename", "replace", "link", "unlink", "rmdir")
 
 
-def die_before(step: int) -> None:
-    """From here on, this process kills itself before its so many-th step."""
-    left = step
+def watch(die_before: int) -> Callable[[], int]:
+    """From here on, this process kills itself before its so many-th step; gives how many there were so far."""
+    steps = 0
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
         def instead(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
+            nonlocal steps
+            steps += 1
+            if steps == die_before:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*arguments, **options)
 
@@ -40,29 +40,37 @@ def die_before(step: int) -> None:
 
     for name in STEPS:
         setattr(os, name, watched(getattr(os, name)))
+    return lambda: steps
 
 
-def main(folder: Path, out: Path, kept: Path) -> None:
+def attempt(folder: Path, out: Path, die_before: int, report: Path) -> bool:
+    """In a child: whether it was killed. One that was not says how many steps there were."""
+    child = os.fork()
+    if child == 0:
+        steps = watch(die_before)
+        compact(folder, out, keep_seconds=1e9, now=1.8e9)
+        report.write_text(str(steps()))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def main(folder: Path, out: Path, kept: Path, stride: int) -> None:
     """Every attempt begins with what was there at first."""
-    before = kept / "before"
+    before, report = kept / "before", kept.parent / "steps"
     shutil.copytree(out, before)
-    step = 0
-    while True:
-        step += 1
+    assert not attempt(folder, out, 0, report)
+    steps = int(report.read_text())
+    for step in range(1, steps + 1):
+        if step % stride and step <= steps - 5:  # the last ones are where the new part is there
+            continue
         shutil.rmtree(out)
         shutil.copytree(before, out)
-        child = os.fork()
-        if child == 0:
-            die_before(step)
-            compact(folder, out, keep_seconds=1e9, now=1.8e9)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            assert os.waitstatus_to_exitcode(status) == 0
-            break
+        assert attempt(folder, out, step, report)
         shutil.copytree(out, kept / f"{step:03d}")
-    print(step - 1)
+    print(steps)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), int(sys.argv[4]))
