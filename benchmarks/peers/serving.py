@@ -388,7 +388,7 @@ def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse
             turns.setdefault(FLOOR, []).append({"cpu": alone().cpu_ms})
     rate = 0.5 * min(min(turn["rate"] for turn in turns[side]) for side in sides)
     for side, ((_, port), requests) in sides.items():
-        load = open_loop(port, requests, 50, rate, max(options.seconds, 200 / rate))
+        load = open_loop(port, requests, 50, rate, max(options.seconds, min(2.0, 200 / rate)))
         p50, p99 = np.percentile(load.latency_ms, [50, 99])
         turns[side][0] |= {"open_rate": rate, "open_p50": p50, "open_p99": p99}
     return {"turns": turns}
