@@ -1,7 +1,8 @@
 """What this worker knows, as plain values for the page: nothing is scored, no log is read, no file is opened.
 
-The plan and the registry are read on the event loop, in one go, so that they agree; adding up the workers' counts takes
-milliseconds and is done in a thread, as for `/metrics`. However many look, it is done once in `AGE_SECONDS`, and counting for `SHARE` of a core at most.
+The plan and the registry are read on the event loop, in one go, so that they agree. Adding up the workers' counts takes
+milliseconds and is done in a thread, as for `/metrics`; however many look, once in `AGE_SECONDS` and for `SHARE` of a
+core at most.
 """
 
 from __future__ import annotations
