@@ -10,6 +10,8 @@ SEEDS ?= 1
 PORT ?= 8000
 WORKERS ?= 1
 REPOSITORY ?= models/repository
+DURATION ?= 120
+RATE ?= 50
 EXPERIMENTS ?= models/experiments.yaml
 # The folder of real click logs, if you have it: its tests run then, and skip with a reason otherwise.
 export RETORT_TRAINING_DATA ?=
@@ -17,7 +19,7 @@ export RETORT_TRAINING_DATA ?=
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run train serve test soak conformance lint format bench clean lock audit
+.PHONY: help run train serve test soak conformance lint format bench clean lock audit demo-live bench-peers
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -36,6 +38,9 @@ train: $(INSTALLED)  ## log -> teachers -> gate -> student -> bundles and a repo
 
 serve: $(INSTALLED)  ## serve what `make train` exported (PORT=8000, WORKERS=1); prints a curl and its answer
 	$(PY) -m service --repository $(REPOSITORY) --experiments $(EXPERIMENTS) --port $(PORT) --workers $(WORKERS) --show-example
+
+demo-live: $(INSTALLED)  ## a service, simulated users and the results, together (DURATION=120, RATE=50, HARM=student)
+	$(PY) -m training demo --repository $(REPOSITORY) --port $(PORT) --workers $(WORKERS) --duration $(DURATION) --rate $(RATE) $(if $(HARM),--harm $(HARM)) $(if $(STAY),--stay)
 
 # Servers are killed, overloaded and hurried in the second part: those tests have the machine to themselves.
 test: $(INSTALLED)  ## the whole suite, under 15 minutes on 2 cores
@@ -73,6 +78,9 @@ format: $(INSTALLED)  ## let ruff put the code in order
 
 bench: $(INSTALLED)  ## requests/s and latency beside session.run alone and the naive service, as ratios
 	$(PY) -m benchmarks.predict
+
+bench-peers: $(INSTALLED)  ## beside LitServe, BentoML, MLServer, KServe, Triton, Ray Serve, each installed from PyPI (4 GB)
+	$(PY) -m benchmarks.peers.serving
 
 clean:  ## forget cached runs (logs and exported bundles stay)
 	rm -rf runs

@@ -25,6 +25,16 @@ BOUNDS = LATENCY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
+class HaltFacts:
+    """What a guard-rail halted an arm for."""
+
+    rail: str
+    bound: float
+    found: float | None
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class ArmFacts:
     """An arm as it runs."""
 
@@ -37,8 +47,13 @@ class ArmFacts:
     stop: int
     """Owned are the buckets start <= b < stop."""
     halted: bool
+    """Whatever by: the experiment file, or a guard-rail."""
     deadline_ms: float | None
     is_ensemble: bool
+    is_off: bool = False
+    """By the experiment file."""
+    halt: HaltFacts | None = None
+    """By a guard-rail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +222,8 @@ def describe(running: RunningExperiment) -> ExperimentFacts:
             arm.halted,
             stated.deadline_ms,
             arm.served.scorer.is_ensemble,
+            stated.name in spec.halted,
+            None if arm.halt is None else HaltFacts(arm.halt.rail, arm.halt.bound, arm.halt.found, arm.halt.time),
         )
         for stated, arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
     )
