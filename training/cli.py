@@ -22,6 +22,7 @@ from training.errors import TrainingError
 from training.from_log import command as from_log_command
 from training.pack import command as pack_command
 from training.simulate import command as simulate_command
+from training.simulate import demo as demo_command
 
 DESCRIPTION = """\
 Retort, offline: from a click log to models that the service can score with.
@@ -287,6 +288,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate_command.add_arguments(simulating)
     simulating.set_defaults(command=simulate_command.command)
+
+    demonstrating = commands.add_parser(
+        "demo", help="a service, its traffic and the results, together", description=demo_command.DESCRIPTION
+    )
+    demo_command.add_arguments(demonstrating)
+    demonstrating.set_defaults(command=demo_command.command)
 
     return parser
 

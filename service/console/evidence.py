@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from service.console import charts, figures
 from service.console.html import Child, Markup, table, tag
@@ -51,7 +53,10 @@ def answer(evidence: Evidence) -> Markup:
     ]
     until = datetime.fromtimestamp(tree["as_of"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     said = tag(
-        "p", f"From the log up to {until}. Look as often as you like: the intervals hold at every look.", class_="note"
+        "p",
+        f"From the log up to {until}. Look as often as you like: the intervals hold at every look. ",
+        tag("a", "The whole report", href=f"experiments/{quote(tree['experiment'])}/results.html"),
+        class_="note",
     )
     return tag("div", boxes or tag("p", "One arm: there is nothing to compare."), said, id="answer", data_live=True)
 
@@ -239,10 +244,10 @@ def _rail_state(rail: Mapping[str, Any]) -> Markup:
     return state("clean", "yes") if rail["evidence"] is not None else state("not judged yet", "soft")
 
 
-def panels(evidence: Evidence) -> Sequence[Markup]:
-    """All but the answer, in the order asked."""
+def panels(evidence: Evidence) -> Sequence[Callable[[], Markup]]:
+    """All but the answer, in the order asked, each made when it is called for."""
     tree = evidence.tree
     if tree is None:
         told = "Lift, split, guard-rails, paired shadow and reliability come with the results."
-        return [panel("lift", "Lift over time", missing(told), size="wide")]
-    return [lift(tree), split(tree), rails(tree), paired(tree), reliability(tree)]
+        return [lambda: panel("lift", "Lift over time", missing(told), size="wide")]
+    return [functools.partial(part, tree) for part in (lift, split, rails, paired, reliability)]

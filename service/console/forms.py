@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from service.console import charts, figures
-from service.console.gather import ExperimentFacts, Facts
+from service.console.evidence import Evidence
+from service.console.gather import ExperimentFacts, Facts, HaltFacts
 from service.console.html import Child, Markup, tag
-from service.console.panels import key, missing, panel
+from service.console.panels import key, missing, panel, state
 
 
 def token(facts: Facts) -> Markup:
@@ -54,7 +56,7 @@ def token(facts: Facts) -> Markup:
     return panel("administration", "Administration", body, live=False, size="small")
 
 
-def ramp(one: ExperimentFacts, facts: Facts) -> Markup:
+def ramp(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Markup:
     """Who is enrolled, and a form to enrol more or to switch arms off."""
     where = "" if one.layer is None else f" of layer {one.layer[0]}'s buckets {one.layer[1]} to {one.layer[2] - 1}"
     owned = [(arm.name, arm.start, arm.stop, arm.halted) for arm in one.arms]
@@ -75,6 +77,7 @@ def ramp(one: ExperimentFacts, facts: Facts) -> Markup:
             f" of units are enrolled{where}, phase {one.phase}.",
         ),
         charts.buckets(owned, label=f"The 10,000 buckets of units and the arms that own them: {_spoken(one)}"),
+        [_halt(arm.name, arm.halt) for arm in one.arms if arm.halt is not None],
         tag(
             "ul",
             legend,
@@ -84,14 +87,23 @@ def ramp(one: ExperimentFacts, facts: Facts) -> Markup:
         id="ramp-now",
         data_live=True,
     )
-    return panel("ramp", "Ramp", now, _ramp_form(one, facts), live=False, size="large")
+    return panel("ramp", "Ramp", now, _ramp_form(one, facts, evidence), live=False, size="large")
+
+
+def _halt(arm: str, halt: HaltFacts) -> Markup:
+    """What a guard-rail did, and a way to undo it."""
+    moment = datetime.fromtimestamp(halt.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    crossed = f"{halt.rail.replace('_', ' ')} of {figures.figure(halt.found)}, allowed {figures.figure(halt.bound)}"
+    told = f"A guard-rail halted {arm} at {moment}: {crossed}. Its units get control until somebody lifts this."
+    button = tag("button", "Lift it", type="button", disabled=True, data_lift=arm, aria_label=f"Lift the halt of {arm}")
+    return tag("p", state(told, "no"), " ", button, class_="halt")
 
 
 def _spoken(one: ExperimentFacts) -> str:
     return ", ".join(f"{arm.name} {figures.count(arm.stop - arm.start)}" for arm in one.arms)
 
 
-def _ramp_form(one: ExperimentFacts, facts: Facts) -> Child:
+def _ramp_form(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Child:
     if not facts.has_experiment_file:
         return missing(
             "The shipped experiment runs because no file was named: start with `--experiments FILE` to change it."
@@ -111,7 +123,7 @@ def _ramp_form(one: ExperimentFacts, facts: Facts) -> Child:
     switches = [
         tag(
             "label",
-            tag("input", type="checkbox", name="off", value=arm.name, checked=arm.halted),
+            tag("input", type="checkbox", name="off", value=arm.name, checked=arm.is_off),
             f" {arm.name} off: its units get control",
         )
         for arm in one.arms[1:]
@@ -135,8 +147,18 @@ def _ramp_form(one: ExperimentFacts, facts: Facts) -> Child:
         ),
         id="ramp-form",
         data_experiment=one.name,
+        data_units=_units_a_bucket(one, evidence),
         autocomplete="off",
     )
+
+
+def _units_a_bucket(one: ExperimentFacts, evidence: Evidence) -> str | None:
+    """How many units of this phase were seen for each bucket that is enrolled; None where that is not known."""
+    owned = sum(arm.stop - arm.start for arm in one.arms)
+    if evidence.tree is None or not owned or evidence.tree["phase"] != one.phase:
+        return None
+    units = sum(evidence.tree["split"]["units"].values())
+    return f"{units / owned:.6g}" if units else None
 
 
 def attempt(one: ExperimentFacts, body: str) -> Markup:

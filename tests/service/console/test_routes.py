@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.console import routes as console
-from service.console.gather import Gatherer
+from service.console.gather import SHARE, Counted, Facts, Gatherer
 from service.console.routes import MOST_PAGES, Console, load_assets
 from service.errors import Code, Refusal
 from service.settings import Settings
@@ -246,3 +247,60 @@ def test_who_changes_something_sees_it_changed(own_repository: Path, tmp_path: P
         assert client.put("/experiments/one", json=changed, headers=BEARER).status_code == 200
 
         assert "phase 2." in client.get("/console").text
+
+
+def test_making_pages_takes_a_share_of_the_time_and_no_more(guarded: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """What took long is not done again soon; whoever comes meanwhile waits, and beyond those who may wait gets the page
+    as it was, or 429."""
+
+    async def no_results(_: str) -> dict[str, Any]:
+        raise Refusal(Code.NO_LOG, "no log")
+
+    async def look() -> tuple[float, str, Code, int]:
+        made = make_console(guarded.app, no_results)
+        monkeypatch.setattr(made, "_render", lambda *_: ("the page", 50.0))
+        assert await made.page(None) == "the page"
+        wait = made._next - time.monotonic()
+        monkeypatch.setattr(console, "MOST_WAITING", 1)
+        made._gatherer._until = 0.0
+        waiting = asyncio.create_task(made.page("none"))
+        while not made._turn.locked():
+            await asyncio.sleep(0)
+        as_it_was = await made.page(None)
+        try:
+            await made.page("another")
+        except Refusal as refusal:
+            return wait, as_it_was, refusal.code, refusal.status
+        finally:
+            waiting.cancel()
+        raise AssertionError("made at once")
+
+    wait, as_it_was, code, status = asyncio.run(look())
+
+    assert wait > 50.0 / SHARE - 60.0
+    assert as_it_was == "the page"
+    assert (code, status) == (Code.OVERLOADED, 429)
+
+
+def test_counting_takes_a_share_of_the_time_and_no_more(guarded: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """Hundreds of experiments have hundreds of thousands of counts: they are added up the more seldom, the longer it
+    takes, and what else is so is told meanwhile."""
+    made = Gatherer(guarded.app)  # type: ignore[arg-type]
+    counted: list[int] = []
+
+    def count() -> tuple[Counted, float]:
+        counted.append(1)
+        return Counted(), 50.0
+
+    async def look() -> tuple[Facts, Facts]:
+        before = await made.facts()
+        made._until = 0.0
+        return before, await made.facts()
+
+    monkeypatch.setattr(made, "_count", count)
+    before, after = asyncio.run(look())
+
+    assert counted == [1]
+    assert made._next_count - time.monotonic() > 50.0 / SHARE - 60.0
+    assert after is not before
+    assert after.counted is before.counted
