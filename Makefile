@@ -19,7 +19,7 @@ export RETORT_TRAINING_DATA ?=
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run train serve demo-live test soak conformance lint format bench bench-peers clean
+.PHONY: help run train serve test soak conformance lint format bench clean lock audit demo-live bench-peers
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -53,6 +53,19 @@ soak: $(INSTALLED)  ## the long forms: full recipes, hundreds of kills, soaks
 conformance: $(INSTALLED)  ## clients of Triton, KServe and MLServer, and a model of FuxiCTR, from PyPI (needs a package index)
 	$(PY) -m tests.conformance
 	$(PY) -m tests.conformance.packing
+
+AUDITED := $(VENV)-audit
+
+$(AUDITED): # pip-tools and pip-audit, apart from everything
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check 'pip-tools==7.6.2' 'pip-audit>=2.9'
+
+lock: | $(AUDITED)  ## docker/service.lock anew: what the image installs, with hashes (with the image's Python, 3.11)
+	CUSTOM_COMPILE_COMMAND='make lock' $(AUDITED)/bin/pip-compile --quiet --extra service --generate-hashes --strip-extras \
+	  --no-emit-index-url --no-emit-find-links --constraint constraints.txt --output-file docker/service.lock pyproject.toml
+
+audit: | $(AUDITED)  ## is anything that the image installs known to be vulnerable? (asks pypi.org)
+	$(AUDITED)/bin/pip-audit --strict --require-hashes --disable-pip --requirement docker/service.lock
 
 lint: $(INSTALLED)  ## ruff and mypy (strict on models/ and service/)
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ def reliability(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, 
     """Clicked over predicted by bin: (name, points) of each arm, and the diagonal of a perfect model."""
     width, height, left, bottom = 420.0, 340.0, 56.0, 44.0
     most = max(max(point) for _, points in curves for point in points) * 1.05 or 1.0
-    x, y = Axis(0.0, most, left, width - 10), Axis(0.0, most, height - bottom, 14.0)
+    x, y = Axis(0.0, most, left, width - 10), Axis(0.0, most, height - bottom, 26.0)
     parts: list[Child] = [_rows(y, left, width - 10, percent)]
     for value in x.ticks(5):
         parts.append(
