@@ -50,6 +50,7 @@ NAIVE = "naive FastAPI"
 IDS, RAW = "ids", "raw"
 START_SECONDS = 60.0
 GRAPHS = {"float32": "wide", "int8": "wide-int8"}
+ROWS = [f"{graph}:{takes}" for graph in GRAPHS for takes in (IDS, RAW)]
 SHRINK = 10
 REQUESTS = 100
 
@@ -354,6 +355,8 @@ def measure(
         pin(own)
         for graph, bundle in bundles.items():
             for takes in (RAW,) if name == NAIVE else (IDS, RAW):
+                if f"{graph}:{takes}" not in options.rows:
+                    continue
                 place = folder / f"{graph}-{takes}"
                 place.mkdir()
                 with running(name, python, bundle, takes, core, place) as theirs:
@@ -440,6 +443,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="NAME", help="[all]")
     parser.add_argument("--candidates", nargs="+", type=int, default=[1, 50, 200], metavar="N", help="[1 50 200]")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=f"{' '.join(ROWS)} [all]")
     parser.add_argument("--callers", type=int, default=8, metavar="N", help="of the closed loop [8]")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side [5]")
     parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of one turn [0.8]")
