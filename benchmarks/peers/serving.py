@@ -48,7 +48,7 @@ from training.quantize import Quantize, quantize_graph
 SERVERS = Path(__file__).parent / "servers"
 NAIVE = "naive FastAPI"
 IDS, RAW = "ids", "raw"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 GRAPHS = {"float32": "wide", "int8": "wide-int8"}
 ROWS = [f"{graph}:{takes}" for graph in GRAPHS for takes in (IDS, RAW)]
 SHRINK = 10
@@ -275,6 +275,7 @@ def running(
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "100",
         "PATH": f"{python.parent}:/usr/bin:/bin",
     }
     libraries = [*python.parents[1].glob("lib/python3.*/site-packages/nvidia_pytriton.libs"), *_libpython(python)]
@@ -287,13 +288,12 @@ def running(
     log = folder / "log"
     with (
         log.open("wb") as output,
-        subprocess.Popen(
+        subprocess.Popen(  # in our own session as our service is: Linux shares a core out by session
             command,
             cwd=place,
             env=variables,
             stdout=output,
             stderr=output,
-            start_new_session=True,
             preexec_fn=lambda: pin(core),
         ) as process,
     ):
@@ -341,11 +341,14 @@ def _free_port() -> int:
 
 
 def measure(
-    name: str, python: Path, bundles: Mapping[str, Bundle], options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """One entry a graph, form of request and number of candidates."""
+    name: str,
+    python: Path,
+    bundles: Mapping[str, Bundle],
+    options: argparse.Namespace,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """`keep` is handed one entry a graph, form of request and number of candidates, as they are found."""
     core, own = two_cores()
-    found = []
     workload = {count: make_requests(bundles["float32"], count, REQUESTS) for count in options.candidates}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-peers-")))
@@ -371,9 +374,7 @@ def measure(
                         entry = {"peer": name, "graph": graph, "takes": takes, "candidates": count}
                         sides = {"ours": (ours, raw), "theirs": (theirs, asked)}
                         cell = Cell(bundle.name, count, options.callers)
-                        found.append(entry | _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options))
-                        print(json.dumps(found[-1]), file=sys.stderr)
-    return found
+                        keep(entry | _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options))
 
 
 def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -466,12 +467,16 @@ def main(arguments: Sequence[str]) -> int:
     machine, bundles = facts(), bundles_in(options.work)
     kept = options.work / "turns.json"
     entries = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-    for name in options.peers:
-        new = measure(name, pythons[name], bundles, options)
-        entries = [entry for entry in entries if entry["peer"] != name] + new
+
+    def keep(new: dict[str, Any]) -> None:
+        what = ("peer", "graph", "takes", "candidates")
+        entries[:] = [entry for entry in entries if any(entry[key] != new[key] for key in what)] + [new]
         kept.write_text(json.dumps(entries), encoding="utf-8")
+
+    for name in options.peers:
+        measure(name, pythons[name], bundles, options, keep)
     order = list(PEERS)
-    entries.sort(key=lambda entry: order.index(entry["peer"]))
+    entries.sort(key=lambda entry: order.index(entry["peer"]))  # a stable sort: the rest stays as measured
     more = f"callers: {options.callers}, rounds: {options.rounds} of {options.seconds:g} s, median (least-greatest)"
     publish([conditions("peers.serving", arguments, machine, more), "", *table(entries)], options.write, "peers")
     return 0
