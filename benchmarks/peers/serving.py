@@ -14,6 +14,7 @@ what the slower of them can do. CPU is that of all of a server's processes. Answ
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -341,13 +342,13 @@ def _free_port() -> int:
 
 
 def measure(
-    name: str,
-    python: Path,
+    pythons: Mapping[str, Path],
     bundles: Mapping[str, Bundle],
     options: argparse.Namespace,
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """`keep` is handed one entry a graph, form of request and number of candidates, as they are found."""
+    """Each peer by its interpreter; `keep` is handed one entry a graph, form of request and number of candidates, as
+    they are found."""
     core, own = two_cores()
     workload = {count: make_requests(bundles["float32"], count, REQUESTS) for count in options.candidates}
     with ExitStack() as stack:
@@ -356,25 +357,26 @@ def measure(
         ours = stack.enter_context(serve(repository, list(bundles.values()), core, folder))
         alone = stack.enter_context(floor({one.name: one for one in bundles.values()}, workload, core))
         pin(own)
-        for graph, bundle in bundles.items():
-            for takes in (RAW,) if name == NAIVE else (IDS, RAW):
-                if f"{graph}:{takes}" not in options.rows:
-                    continue
-                place = folder / f"{graph}-{takes}"
-                place.mkdir()
-                with running(name, python, bundle, takes, core, place) as theirs:
-                    for count, requests in workload.items():
-                        raw = [http_request("/predict", request.body(bundle.name)) for request in requests]
-                        asked = [PEERS[name].ask(request, bundle, takes) for request in requests]
-                        for mine, other in list(zip(raw, asked, strict=True))[:3]:
-                            expected = json.loads(ask_once(ours[1], mine))["pctr"]
-                            got = PEERS[name].scores(ask_once(theirs[1], other))
-                            if not np.allclose(got, expected, rtol=0, atol=1e-5):
-                                raise BenchmarkError(f"{name}: expected {expected[:3]}..., got {got[:3]}...")
-                        entry = {"peer": name, "graph": graph, "takes": takes, "candidates": count}
-                        sides = {"ours": (ours, raw), "theirs": (theirs, asked)}
-                        cell = Cell(bundle.name, count, options.callers)
-                        keep(entry | _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options))
+        for name, row in itertools.product(pythons, ROWS):
+            graph, _, takes = row.partition(":")
+            if row not in options.rows or (name == NAIVE and takes == IDS):
+                continue
+            bundle = bundles[graph]
+            place = Path(tempfile.mkdtemp(dir=folder))
+            with running(name, pythons[name], bundle, takes, core, place) as theirs:
+                for count, requests in workload.items():
+                    raw = [http_request("/predict", request.body(bundle.name)) for request in requests]
+                    asked = [PEERS[name].ask(request, bundle, takes) for request in requests]
+                    for mine, other in list(zip(raw, asked, strict=True))[:3]:
+                        expected = json.loads(ask_once(ours[1], mine))["pctr"]
+                        got = PEERS[name].scores(ask_once(theirs[1], other))
+                        if not np.allclose(got, expected, rtol=0, atol=1e-5):
+                            raise BenchmarkError(f"{name}: expected {expected[:3]}..., got {got[:3]}...")
+                    entry = {"peer": name, "graph": graph, "takes": takes, "candidates": count}
+                    sides = {"ours": (ours, raw), "theirs": (theirs, asked)}
+                    cell = Cell(bundle.name, count, options.callers)
+                    found = _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options)
+                    keep(entry | found | {"load": os.getloadavg()[0]})
 
 
 def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -473,8 +475,7 @@ def main(arguments: Sequence[str]) -> int:
         entries[:] = [entry for entry in entries if any(entry[key] != new[key] for key in what)] + [new]
         kept.write_text(json.dumps(entries), encoding="utf-8")
 
-    for name in options.peers:
-        measure(name, pythons[name], bundles, options, keep)
+    measure(pythons, bundles, options, keep)
     order = list(PEERS)
     entries.sort(key=lambda entry: order.index(entry["peer"]))  # a stable sort: the rest stays as measured
     more = f"callers: {options.callers}, rounds: {options.rounds} of {options.seconds:g} s, median (least-greatest)"
