@@ -403,9 +403,9 @@ def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse
 def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: a row a peer, graph, form and number of candidates."""
     lines = [
-        "| peer | graph | it is sent | N | its req/s | ours | ours / its | its CPU / ours | its p50, p99 ms | ours "
+        "| peer | graph | it is sent | N | its req/s | ours | ours / its | CPU ms: its, ours | its CPU / ours | its p50, p99 ms | ours "
         "| open loop, /s | its p99 / ours | our CPU / session.run |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for entry in entries:
         ours, theirs, alone = (entry["turns"][side] for side in ("ours", "theirs", FLOOR))
@@ -424,8 +424,9 @@ def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             str(entry["candidates"]),
             f"{median('rate', theirs):,.0f}",
             f"{median('rate', ours):,.0f}",
-            f"**{of('rate', ours, theirs)}**",
-            of("cpu", theirs, ours),
+            of("rate", ours, theirs),
+            f"{median('cpu', theirs):.2f}, {median('cpu', ours):.2f}",
+            f"**{of('cpu', theirs, ours)}**",
             f"{median('p50', theirs):.1f}, {median('p99', theirs):.1f}",
             f"{median('p50', ours):.1f}, {median('p99', ours):.1f}",
             f"{theirs[0]['open_rate']:,.0f}",
