@@ -403,8 +403,8 @@ def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse
 def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: a row a peer, graph, form and number of candidates."""
     lines = [
-        "| peer | graph | it is sent | N | its req/s | ours | ours / its | CPU ms: its, ours | its CPU / ours | its p50, p99 ms | ours "
-        "| open loop, /s | its p99 / ours | our CPU / session.run |",
+        "| peer | graph | it is sent | N | its req/s | ours | ours / its | CPU ms: its, ours | its CPU / ours "
+        "| its p50, p99 ms | ours | open loop, /s | its p99 / ours | our CPU / session.run |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for entry in entries:
