@@ -34,7 +34,7 @@ from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
 from service.asgi import FIRST_BYTE, Answer, ClientGoneError, parent_of, read_body, refuse
 from service.candidates import Envelope, has_wide_integer, holds_wide_integer, take_apart
 from service.compression import expand
-from service.errors import Code, Refusal
+from service.errors import PROBLEMS, Code, Refusal
 from service.metrics import Metrics, adder
 from service.plan import Chosen, Plan, Served, ShadowRoute, find_version
 from service.registry import Version
@@ -439,7 +439,7 @@ class Predictor:
         self._observe_reply = stages["reply"].observe
         prefix = secrets.token_hex(8)
         numbers = itertools.count()
-        self.new_id = lambda: f"{prefix}-{next(numbers):x}"
+        self.new_id: Callable[[], str] = lambda: f"{prefix}-{next(numbers):x}"
         self._overloaded = refuse(
             Refusal(Code.OVERLOADED, f"{max_in_flight} requests are in flight: try again", headers=(RETRY_AFTER,))
         )
@@ -780,9 +780,22 @@ class Predictor:
             error = Refusal(Code.INTERNAL, "the service failed; the failure is logged")
         elif call.chosen is not None:
             call.chosen.served.refused.observe(perf_counter() - call.started)
-        if call.chosen is not None and self._record_failure is not None and error.status >= 500:
-            self._record_failure(call, error.code)
+        self.record_refusal(call, error)
         return self._refused(call.target, error)
+
+    def record_refusal(self, call: Call, error: Exception) -> None:
+        """Records, where a log is kept, a request that is not answered though its arm was known, and through no fault
+        of its own."""
+        code = error.code if isinstance(error, Refusal) else Code.INTERNAL
+        if call.chosen is not None and self._record_failure is not None and PROBLEMS[code].status >= 500:
+            self._record_failure(call, code)
+
+    def record_answer(self, call: Call, scores: bytes) -> None:
+        """Records, where a log is kept, what was answered elsewhere than here. May raise `Refusal`."""
+        if self._record is not None:
+            self._record(call, scores)
+        if call.served.expose is not None:
+            call.served.expose(1)
 
     def _refused(self, target: Target, refusal: Refusal) -> Answer:
         self._metrics.count_refusal(refusal.code)

@@ -12,7 +12,7 @@ from training.export import publish
 from training.pipeline import plan, version_of
 from training.progress import Display
 from training.recipe import Recipe, load_recipe
-from training.report import build_report, found_before, write_report
+from training.report import build_report, found_before, tables_before, write_report
 from training.stages import run_steps
 from training.steps import read_json
 
@@ -52,6 +52,9 @@ def run(
             world=read_json(steps.log.folder(out) / "world.json") if steps.log else None,
             sweep=found_before(out / "sweep.json", loaded.recipe.model_dump(mode="json")),
             search=found_before(out / "search.json", loaded.recipe.model_dump(mode="json")),
+            tables=tables_before(
+                out, loaded.recipe.model_dump(mode="json"), read_json(prepared / "report.json")["fingerprint"]
+            ),
             seconds=time.monotonic() - started,
             overrides=overrides,
         )

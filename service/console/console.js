@@ -131,21 +131,26 @@
   const off = () => [...ramp.querySelectorAll("[name=off]")].filter((each) => each.checked).map((each) => each.value);
   const decimal = (value) => String(Number(value.toFixed(6)));
   const path = () => `experiments/${encodeURIComponent(ramp.dataset.experiment)}`;
-  const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+
+  /* Buckets as a share of units, and how many that is of the units that were seen. */
+  const many = (buckets, found) => {
+    const part = `${Number(((buckets / found.buckets) * 100 * found.share_of_units).toFixed(4))}% of units`;
+    const seen = Math.round(buckets * Number(ramp.dataset.units || 0));
+    return seen ? `${part} (about ${seen.toLocaleString("en")}, as seen so far)` : part;
+  };
 
   const describe = (found) => {
     if (!found.changes.length) return "Nothing would change.";
     const told = found.moves.map((move) => {
-      const many = count(move.buckets, "bucket");
-      if (move.from === null) return `${many} of units would join ${move.to}`;
-      if (move.to === null) return `${many} of units would leave ${move.from}`;
-      return `${many} of units would move from ${move.from} to ${move.to}`;
+      const units = many(move.buckets, found);
+      if (move.from === null) return `${units} would join ${move.to}`;
+      if (move.to === null) return `${units} would leave ${move.from}`;
+      return `${units} would move from ${move.from} to ${move.to}`;
     });
     if (!found.switching && !found.leaving) told.push("nobody who is in an arm moves to another");
-    if (found.answered_otherwise) told.push(`${count(found.answered_otherwise, "bucket")} would be answered by another arm`);
-    const enrolled = `Enrolled: ${(found.enrolled.before / 100).toFixed(2)}% to ${(found.enrolled.after / 100).toFixed(2)}% of units.`;
-    const first = told.join("; ");
-    return `${first[0].toUpperCase()}${first.slice(1)}. ${enrolled}`;
+    if (found.answered_otherwise) told.push(`${many(found.answered_otherwise, found)} would be answered by another arm than now`);
+    const enrolled = [found.enrolled.before, found.enrolled.after].map((each) => `${Number((each / found.buckets * 100).toFixed(2))}%`);
+    return told.concat(`enrolled: ${enrolled.join(" → ")}`).map((each) => `${each[0].toUpperCase()}${each.slice(1)}.`).join(" ");
   };
 
   const preview = async () => {
@@ -244,7 +249,8 @@
   const chance = (logit) => (logit === null ? null : 1 / (1 + Math.exp(-logit)));
 
   const tableOf = (caption, heads, rows) => {
-    const head = make("tr", {}, ...heads.map((each, place) => make("th", { scope: "col", class: place ? "num" : "" }, each)));
+    const head = make("tr", {}, ...heads.map((each, place) => (
+      each ? make("th", { scope: "col", class: place ? "num" : "" }, each) : make("td"))));
     const body = rows.map((row) => make("tr", {}, ...row.map((cell, place) => (
       place ? make("td", { class: "num" }, ...[cell].flat()) : make("th", { scope: "row" }, cell)))));
     const shown = make("table", {}, make("caption", { class: "unseen" }, caption), make("thead", {}, head), make("tbody", {}, ...body));

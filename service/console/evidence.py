@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -239,10 +240,10 @@ def _rail_state(rail: Mapping[str, Any]) -> Markup:
     return state("clean", "yes") if rail["evidence"] is not None else state("not judged yet", "soft")
 
 
-def panels(evidence: Evidence) -> Sequence[Markup]:
-    """All but the answer, in the order asked."""
+def panels(evidence: Evidence) -> Sequence[Callable[[], Markup]]:
+    """All but the answer, in the order asked, each made when it is called for."""
     tree = evidence.tree
     if tree is None:
         told = "Lift, split, guard-rails, paired shadow and reliability come with the results."
-        return [panel("lift", "Lift over time", missing(told), size="wide")]
-    return [lift(tree), split(tree), rails(tree), paired(tree), reliability(tree)]
+        return [lambda: panel("lift", "Lift over time", missing(told), size="wide")]
+    return [functools.partial(part, tree) for part in (lift, split, rails, paired, reliability)]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.console import charts, figures
+from service.console.evidence import Evidence
 from service.console.gather import ExperimentFacts, Facts
 from service.console.html import Child, Markup, tag
 from service.console.panels import key, missing, panel
@@ -54,7 +55,7 @@ def token(facts: Facts) -> Markup:
     return panel("administration", "Administration", body, live=False, size="small")
 
 
-def ramp(one: ExperimentFacts, facts: Facts) -> Markup:
+def ramp(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Markup:
     """Who is enrolled, and a form to enrol more or to switch arms off."""
     where = "" if one.layer is None else f" of layer {one.layer[0]}'s buckets {one.layer[1]} to {one.layer[2] - 1}"
     owned = [(arm.name, arm.start, arm.stop, arm.halted) for arm in one.arms]
@@ -84,14 +85,14 @@ def ramp(one: ExperimentFacts, facts: Facts) -> Markup:
         id="ramp-now",
         data_live=True,
     )
-    return panel("ramp", "Ramp", now, _ramp_form(one, facts), live=False, size="large")
+    return panel("ramp", "Ramp", now, _ramp_form(one, facts, evidence), live=False, size="large")
 
 
 def _spoken(one: ExperimentFacts) -> str:
     return ", ".join(f"{arm.name} {figures.count(arm.stop - arm.start)}" for arm in one.arms)
 
 
-def _ramp_form(one: ExperimentFacts, facts: Facts) -> Child:
+def _ramp_form(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Child:
     if not facts.has_experiment_file:
         return missing(
             "The shipped experiment runs because no file was named: start with `--experiments FILE` to change it."
@@ -135,8 +136,18 @@ def _ramp_form(one: ExperimentFacts, facts: Facts) -> Child:
         ),
         id="ramp-form",
         data_experiment=one.name,
+        data_units=_units_a_bucket(one, evidence),
         autocomplete="off",
     )
+
+
+def _units_a_bucket(one: ExperimentFacts, evidence: Evidence) -> str | None:
+    """How many units of this phase were seen for each bucket that is enrolled; None where that is not known."""
+    owned = sum(arm.stop - arm.start for arm in one.arms)
+    if evidence.tree is None or not owned or evidence.tree["phase"] != one.phase:
+        return None
+    units = sum(evidence.tree["split"]["units"].values())
+    return f"{units / owned:.6g}" if units else None
 
 
 def attempt(one: ExperimentFacts, body: str) -> Markup:

@@ -150,12 +150,23 @@ class Gatherer:
         self._plan: Plan | None = None
         self._until = 0.0  # `monotonic`
 
+    def find(self, wanted: str | None) -> str | None:
+        """The experiment of this name, or the default one where none is asked for; None where there is none."""
+        plan = self._app.plan
+        if plan is None or (wanted is not None and wanted not in plan.experiments):
+            return None
+        return plan.default.spec.name if wanted is None else wanted
+
+    def is_young(self, facts: Facts) -> bool:
+        """Whether these are what `facts` would give: they are a second old at most, and under the plan of now, so that
+        who changed something sees it changed."""
+        return facts is self._facts and self._app.plan is self._plan and time.monotonic() < self._until
+
     async def facts(self) -> Facts:
-        """What is so now, or was a second ago under the same plan: who changed something sees it changed."""
+        """What is so now, or was a moment ago."""
         async with self._turn:
-            plan = self._app.plan
-            if self._facts is None or time.monotonic() >= self._until or plan is not self._plan:
-                self._plan = plan
+            if self._facts is None or not self.is_young(self._facts):
+                self._plan = self._app.plan
                 self._facts = await self._gather()
                 self._until = time.monotonic() + AGE_SECONDS
             return self._facts

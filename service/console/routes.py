@@ -56,6 +56,10 @@ PATIENCE_SECONDS = 2.0
 """How long the page waits for results before it is sent without them."""
 RESULTS_AGE_SECONDS = 10.0
 """How long results are shown before they are asked for anew; whoever works them out keeps them for a minute."""
+SHARE = 0.05
+"""Of a core, that making pages may take."""
+PAUSE_SECONDS = 0.0005
+MOST_WAITING = 16
 MOST_PAGES = 8
 """Pages and results that are remembered, one an experiment."""
 
@@ -147,8 +151,18 @@ class _Results:
     reading: asyncio.Task[None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page as it was made."""
+
+    facts: Facts
+    evidence: Evidence
+    text: str
+
+
 class Console:
-    """The page of one worker: made at most once a second an experiment, however many look."""
+    """The pages of one worker: at most one a second of an experiment, however many look, and whatever is looked at, at
+    most `SHARE` of a core."""
 
     def __init__(
         self,
@@ -161,23 +175,49 @@ class Console:
         self._example = example
         self._assets = assets
         self._read_results = read_results
-        self._pages: dict[str | None, tuple[Facts, Evidence, str]] = {}
+        self._pages: dict[str | None, _Page] = {}
         self._results: dict[str, _Results] = {}
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._next = 0.0  # `monotonic` time from which on another page may be made
 
     async def page(self, wanted: str | None) -> str:
-        """The page of an experiment, of the default one where none is named."""
-        facts = await self._gatherer.facts()
-        name = facts.default if wanted is None else wanted if wanted in facts.experiments else None
+        """The page of an experiment, of the default one where none is named. Raises `Refusal` where too many wait."""
+        name = self._gatherer.find(wanted)
         evidence = Evidence() if name is None else await self._evidence(name)
-        before = self._pages.get(name)
-        if before is not None and before[0] is facts and before[1] is evidence:
-            return before[2]
+        known = self._pages.get(name)
+        if self._waiting >= MOST_WAITING:
+            if known is None:
+                raise _TOO_MANY.with_traceback(None)
+            return known.text
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await self._make(name, evidence)
+        finally:
+            self._waiting -= 1
+
+    async def _make(self, name: str | None, evidence: Evidence) -> str:
+        known = self._pages.get(name)
+        if known is not None and self._gatherer.is_young(known.facts) and known.evidence is evidence:
+            return known.text
+        await asyncio.sleep(self._next - time.monotonic())
+        facts = await self._gatherer.facts()
         example = "" if name is None else self._example(name)
-        text = await asyncio.to_thread(render, facts, name, evidence, example, self._assets)
+        text, seconds = await asyncio.to_thread(self._render, facts, name, evidence, example)
+        self._next = time.monotonic() + seconds / SHARE
+        self._pages.pop(name, None)
         while len(self._pages) >= MOST_PAGES:
             self._pages.pop(next(iter(self._pages)))
-        self._pages[name] = (facts, evidence, text)
+        self._pages[name] = _Page(facts, evidence, text)
         return text
+
+    def _render(self, facts: Facts, name: str | None, evidence: Evidence, example: str) -> tuple[str, float]:
+        """The page, and the seconds of a core that it took."""
+        began = time.thread_time()
+        # Between two parts the interpreter is let go of: a thread that computes would keep scoring waiting for 5 ms.
+        text = render(facts, name, evidence, example, self._assets, pause=functools.partial(time.sleep, PAUSE_SECONDS))
+        return text, time.thread_time() - began
 
     async def _evidence(self, name: str) -> Evidence:
         """What an experiment has shown; what is old is shown until there is better."""
@@ -209,6 +249,7 @@ async def _read(read: ReadResults, name: str, found: _Results) -> None:
         found.reading = None
 
 
+_TOO_MANY = Refusal(Code.OVERLOADED, "too many want to see the console: try again", headers=((b"retry-after", b"5"),))
 _BUSY = Evidence(
     missing="The results are being worked out from the log; they appear here by themselves, or look again."
 )

@@ -6,6 +6,7 @@ there. Readable as headings and tables without style and without script.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,7 +14,7 @@ from service.console import evidence as shown
 from service.console import figures, forms, panels
 from service.console.evidence import Evidence
 from service.console.gather import ExperimentFacts, Facts
-from service.console.html import Child, Markup, tag
+from service.console.html import Child, Markup, tag, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,21 @@ class Assets:
     icon: str
 
 
-def render(facts: Facts, chosen: str | None, evidence: Evidence, example: str, assets: Assets) -> str:
-    """The whole page. `chosen`: the experiment looked at; `example`: what the form to try a request begins with."""
+def render(
+    facts: Facts,
+    chosen: str | None,
+    evidence: Evidence,
+    example: str,
+    assets: Assets,
+    pause: Callable[[], object] = lambda: None,
+) -> str:
+    """The whole page. `chosen`: the experiment looked at; `example`: what the form to try a request begins with.
+    `pause` is called between two parts of it, for others who have something to do."""
     one = None if chosen is None else facts.experiments.get(chosen)
     body = [
         tag("a", "Skip to the answer", href="#answer", class_="skip"),
         _header(facts, one),
-        tag("main", _main(facts, one, evidence, example), id="main"),
+        tag("main", _main(facts, one, evidence, example, pause), id="main"),
         _footer(facts),
         _dialog(),
     ]
@@ -98,7 +107,9 @@ def _contents(facts: Facts, one: ExperimentFacts | None) -> Markup | None:
     return tag("nav", tag("ul", items), aria_label="On this page")
 
 
-def _main(facts: Facts, one: ExperimentFacts | None, evidence: Evidence, example: str) -> Child:
+def _main(
+    facts: Facts, one: ExperimentFacts | None, evidence: Evidence, example: str, pause: Callable[[], object]
+) -> Child:
     listed = panels.experiments(facts, None if one is None else one.name)
     if one is None:
         told = "Nothing is served yet." if not facts.experiments else "There is no experiment of this name."
@@ -106,23 +117,22 @@ def _main(facts: Facts, one: ExperimentFacts | None, evidence: Evidence, example
             tag("div", tag("h2", told), id="answer", class_="answer"),
             tag("div", listed, panels.models(facts), panels.log_health(facts), class_="grid"),
         ]
-    return [
-        shown.answer(evidence),
-        tag(
-            "div",
-            listed,
-            forms.ramp(one, facts),
-            forms.token(facts),
-            panels.arms(one, facts),
-            shown.panels(evidence),
-            panels.gate(one, facts),
-            panels.drift(one, facts),
-            panels.log_health(facts),
-            forms.attempt(one, example),
-            panels.models(facts),
-            class_="grid",
-        ),
-    ]
+    parts: tuple[Callable[[], Child], ...] = (
+        lambda: forms.ramp(one, facts, evidence),
+        lambda: forms.token(facts),
+        lambda: panels.arms(one, facts),
+        *shown.panels(evidence),
+        lambda: panels.gate(one, facts),
+        lambda: panels.drift(one, facts),
+        lambda: panels.log_health(facts),
+        lambda: forms.attempt(one, example),
+        lambda: panels.models(facts),
+    )
+    made = [listed]
+    for part in parts:
+        pause()
+        made.append(text(part()))
+    return [shown.answer(evidence), tag("div", made, class_="grid")]
 
 
 def _footer(facts: Facts) -> Markup:

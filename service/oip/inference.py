@@ -21,6 +21,7 @@ from service.asgi import JSON, Answer, ClientGoneError, parent_of, read_body, re
 from service.compression import SHORT_ANSWER, accepted_coding, compress, expand
 from service.errors import Code, Refusal
 from service.metrics import Metrics
+from service.oip.exposures import begin_exposure
 from service.oip.features import encode_features
 from service.oip.request import InferenceRequest, decode_inference, header_length
 from service.oip.statistics import ModelCounts, Statistics
@@ -150,10 +151,21 @@ class Inference:
         counts = self._statistics.of(served.scorer)
         if request.timeout_seconds is not None:
             due = min(started + request.timeout_seconds, math.inf if due is None else due)
+        call = None
         try:
             outputs = _wanted(request, served.scorer)
+            call = begin_exposure(self._predictor, plan, target, request, served, started)
+            if call is not None and PCTR not in outputs:
+                detail = "parameter 'unit_id': an exposure needs the output pctr"
+                raise Refusal(Code.INVALID_REQUEST, detail, field="parameters")
             found = await self._score(request, served, outputs, due, counts, decoded - began)
-        except Refusal:
+            if call is not None:
+                self._predictor.record_answer(call, orjson.dumps(found[PCTR], option=orjson.OPT_SERIALIZE_NUMPY))
+        except Exception as error:
+            if call is not None:
+                self._predictor.record_refusal(call, error)
+            if not isinstance(error, Refusal):
+                raise
             seconds = perf_counter() - started
             served.refused.observe(seconds)
             counts.fail(seconds)

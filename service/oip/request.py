@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.values import describe
+from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
 from service.errors import Code, Refusal
 from service.oip.tensors import DATATYPES, Tensor, invalid
 from service.predict import MAX_DEADLINE_MS, MAX_ID_BYTES, decode_json, refuse_wide_integers
@@ -37,6 +37,9 @@ class InferenceRequest:
     """Whether outputs that were not named are answered as bytes."""
     timeout_seconds: float | None
     ignored: int
+    unit: str | None = None
+    """Whom it is for, where its parameters say so: then it leaves an exposure."""
+    experiment: str | None = None
 
 
 def header_length(value: bytes | None, size: int) -> int:
@@ -64,6 +67,8 @@ def decode_inference(body: bytes, json_bytes: int) -> InferenceRequest:
         as_bytes=_flag(parameters, "binary_data_output"),
         timeout_seconds=checked_timeout(parameters.get("timeout")),
         ignored=len(members.keys() - _MEMBERS),
+        unit=checked_unit(parameters.get("unit_id")),
+        experiment=checked_experiment(parameters.get("experiment")),
     )
 
 
@@ -108,6 +113,25 @@ def checked_timeout(value: Any) -> float | None:
         detail = f"parameter 'timeout': expected 0 to {MAX_DEADLINE_MS * 1000:.0f} microseconds"
         raise Refusal(Code.INVALID_DEADLINE, detail, field="parameters")
     return value * 1e-6
+
+
+def checked_unit(value: Any) -> str | None:
+    """The unit that a parameter names: a text of 1 to 256 bytes, or an integer of 64 bits as its decimal."""
+    if type(value) is int and SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
+        return str(value)
+    if value is not None and type(value) is not str:
+        raise _wrong_type("parameter 'unit_id'", "a string or an integer of at most 64 bits", value, "parameters")
+    if value is not None and not 1 <= len(value.encode()) <= MAX_ID_BYTES:
+        detail = f"parameter 'unit_id': expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
+        raise Refusal(Code.INVALID_ID, detail, field="parameters")
+    return value
+
+
+def checked_experiment(value: Any) -> str | None:
+    """The experiment that a parameter names."""
+    if value is not None and type(value) is not str:
+        raise _wrong_type("parameter 'experiment'", "a string", value, "parameters")
+    return value
 
 
 def _entry(entry: Any, place: str, field: str) -> tuple[str, Mapping[str, Any]]:

@@ -66,6 +66,7 @@ def ablate(
             "table": wanted.name,
             "asked": recipe,
             "recipe": loaded.recipe.model_dump(mode="json"),
+            "fingerprint": read_json(prepare.folder(out) / "report.json")["fingerprint"],
             "overrides": list(overrides),
             "seeds": list(seeds),
             "created": datetime.now(UTC).replace(microsecond=0).isoformat(),

@@ -1,4 +1,5 @@
-"""A run's report once more, from its report.json: after an update of the page, a sweep or a search in its folder."""
+"""A run's report once more, from its report.json: after an update of the page, or with what a sweep, a search or
+`ablate` has left in its folder since."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import DataError
+from training.report.figures import judged_again
+from training.report.tables import tables_before
 from training.report.write import write_report
 
 
@@ -24,7 +27,8 @@ def found_before(file: Path, recipe: Mapping[str, Any]) -> Any:
 
 
 def report_again(place: Path) -> Path:
-    """Write report.html, and report.json with the sweep and the search that lie beside it now; nothing is measured.
+    """Write report.html, and report.json with the sweep, the search and the tables that lie beside it now; nothing is
+    measured, but what was is judged as this version does.
 
     `place` is a run's folder or its report.json; returns the path of report.html.
     """
@@ -35,7 +39,10 @@ def report_again(place: Path) -> Path:
     for name in ("sweep", "search"):
         report[name] = found_before(file.parent / f"{name}.json", report["recipe"]) or report.get(name)
     try:
-        write_report(file.parent, report)
+        report["tables"] = tables_before(file.parent, report["recipe"], report["data"]["fingerprint"]) or report.get(
+            "tables"
+        )
+        write_report(file.parent, judged_again(report))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file}: is not as a run of this version writes it ({type(error).__name__}: {error})"

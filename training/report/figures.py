@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
+from training.ablate.paired import CONFIDENCE, paired, share_of_gap, verdict
 from training.report.choices import unusual
 from training.report.targets import find_difference, judge
 
@@ -47,10 +48,8 @@ PAIRS = (
     ("control_train_valid", "control_train"),
 )
 COUNTS = ("1", "50", "200")
-CLAIM = 3
-"""Fewer seeds are no claim."""
-SURE = 3.0
-"""Standard errors that a gap must exceed before a share of it means something."""
+VERDICTS = {"holds": "wins", "does not hold": "loses", "open": "open"}
+"""What `ablate` says of a claim, in the words of the headline."""
 
 
 def build_report(
@@ -63,13 +62,15 @@ def build_report(
     world: Mapping[str, Any] | None = None,
     sweep: Any = None,
     search: Any = None,
+    tables: Any = None,
     seconds: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Tree:
     """The report of one run: `measures` are measure.json of each seed, `prepared` the prepare step's report.json,
     `costs` the export step's cost.json, `world` what the best possible model would reach where that is known.
 
-    `sweep` and `search` are sweep.json and search.json as they were written. `seconds` is how long this run took,
+    `sweep` and `search` are sweep.json and search.json as they were written, `tables` what `tables_before` found.
+    `seconds` is how long this run took,
     cached steps left out; `overrides` what the command line set in the recipe.
     """
     sections = {section: _by_model(measures, section) for section in SECTIONS}
@@ -107,6 +108,7 @@ def build_report(
         "kl_ensemble_student_train": [measure.get("kl_ensemble_student_train") for measure in measures],
         "sweep": sweep,
         "search": search,
+        "tables": tables,
         "recipe": dict(recipe),
         "choices": unusual(recipe),
         "overrides": list(overrides),
@@ -114,13 +116,7 @@ def build_report(
     if all("as_served" in measure for measure in measures):  # the log has fields that a request does not
         report["as_served"] = _by_model(measures, "as_served")
         summary["as_served"] = _summary(report["as_served"])
-    report["answer"] = _answer(report)
-    report["targets"] = judge(report)
-    report["answer"] |= {
-        "targets": len(report["targets"]),
-        "targets_reached": sum(target["reached"] for target in report["targets"]),
-    }
-    return report
+    return report | _judged(report)
 
 
 def _by_model(measures: Sequence[Mapping[str, Any]], section: str) -> Tree:
@@ -181,13 +177,33 @@ def _differences(test: Mapping[str, Any], best_teacher: str | None) -> list[Tree
 
 
 def _difference(metric: str, ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Tree:
-    by_seed = [mine[metric] - other[metric] for mine, other in zip(ours, theirs, strict=True)]
+    """By `ablate`'s own rule, so that report and tables agree: its interval is Student's t over seeds."""
+    found = paired([entry[metric] for entry in ours], [entry[metric] for entry in theirs])
+    by_seed = found["by_seed"]
     sign = -1 if metric in LOWER_IS_BETTER else 1
     return {
         **(_spread(by_seed) or {}),
-        "by_seed": by_seed,
+        **found,
         "better_in": sum(sign * value > 0 for value in by_seed),
         "of": len(by_seed),
+    }
+
+
+def judged_again(report: Mapping[str, Any]) -> Tree:
+    """A report of before with its intervals and what they say as this version judges, from its own figures by seed."""
+    found = {**report, "differences": _differences(report["test"], report["best_teacher"])}
+    return found | _judged(found)
+
+
+def _judged(report: Mapping[str, Any]) -> Tree:
+    """`answer` and `targets`."""
+    answer = _answer(report)
+    targets = judge({**report, "answer": answer})
+    reached = sum(target["reached"] for target in targets)
+    return {
+        "confidence": CONFIDENCE,
+        "answer": answer | {"targets": len(targets), "targets_reached": reached},
+        "targets": targets,
     }
 
 
@@ -197,9 +213,6 @@ def _answer(report: Mapping[str, Any]) -> Tree:
     against = "control_train_valid" if "control_train_valid" in report["test"] else "control_train"
     gain = find_difference(report, "student", against, headline)
     ensemble = find_difference(report, "ensemble", against, headline)
-    kept = None
-    if gain and ensemble and ensemble[0]["mean"] > 0:
-        kept = gain[0]["mean"] / ensemble[0]["mean"]
     cost = report["cost"]
     return {
         "seeds": len(report["seeds"]),
@@ -208,13 +221,11 @@ def _answer(report: Mapping[str, Any]) -> Tree:
         "gain": None if gain is None else gain[0],
         "logloss": _first(find_difference(report, "student", against, loss)),
         "ensemble_gain": _first(ensemble),
-        "kept_of_ensemble_gain": kept,
-        "kept_is_sure": _is_sure(_first(ensemble)),
-        "standard_errors": _standard_errors(_first(gain)),
+        "kept_of_ensemble_gain": share_of_gap(gain[0], ensemble[0]) if gain and ensemble else None,
         "student_less_ensemble": _first(find_difference(report, "student", "ensemble", headline)),
         "kl_from_ensemble": {
             "test": _spread(report["kl_ensemble_student"]),
-            "train": _spread(report["kl_ensemble_student_train"]),
+            "train": _spread(report.get("kl_ensemble_student_train") or ()),
         },
         "times_cheaper_than_ensemble": {
             count: cost["ensemble"][count]["p50_ms"] / cost["student"][count]["p50_ms"] for count in COUNTS
@@ -223,28 +234,12 @@ def _answer(report: Mapping[str, Any]) -> Tree:
 
 
 def _verdict(gain: Tree | None) -> str:
-    """wins: ahead in every one of at least three seeds. ahead: in every one of fewer, which proves nothing."""
+    """wins or loses: the 95% interval over seeds lies above zero, or below. open: on both sides. few: too few seeds to
+    say (`paired.LEAST_SEEDS`), whatever they say. unknown: nothing to compare."""
     if gain is None:
         return "unknown"
-    if gain["better_in"] == 0:
-        return "loses"
-    if gain["better_in"] < gain["of"]:
-        return "mixed"
-    return "wins" if gain["of"] >= CLAIM else "ahead"
-
-
-def _is_sure(gain: Tree | None) -> bool:
-    """Whether a gain is more than the spread of seeds makes of nothing."""
-    if gain is None or gain.get("sd") is None:
-        return False
-    return bool(gain["mean"] > SURE * gain["sd"] / math.sqrt(gain["of"]))
-
-
-def _standard_errors(gain: Tree | None) -> float | None:
-    """How many standard errors, of pairs of seeds, a mean difference is from none; null for one seed."""
-    if gain is None or not gain.get("sd"):
-        return None
-    return float(abs(gain["mean"]) / (gain["sd"] / math.sqrt(gain["of"])))
+    said = verdict(gain)
+    return "few" if said is None else VERDICTS[said]
 
 
 def _first(found: tuple[Tree, str] | None) -> Tree | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.report.sections import answer, learning, models, origin, quantized, search, trained, words
+from training.report.sections import answer, controls, learning, models, origin, quantized, search, trained, words
 from training.report.values import Values
 
 STYLE = Path(__file__).with_name("style.css")
@@ -22,6 +22,7 @@ SECTIONS: tuple[Callable[[Values], str], ...] = (
     answer.verdict,
     trained.trained,
     models.every_model,
+    controls.controls,
     models.cost_and_quality,
     quantized.quantized,
     answer.targets,

@@ -149,6 +149,8 @@ def _above_best_teacher(report: Mapping[str, Any]) -> Tree | None:
 
 
 def _near_its_ensemble(report: Mapping[str, Any]) -> Tree | None:
+    """Judged only where the ensemble's gain is sure enough for a share of it (`paired.share_of_gap`): of a single seed
+    it is a ratio of two chances."""
     kept = report["answer"]["kept_of_ensemble_gain"]
     if kept is None:
         return None

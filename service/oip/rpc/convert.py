@@ -11,10 +11,12 @@ from service.errors import Code, Refusal
 from service.oip.request import (
     InferenceRequest,
     checked_datatype,
+    checked_experiment,
     checked_id,
     checked_output,
     checked_shape,
     checked_timeout,
+    checked_unit,
     refuse_shared_memory,
 )
 from service.oip.tensors import BYTES, DTYPES, Tensor, invalid
@@ -57,13 +59,16 @@ def request_of(message: Any) -> InferenceRequest:
     for index, wanted in enumerate(message.outputs):
         checked_output(parameters_of(wanted.parameters), f"outputs[{index}]")
         outputs[wanted.name] = True
+    parameters = parameters_of(message.parameters)
     return InferenceRequest(
         id=checked_id(message.id),
         tensors=tensors,
         outputs=outputs or None,
         as_bytes=True,
-        timeout_seconds=checked_timeout(parameters_of(message.parameters).get("timeout")),
+        timeout_seconds=checked_timeout(parameters.get("timeout")),
         ignored=0,
+        unit=checked_unit(parameters.get("unit_id")),
+        experiment=checked_experiment(parameters.get("experiment")),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,36 @@ def test_who_changes_something_sees_it_changed(own_repository: Path, tmp_path: P
         assert client.put("/experiments/one", json=changed, headers=BEARER).status_code == 200
 
         assert "phase 2." in client.get("/console").text
+
+
+def test_making_pages_takes_a_share_of_the_time_and_no_more(guarded: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """What took long is not done again soon; whoever comes meanwhile waits, and beyond those who may wait gets the page
+    as it was, or 429."""
+
+    async def no_results(_: str) -> dict[str, Any]:
+        raise Refusal(Code.NO_LOG, "no log")
+
+    async def look() -> tuple[float, str, Code, int]:
+        made = make_console(guarded.app, no_results)
+        monkeypatch.setattr(made, "_render", lambda *_: ("the page", 50.0))
+        assert await made.page(None) == "the page"
+        wait = made._next - time.monotonic()
+        monkeypatch.setattr(console, "MOST_WAITING", 1)
+        made._gatherer._until = 0.0
+        waiting = asyncio.create_task(made.page("none"))
+        while not made._turn.locked():
+            await asyncio.sleep(0)
+        as_it_was = await made.page(None)
+        try:
+            await made.page("another")
+        except Refusal as refusal:
+            return wait, as_it_was, refusal.code, refusal.status
+        finally:
+            waiting.cancel()
+        raise AssertionError("made at once")
+
+    wait, as_it_was, code, status = asyncio.run(look())
+
+    assert wait > 50.0 / console.SHARE - 60.0
+    assert as_it_was == "the page"
+    assert (code, status) == (Code.OVERLOADED, 429)

@@ -46,5 +46,7 @@ def test_a_share_of_a_gap_is_given_only_where_the_gap_is_sure():
 
     assert share_of_gap(part, sure) == pytest.approx(0.5)
     assert share_of_gap(part, unsure) is None
-    assert share_of_gap(part, paired([0.02], [0.0])) is None
+    for seeds in (1, 2):
+        few = paired([0.02, 0.021][:seeds], [0.0] * seeds)
+        assert share_of_gap(paired([0.01, 0.0105][:seeds], [0.0] * seeds), few) is None
     assert share_of_gap(part, paired([0.0] * 3, [0.02, 0.021, 0.022])) is None

@@ -1,9 +1,13 @@
 """What a run hands to its report, made up: two teachers, figures that follow from a seed, names that need escaping."""
 
 import copy
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from training.report import build_report
+from training.ablate.paired import UNTUNED, paired, verdict
+from training.report import build_report, tables_before
 
 ODD = 'a<b>&"c'
 """A teacher's name, as a recipe may have it."""
@@ -194,6 +198,79 @@ SEARCH = {
     ],
     "said": ["The fastest student within {/search/within|plain} AUC of the best: {/search/finalists/0/name|text}."],
 }
+
+
+def row(model: str, name: str, *aucs: float, **more: Any) -> dict[str, Any]:
+    """A row of a table of `ablate`, a test AUC a seed."""
+    seeds = [{"test": {"xauc": auc, "xlogloss": 1.09 - auc}, "train": {"xauc": auc + 0.1}} for auc in aucs]
+    return {"cells": [name], "settings": [], "model": model, "seeds": seeds} | more
+
+
+FAIR, ITSELF, STUDENT = (0.7212, 0.7216, 0.7220), (0.7220, 0.7230, 0.7240), (0.7340, 0.7340, 0.7340)
+LESS_FAIR = ["DNN, clicks of train + validation"]
+
+
+def pair(one: tuple[float, ...], other: tuple[float, ...]) -> dict[str, Any]:
+    """A pair of a claim, judged."""
+    difference = paired(one, other)
+    return {"better": [], "worse": [], "difference": difference, "verdict": verdict(difference)}
+
+
+CONTROLS: dict[str, Any] = {
+    "format_version": 1,
+    "table": "controls",
+    "title": "What else could explain the gain",
+    "recipe": RECIPE,
+    "fingerprint": PREPARED["fingerprint"],
+    "seeds": [1, 2, 3],
+    "created": "2026-11-21T10:00:00+00:00",
+    "metric": "xauc",
+    "heads": ["model"],
+    "rows": [
+        row("control", LESS_FAIR[0], *FAIR),
+        row("student", "DNN of itself", *ITSELF, against=LESS_FAIR, difference=paired(ITSELF, FAIR)),
+        row(
+            "student",
+            "DNN of the ensemble",
+            *STUDENT,
+            against=LESS_FAIR,
+            difference=paired(STUDENT, FAIR),
+            less_ensemble=paired(STUDENT, (0.7330, 0.7345, 0.7350)),
+            share_of_ensembles_gain=0.97,
+        ),
+        row("teachers.fm", f"teacher {ODD}", 0.70, 0.71, 0.72),
+    ],
+    "claims": [
+        {"text": "it beats self-distillation: the other teachers matter", "pairs": [pair(STUDENT, ITSELF)]},
+        {"text": "it beats every teacher", "pairs": [pair(STUDENT, FAIR), pair(STUDENT, (0.72, 0.73, 0.75))]},
+        {"text": "it beats its own ensemble", "pairs": [pair(STUDENT, (0.7330, 0.7345, 0.7350))]},
+    ],
+}
+COUNT: dict[str, Any] = CONTROLS | {
+    "table": "count",
+    "title": "How many teachers",
+    "rows": [],
+    "claims": [
+        {"text": "six teachers beat three", "pairs": [pair((0.73,), (0.72,))]},
+        {"text": "a DCN is best", "pairs": [pair(STUDENT, FAIR), pair(STUDENT, FAIR) | {"verdict": UNTUNED}]},
+    ],
+}
+
+
+def put_tables(folder: Path, **tables: dict[str, Any]) -> None:
+    """As `ablate` leaves them in a run's folder."""
+    (folder / "tables").mkdir()
+    for name, table in tables.items():
+        (folder / "tables" / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
+
+
+def tables_of(*tables: dict[str, Any]) -> dict[str, Any]:
+    """As a report carries them."""
+    with TemporaryDirectory() as folder:
+        put_tables(Path(folder), **{table["table"]: table for table in tables})
+        found = tables_before(Path(folder), RECIPE, PREPARED["fingerprint"])
+    assert found is not None
+    return found
 
 
 def changed(**changes: Any) -> dict[str, Any]:

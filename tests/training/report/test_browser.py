@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.report.run import SEARCH, measure, real_report, report
+from tests.training.report.run import CONTROLS, COUNT, SEARCH, measure, real_report, report, tables_of
 from training.report import render
 from training.report.page import render_search
 
@@ -64,7 +64,7 @@ def opened(folder: Path, text: str, *, width: int, options: tuple[str, ...] = ()
 @pytest.mark.parametrize(
     ("width", "text"),
     [
-        (1200, render(report())),
+        (1200, render(report(tables=tables_of(CONTROLS, COUNT)))),
         (500, render(real_report(1))),
         (500, render_search(SEARCH)),
         (1200, render(report(measure(1, gain=-0.01)))),

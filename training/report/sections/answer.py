@@ -26,13 +26,16 @@ def verdict(v: Values) -> str:
     auc = METRICS[v.get("/headline/auc")][0]
     loss = METRICS[v.get("/headline/logloss")][0]
     won = f"{v.show('/answer/gain/better_in', 'count')} of {v.show('/answer/gain/of', 'count')} seeds"
+    if v.get("/answer/seeds") == 1:
+        ahead = "ahead of" if v.get("/answer/gain/better_in") else "not ahead of"
+        few = f"The student is {ahead} its control in the one seed that was run: not proven."
+    else:
+        few = f"The student is ahead of its control in {won}; fewer than three prove nothing."
     said = {
-        "wins": f"The student beats its control in {won}.",
-        "ahead": "The student is ahead of its control in the one seed that was run: not proven."
-        if v.get("/answer/seeds") == 1
-        else f"The student is ahead of its control in {won}; fewer than three prove nothing.",
-        "mixed": f"The student is ahead of its control in {won}: not proven.",
-        "loses": "The student does not beat its control.",
+        "wins": "The student beats its control.",
+        "loses": "The student is worse than its control.",
+        "open": f"Whether the student beats its control is open: ahead in {won}, which chance may have done.",
+        "few": few,
         "unknown": "The student cannot be compared with its control on these rows.",
     }[v.get("/answer/verdict")]
     is_merged = v.get("/recipe/merge_validation") is not False
@@ -42,13 +45,21 @@ def verdict(v: Values) -> str:
         "teachers. The control is the same small network, trained on clicks alone, on exactly the same training"
         f'{rows} rows: what would be served without teachers. <a href="#words">What the words mean</a>.'
     )
-    kept = v.get("/answer/kept_of_ensemble_gain") or 0
     share = (v.show("/answer/kept_of_ensemble_gain", "share"), "of what the ensemble gains over the control is kept")
-    less = (v.spread("/answer/student_less_ensemble", "gain"), f"{auc} against the ensemble it imitates")
+    less = (
+        v.show("/answer/student_less_ensemble/mean", "gain"),
+        f"{auc} against the ensemble it imitates{_interval(v, '/answer/student_less_ensemble')}",
+    )
     tiles = [
-        (v.spread("/answer/gain", "gain"), f"{auc} over the control (more is better)"),
-        (v.spread("/answer/logloss", "gain"), f"{loss} against the control (less is better)"),
-        share if v.get("/answer/kept_is_sure") in (True, None) and kept > 0 else less,
+        (
+            v.show("/answer/gain/mean", "gain"),
+            f"{auc} over the control (more is better){_interval(v, '/answer/gain')}",
+        ),
+        (
+            v.show("/answer/logloss/mean", "gain"),
+            f"{loss} against the control (less is better){_interval(v, '/answer/logloss')}",
+        ),
+        share if (v.get("/answer/kept_of_ensemble_gain") or 0) > 0 else less,
         (
             v.show("/answer/times_cheaper_than_ensemble/50", "ratio") + " times",
             f"faster than the ensemble, at {v.show('/candidates/1', 'count')} candidates a request",
@@ -66,6 +77,14 @@ def verdict(v: Values) -> str:
     )
 
 
+def _interval(v: Values, at: str) -> str:
+    """The 95% interval of a mean difference; nothing of one seed."""
+    if not v.has(f"{at}/low", f"{at}/high"):
+        return ""
+    low, high = (v.show(f"{at}/{end}", "gain") for end in ("low", "high"))
+    return f"; with {v.show('/confidence', 'share')} confidence between {low} and {high}"
+
+
 def _why(v: Values) -> str:
     """Where the difference comes from, how sure it is, and what to do where there is none."""
     metric = v.get("/headline/auc")
@@ -81,18 +100,25 @@ def _why(v: Values) -> str:
             else "."
         )
     ]
-    if v.has("/answer/standard_errors"):
+    verdict = v.get("/answer/verdict")
+    if verdict in ("wins", "loses", "open"):
+        where = {
+            "wins": "above zero, so it is more than the random start of training does",
+            "loses": "below zero, so it is more than the random start of training does",
+            "open": "on both sides of zero, so the random start of training alone may have done it",
+        }[verdict]
+        won = f"{v.show('/answer/gain/better_in', 'count')} of {v.show('/answer/gain/of', 'count')}"
+        low, high = (v.show(f"/answer/gain/{end}", "gain") for end in ("low", "high"))
         said.append(
-            f"The student’s difference from the control is {v.show('/answer/standard_errors', 'ratio')} standard "
-            "errors of the seeds; the luck of which impressions are test rows comes on top."
+            f"The student is ahead of the control in {won} seeds; the {v.show('/confidence', 'share')} interval of the "
+            f"mean, {low} to {high}, lies {where}. The luck of which impressions are test rows comes on top."
         )
     said += _below_the_ensemble(v)
-    verdict = v.get("/answer/verdict")
-    if verdict == "ahead":
+    if verdict == "few":
         said.append("Three seeds would show how far it depends on the random start.")
-    elif verdict == "mixed":
+    elif verdict == "open":
         said.append("More seeds, or a longer test part, would tell; until then the two are level.")
-    elif verdict == "loses":
+    if gain["mean"] <= 0:
         if ensemble["mean"] <= 0:
             said.append(
                 "The teachers together know no more than the control does: there was nothing to teach. Better tuned "
@@ -161,6 +187,11 @@ def targets(v: Values) -> str:
         "<p>Promised by this recipe alone, on a log whose true click probabilities are known. All on test rows, means "
         "over seeds ± standard deviation; the control is the one on the same rows.</p>"
     )
+    if not any("share of the ensemble" in target["name"] for target in v.get("/targets")):
+        note += (
+            "<p>Which share of the ensemble’s gain the student keeps is judged only from three seeds on, and where "
+            "that gain is beyond three standard errors.</p>"
+        )
     why = f"<h3>What was not reached, and why</h3><ul>{''.join(reasons)}</ul>" if reasons else ""
     return section(
         "What was promised",

@@ -101,14 +101,21 @@ def differences(v: Values) -> str:
                 cells.append(MISSING)
                 continue
             won = f"{v.show(f'{at}/better_in', 'count')}/{v.show(f'{at}/of', 'count')}"
-            cells.append(f'{v.spread(at, "gain")} <span class="sd">{won}</span>')
+            cells.append(f'{v.show(f"{at}/mean", "gain")} <span class="sd">{_interval(v, at)}{won}</span>')
         rows.append([f"{title(v, pair['model'])} − {title(v, pair['against'])}", *cells])
     note = (
-        "<p>Test rows, seed against seed: mean difference ± its standard deviation, and in how many seeds the first of "
-        "the two is better. The best single teacher is chosen by these very rows, which favours it.</p>"
+        f"<p>Test rows, seed against seed: mean difference, its {v.show('/confidence', 'share')} interval, and in how "
+        "many seeds the first of the two is better. An interval on both sides of zero leaves it open. The best single "
+        "teacher is chosen by these very rows, which favours it.</p>"
     )
     heads = ["one less the other", *(METRICS[n][0] for n in shown)]
     return section("Differences, paired by seed", note + table(heads, rows, label="Paired differences"), "pairs")
+
+
+def _interval(v: Values, at: str) -> str:
+    if not v.has(f"{at}/low", f"{at}/high"):
+        return ""
+    return f"{v.show(f'{at}/low', 'gain')} to {v.show(f'{at}/high', 'gain')}, "
 
 
 def cost_and_quality(v: Values) -> str:

@@ -37,6 +37,12 @@ WORDS = (
         "one whole training from another random start. ± is the standard deviation between seeds; it leaves out the "
         "luck of which impressions are in the test rows.",
     ),
+    (
+        "interval",
+        "where a mean difference would lie, nineteen times in twenty, had training been repeated from other seeds "
+        "without end (Student’s t). Only one that leaves zero outside is called a win or a loss, and only from three "
+        "seeds on: being ahead in three of three is what a coin does once in eight.",
+    ),
     ("test rows", "impressions that nothing was learned or decided from: the last days, or the log’s own test part."),
     (
         "median, slowest hundredth",
