@@ -17,7 +17,7 @@ export RETORT_TRAINING_DATA ?=
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run train serve test soak conformance lint format bench clean
+.PHONY: help run train serve test soak conformance lint format bench bench-peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ format: $(INSTALLED)  ## let ruff put the code in order
 
 bench: $(INSTALLED)  ## requests/s and latency beside session.run alone and the naive service, as ratios
 	$(PY) -m benchmarks.predict
+
+bench-peers: $(INSTALLED)  ## beside LitServe, BentoML, MLServer, KServe, Triton, Ray Serve, each installed from PyPI (4 GB)
+	$(PY) -m benchmarks.peers.serving
 
 clean:  ## forget cached runs (logs and exported bundles stay)
 	rm -rf runs

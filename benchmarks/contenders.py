@@ -107,16 +107,22 @@ def serve(
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Our service with one worker, ready: its process and its port. Each model has an experiment of its name, unless
     experiments are given."""
+    own = Path(tempfile.mkdtemp(prefix="retort-", dir=folder))
+    file = experiment_file(bundles, own, experiments)
+    command = ["-m", "service", "--repository", str(repository), "--experiments", str(file), "--workers", "1", *options]
+    with server_of(command, core, "/health/ready", own / "log") as server:
+        yield server
+
+
+def experiment_file(bundles: Sequence[Bundle], folder: Path, experiments: Sequence[Mapping[str, object]] = ()) -> Path:
+    """A file of these experiments, or where none are given of one a bundle, of its name and with one arm."""
     experiments = experiments or [
         {"name": bundle.name, "salt": f"benchmark-{bundle.name}", "default": place == 0, "arms": [_arm(bundle)]}
         for place, bundle in enumerate(bundles)
     ]
-    own = Path(tempfile.mkdtemp(prefix="retort-", dir=folder))
-    file = own / "experiments.json"
+    file = folder / "experiments.json"
     file.write_text(json.dumps({"format_version": 1, "experiments": experiments}), encoding="utf-8")
-    command = ["-m", "service", "--repository", str(repository), "--experiments", str(file), "--workers", "1", *options]
-    with _server(command, core, "/health/ready", own / "log") as server:
-        yield server
+    return file
 
 
 def _arm(bundle: Bundle) -> dict[str, object]:
@@ -129,7 +135,7 @@ def _naive(bundles: Mapping[str, Bundle], workload: Workload, core: int | None, 
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(
-                _server(
+                server_of(
                     ["-m", "benchmarks.naive_service", "--bundle", str(bundle.path)],
                     core,
                     "/health",
@@ -171,7 +177,7 @@ def over_http(name: str, servers: Mapping[str, tuple[subprocess.Popen[bytes], in
 
 
 @contextmanager
-def _server(
+def server_of(
     arguments: Sequence[str], core: int | None, ready: str, log: Path
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A Python program that serves on a port of its own, pinned from its first instruction on."""

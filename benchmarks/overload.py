@@ -92,7 +92,7 @@ def open_loop(
                 heard = clock()
                 answer = received[number] + sockets[number].recv(1 << 18)
                 end = answer.find(_END)
-                at = answer.find(_LENGTH)
+                at = answer[: max(end, 0)].lower().find(_LENGTH)
                 if end < 0 or len(answer) < end + 4 + int(answer[at + len(_LENGTH) : answer.find(b"\r", at)]):
                     if not answer:
                         raise LoadError("the server closed a connection while an answer was due")

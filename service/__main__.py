@@ -36,6 +36,7 @@ examples:
   python -m service ship --help                               the exposure log to PostgreSQL or Kafka
   python -m service ramp --help                               more units step by step, while guard-rails are kept
   python -m service erase-unit --help                         takes one user out of the exposure log
+  python -m service bench --help                              what your model costs to serve on this machine
 
 Every option is also a variable: --max-body-bytes is RETORT_MAX_BODY_BYTES; the option wins.
 
@@ -193,6 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from service.journal.sinks.compact import main as compact
 
         return compact(given[1:])
+    if given and given[0] == "bench":
+        from service.bench.command import main as bench
+
+        return bench(given[1:])
     if given and given[0] == "ship":
         from service.journal.sinks.ship import main as ship
 

@@ -83,7 +83,8 @@ def add_routes(app: Service) -> None:
         after = changed(running.spec, request.query_params.multi_items())
         layer = running.assigner.layer
         share = 1.0 if layer is None else (layer.owned.stop - layer.owned.start) / BUCKETS
-        return _json(preview(running.spec, after, share))
+        halted = [arm.name for arm in running.arms if arm.halt is not None]
+        return _json(preview(running.spec, after, share, halted))
 
     @app.get(RESULTS_ROUTE, tags=["experiments"], summary="What an experiment has shown so far")
     async def results(name: str) -> Response:

@@ -291,6 +291,9 @@ class Metrics:
             ["outcome"],
         )
         self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
+        self.worker_restarts = counter(
+            "retort_worker_restarts_total", "Of these, those in the place of one that had ended."
+        )
 
         for outcome in ("recorded", "limited"):
             self.traces.labels(outcome)

@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -40,6 +41,7 @@ MAX_WAITING = 64
 """Requests of a worker. Each holds its body and its ids until it is scored."""
 NICENESS = 10
 """So much lower is the thread's priority than the worker's."""
+NOTE_SECONDS = 1.0
 DROP_REASONS = ("full", "unreadable", "failed")
 """The queue was full; the request does not fit the fields of the shadow's model; its run failed."""
 
@@ -103,6 +105,7 @@ class ShadowLane:
         self._is_running = False
         self._is_scheduled = False
         self._is_closed = False
+        self._next_note = 0.0
         self._alike: WeakKeyDictionary[Scorer, WeakKeyDictionary[Scorer, bool]] = WeakKeyDictionary()
         self._counts: dict[tuple[str, str | None], Callable[[float], object]] = {}
         self._thread = ThreadPoolExecutor(1, "shadow", _lower_priority)
@@ -195,8 +198,7 @@ class ShadowLane:
             return
         error = done.exception()
         if error is not None:
-            bundle = batch[0].waiting.route.scorer.bundle
-            logger.warning("model %s version %d failed in the shadow", bundle.name, bundle.version, exc_info=error)
+            self._note(batch[0].waiting.route.scorer.bundle, error)
             for one in batch:
                 self._count(one.waiting.route, "failed")
         else:
@@ -207,6 +209,12 @@ class ShadowLane:
                 self._keep(one.waiting, pctr[start : start + rows])
                 start += rows
         self._look()
+
+    def _note(self, bundle: Bundle, error: BaseException) -> None:
+        """Tells of a run that failed, once in `NOTE_SECONDS` at most: a model may fail at every one."""
+        if monotonic() >= self._next_note:
+            self._next_note = monotonic() + NOTE_SECONDS
+            logger.warning("model %s version %d failed in the shadow", bundle.name, bundle.version, exc_info=error)
 
     def _keep(self, waiting: _Waiting, pctr: Floats) -> None:
         call, route = waiting.call, waiting.route

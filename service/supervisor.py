@@ -45,6 +45,7 @@ class _Worker:
     heard: float = 0.0
     not_before: float = 0.0
     patience: float = 0.0
+    starts: int = 0
 
     def be_patient(self, now: float) -> None:
         """Says when the next process may start: at once where this one had become ready, whatever ended it; else
@@ -132,13 +133,17 @@ class Supervisor:
             others_serve = any(other.ready for other in self._workers if other is not worker)
             process = self._context.Process(
                 target=run_worker,
-                args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
+                args=(
+                    *(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
+                    worker.starts > 0,
+                ),
                 name=f"retort-worker-{worker.slot}",
             )
         hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits, unlike a handler
         process.start()
         signal.signal(signal.SIGHUP, hang_up)
         theirs.close()
+        worker.starts += 1
         worker.process, worker.line, worker.ready = process, ours, False
         worker.heard = time.monotonic()
         if worker is self._rails:

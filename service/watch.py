@@ -207,9 +207,8 @@ class Watcher:
             plan = build_plan(file, fixed, self._registry, self._metrics, self._halts)
             if write is not None:
                 seen = await self._registry.look(write)
-                plan = build_plan(
-                    file, fixed, self._registry, self._metrics, self._halts
-                )  # other versions may be live since
+                # Other versions may be live since, and other arms halted.
+                plan = build_plan(file, fixed, self._registry, self._metrics, self._halts)
                 self._seen = seen
             self._file, self._fixed = file, fixed
         finally:

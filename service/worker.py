@@ -54,10 +54,11 @@ def run_worker(
     supervisor: Connection,
     metrics_directory: Path,
     loads_first: bool,
+    replaces: bool = False,
 ) -> None:
     """Serves until told to stop, then exits the process with an honest code.
 
-    `loads_first`: leaves connections to the others until its models are proven.
+    `loads_first`: leaves connections to the others until its models are proven. `replaces`: another one had its slot.
 
     SIGTERM and SIGINT, and the supervisor's death, all mean: readiness falls, requests are answered with
     `Connection: close` for `drain_seconds`, the socket closes, what was accepted is answered, exit 0.
@@ -76,6 +77,7 @@ def run_worker(
     try:
         shared = metrics.Metrics(directory=metrics_directory, slot=slot)
         shared.worker_starts.inc()
+        shared.worker_restarts.inc(replaces)
         app = create_app(settings, shared)
         app.loads_first = loads_first
         code = _serve(app, settings, listener, supervisor, stopping)

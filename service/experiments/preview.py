@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from service.errors import PhaseError
@@ -11,8 +12,11 @@ from service.experiments.file import Experiment
 from service.experiments.phases import changed_keys, check_change
 
 
-def preview(before: Experiment, after: Experiment, layer_share: float = 1.0) -> dict[str, Any]:
-    """What becomes of each bucket, as a JSON-able tree (docs/api.md). `layer_share`: of the layer that is theirs.
+def preview(
+    before: Experiment, after: Experiment, layer_share: float = 1.0, halted: Collection[str] = ()
+) -> dict[str, Any]:
+    """What becomes of each bucket, as a JSON-able tree (docs/experiments.md). `layer_share`: of the layer that is
+    theirs. `halted`: arms that guard-rails have halted.
 
     Both are asked under one salt: what a new salt does is that every unit is drawn anew.
     """
@@ -22,7 +26,7 @@ def preview(before: Experiment, after: Experiment, layer_share: float = 1.0) -> 
     for bucket in range(BUCKETS):
         places = old.place_bucket(bucket), new.place_bucket(bucket)
         moves[places] += 1
-        otherwise += _answering(before, places[0]) != _answering(after, places[1])
+        otherwise += _answering(before, places[0], halted) != _answering(after, places[1], halted)
     changed = {places: count for places, count in moves.items() if places[0] != places[1]}
     reason = None
     try:
@@ -57,7 +61,7 @@ def _arm(experiment: Experiment, place: int) -> str | None:
     return None if place == OUTSIDE else experiment.arms[place].name
 
 
-def _answering(experiment: Experiment, place: int) -> str:
+def _answering(experiment: Experiment, place: int, halted: Collection[str]) -> str:
     """The arm that answers: control for those outside, and for the units of an arm that is halted."""
     arm = experiment.control if place == OUTSIDE else experiment.arms[place]
-    return experiment.control.name if arm.name in experiment.halted else arm.name
+    return experiment.control.name if arm.name in experiment.halted or arm.name in halted else arm.name

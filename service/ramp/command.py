@@ -7,13 +7,14 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from service.answers.command import ReadFolders
 from service.errors import AnswersError, ConfigError, ExperimentError, StaleError
 from service.experiments.file import Experiment, ExperimentFile, read_experiments
+from service.experiments.state import phase_key, read_halts, read_lifts
 from service.experiments.writing import change_experiment, exclusive
 from service.logs import configure_logging
 from service.ramp.decide import Action, Evidence, Verdict, decide
@@ -51,6 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log", type=Path, required=True, nargs="+", metavar="PATH", help="folders of the service's log"
     )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="PATH",
+        help="the file in which the service remembers arms that guard-rails halted [<experiments>.state.json]",
+    )
     parser.add_argument("--every", type=_seconds, default=300.0, metavar="SECONDS", help="how often it looks [300]")
     parser.add_argument("--once", action="store_true", help="look once, do what is to be done, and end")
     parser.add_argument(
@@ -76,7 +83,8 @@ def main(arguments: Sequence[str], read_folders: ReadFolders) -> int:
     try:
         _check(options)
         while True:
-            verdicts = look(options.experiments, options.experiment, _gatherer(options, read_folders), time.time())
+            ask = _gatherer(options, read_folders)
+            verdicts = look(options.experiments, options.experiment, ask, time.time(), options.state)
             if options.once or all(verdict.action is Action.DONE for verdict in verdicts.values()):
                 return 0
             time.sleep(options.every)
@@ -97,20 +105,22 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"--log: no folder {folder}")
 
 
-Gather = Callable[[ExperimentFile, Experiment, float, float], Evidence]
-"""(file, experiment, since, now) -> evidence."""
+Gather = Callable[[ExperimentFile, Experiment, float, float, float], Evidence]
+"""(file, experiment, since when the step lasts, since when a halt is lifted, now) -> evidence."""
 
 
 def _gatherer(options: argparse.Namespace, read_folders: ReadFolders) -> Gather:
-    def ask(file: ExperimentFile, experiment: Experiment, since: float, now: float) -> Evidence:
-        return gather(file, experiment, options.log, read_folders, since=since, now=now, replay=options.replay)
+    def ask(file: ExperimentFile, experiment: Experiment, since: float, lifted: float, now: float) -> Evidence:
+        times = {"since": since, "lifted": lifted, "now": now}
+        return gather(file, experiment, options.log, read_folders, **times, replay=options.replay)
 
     return ask
 
 
-def look(path: Path, only: str | None, ask: Gather, now: float) -> dict[str, Verdict]:
+def look(path: Path, only: str | None, ask: Gather, now: float, state: Path | None = None) -> dict[str, Verdict]:
     """One look at every experiment with a ramp, or at that one: by name, what was done. What goes wrong meanwhile (a
-    file that somebody broke, a log that cannot be read) is logged, and holds."""
+    file that somebody broke, a log that cannot be read) is logged, and holds. `state`: the service's."""
+    state = path.with_name(path.name + ".state.json") if state is None else state
     try:
         file = read_experiments(path)
     except ExperimentError as error:
@@ -120,7 +130,13 @@ def look(path: Path, only: str | None, ask: Gather, now: float) -> dict[str, Ver
     for experiment in _with_ramp(file, only):
         try:
             with exclusive(state_path(path), patience_seconds=0.0):
-                verdict = _advance(path, file, experiment, ask, now)
+                halted = {*experiment.halted, *read_halts(state).get(phase_key(experiment), {})}
+                lifted = read_lifts(state).get(phase_key(experiment), 0.0)
+
+                def ask_about(since: float, experiment: Experiment = experiment, lifted: float = lifted) -> Evidence:
+                    return ask(file, experiment, since, lifted, now)
+
+                verdict = _advance(path, experiment, halted, ask_about, now)
         except (AnswersError, ConfigError) as error:
             verdict = Verdict(Action.HOLD, "changed" if isinstance(error, StaleError) else "error", str(error))
         _tell(experiment, verdict)
@@ -132,13 +148,15 @@ def _with_ramp(file: ExperimentFile, only: str | None) -> list[Experiment]:
     return [e for e in file.experiments if e.ramp is not None and only in (None, e.name)]
 
 
-def _advance(path: Path, file: ExperimentFile, experiment: Experiment, ask: Gather, now: float) -> Verdict:
+def _advance(
+    path: Path, experiment: Experiment, halted: Collection[str], ask: Callable[[float], Evidence], now: float
+) -> Verdict:
     """Decides, writes down what is intended, does it, and writes down that it is done."""
     place = state_path(path)
     state = read_state(place)
     progress = state.progress_of(experiment, now)
     progress.follow(experiment, now)
-    verdict = decide(experiment, progress.since, now, lambda: ask(file, experiment, progress.since, now))
+    verdict = decide(experiment, halted, progress.since, now, lambda: ask(progress.since))
     progress.holds = verdict.reason if verdict.action is Action.HOLD else ""
     if verdict.coverage is not None:
         before, after = float(experiment.coverage), float(verdict.coverage)

@@ -14,7 +14,7 @@ Holding is all it ever does where something is wrong: it takes nobody out of an 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -60,9 +60,12 @@ class Verdict:
     """What it rests on, where the log was asked."""
 
 
-def decide(experiment: Experiment, since: float, now: float, look: Callable[[], Evidence]) -> Verdict:
-    """What is to be done with an experiment that has a ramp. `since`: when its coverage became what it is; `look` asks
-    the log, and is called only where all else is well, because it takes long."""
+def decide(
+    experiment: Experiment, halted: Collection[str], since: float, now: float, look: Callable[[], Evidence]
+) -> Verdict:
+    """What is to be done with an experiment that has a ramp. `halted`: arms that are switched off, by whomever;
+    `since`: when its coverage became what it is; `look` asks the log, and is called only where all else is well,
+    because it takes long."""
     plan = experiment.ramp
     assert plan is not None
     ahead = [coverage for coverage in experiment.ramp_coverages() if coverage > experiment.coverage]
@@ -70,8 +73,8 @@ def decide(experiment: Experiment, since: float, now: float, look: Callable[[], 
         return Verdict(Action.DONE, "done", f"the last step was taken: coverage {experiment.coverage}")
     if plan.paused:
         return Verdict(Action.HOLD, "paused", "the plan says paused")
-    if experiment.halted:
-        return Verdict(Action.HOLD, "halted", f"halted: {', '.join(experiment.halted)}")
+    if halted:
+        return Verdict(Action.HOLD, "halted", f"halted: {', '.join(sorted(halted))}")
     if len(ahead) == len(plan.steps) and experiment.coverage == 0:
         return Verdict(Action.STEP, "first", "the first step", ahead[0])
     left = since + plan.hold_seconds - now

@@ -21,18 +21,20 @@ def gather(
     read_folders: ReadFolders,
     *,
     since: float,
+    lifted: float,
     now: float,
     replay: bool,
 ) -> Evidence:
     """The evidence at `now`. Raises `AnswersError` where the log cannot be read.
 
-    Rails and split are of the whole phase, as they were stated; the sample is what came since the step began.
+    Rails and split are of the whole phase, as they were stated, or of what came since somebody `lifted` a halt; the
+    sample is what came since the step began.
     """
     rows = read_folders(log, experiment.name, experiment.analysis.attribution_window_seconds, ())
     question = Question(experiment, file.assigner(experiment) if replay else None, now)
     arms = [arm.name for arm in experiment.arms if arm.weight]
-    whole = _report(question, rows)
-    recent = _report(question, rows.take(rows["time"] >= since))
+    whole = _report(question, rows.take(rows["time"] >= lifted))
+    recent = _report(question, rows.take(rows["time"] >= max(since, lifted)))
     if whole is None:
         return Evidence(dict.fromkeys(arms, 0))
     return Evidence(

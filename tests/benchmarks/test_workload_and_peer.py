@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 from starlette.testclient import TestClient
 
-from benchmarks.naive_service import Model, create_app
+from benchmarks.naive_model import NaiveModel
+from benchmarks.naive_service import create_app
 from benchmarks.workload import make_requests
 from models.bundle import Bundle, read_bundle
 from models.graph import graph_inputs
@@ -84,7 +85,7 @@ def test_the_naive_service_looks_each_value_up_as_the_encoder_does():
     model = tiny_model()
     encoder = model.encoder
 
-    peer = Model.__new__(Model)
+    peer = NaiveModel.__new__(NaiveModel)
     peer.tables = {
         name: values if isinstance(values[0], float) else {value: place + 2 for place, value in enumerate(values)}
         for name, values in encoder.to_vocabularies().items()
@@ -103,7 +104,7 @@ def test_the_naive_service_looks_each_value_up_as_the_encoder_does():
 
 def test_a_bundle_folder_is_all_that_the_naive_service_needs(bundle: Bundle, tmp_path: Path):
     """It reads the schema, the vocabularies and the graph, as anybody would, and verifies nothing."""
-    model = Model(bundle.path)
+    model = NaiveModel(bundle.path, onnxruntime.InferenceSession(bundle.path / "model.onnx"))
 
     assert model.name == "tiny"
     assert model.predict({}, [{}]) == pytest.approx([model.predict({}, [{}, {}])[1]], abs=1e-6)

@@ -34,6 +34,7 @@ ROUTES = {
     ("get", "/experiments"),
     ("get", "/experiments/{name}"),
     ("put", "/experiments/{name}"),
+    ("delete", "/experiments/{name}/halts/{arm}"),
     ("get", "/experiments/{name}/preview"),
     ("get", "/experiments/{name}/results"),
     ("get", "/experiments/{name}/results.html"),
@@ -53,6 +54,7 @@ ROUTES = {
     ("post", "/v2/repository/models/{name}/load"),
     ("post", "/v2/repository/models/{name}/unload"),
 }
+PAGES = {"/openapi.json", "/docs", "/console", "/console/assets/{name}", "/console/example"}
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,10 @@ def operations(openapi: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]
 
 
 def test_every_route_is_in_the_openapi(app: Service, openapi: dict[str, Any]):
-    """Nothing is served that is not described, but the description itself."""
+    """Nothing is served that is not described, but the description itself, and the console's pages."""
     assert operations(openapi).keys() == ROUTES
     served = {route.path for route in app.routes}  # type: ignore[attr-defined]
-    assert served - {path for _, path in ROUTES} == {"/openapi.json", "/docs"}
+    assert served - {path for _, path in ROUTES} == PAGES
 
 
 def test_every_route_shows_what_it_takes_and_what_it_answers(openapi: dict[str, Any]):

@@ -56,6 +56,7 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
         "retort_catalogue_candidates",
         "retort_circuit_state",
         "retort_worker_starts_total",
+        "retort_worker_restarts_total",
         "retort_arm_halted",
         "retort_guard_rail_evidence",
         "retort_guard_rail_failures_total",

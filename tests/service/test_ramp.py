@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ import pytest
 from service.__main__ import main
 from service.errors import ExperimentError
 from service.experiments.file import Experiment, ExperimentFile, read_experiments
+from service.experiments.state import Halt, halt_arm, lift_halt
 from service.experiments.writing import change_experiment
+from service.journal.joined import read_journal
 from service.ramp import command, state
-from service.ramp.command import look
+from service.ramp.command import Gather, look
 from service.ramp.decide import Action, Evidence, Verdict
+from service.ramp.evidence import gather
 from service.ramp.state import read_state, state_path
 from tests.service.journal.test_joined import event, exposure, join
 
@@ -37,6 +39,9 @@ PLAN = {
 }
 
 
+PHASE: dict[str, Any] = {"experiment": "e", "phase": 1, "salt": "s"}
+
+
 def plan(path: Path, **more: Any) -> Path:
     path.write_text(json.dumps({"format_version": 1, "experiments": [{**PLAN, **more}]}))
     return path
@@ -52,10 +57,10 @@ def evidence(*, impressions: int = 100, crossed: bool = False, broken: tuple[str
     return Evidence({"control": 500, "a": impressions, "b": 500}, [rail], broken)
 
 
-def asking(answer: Evidence | None = None) -> Callable[[ExperimentFile, Experiment, float, float], Evidence]:
+def asking(answer: Evidence | None = None) -> Gather:
     """Gives that evidence; without, nobody may ask."""
 
-    def ask(file: ExperimentFile, experiment: Experiment, since: float, now: float) -> Evidence:
+    def ask(file: ExperimentFile, experiment: Experiment, since: float, lifted: float, now: float) -> Evidence:
         assert answer is not None, "the log was read, though nothing could come of it"
         return answer
 
@@ -177,6 +182,19 @@ def test_whoever_changes_the_coverage_begins_a_hold(path: Path):
     assert [progress.phase for progress in read_state(state_path(path)).experiments] == [1, 2]
 
 
+def test_an_arm_that_a_guard_rail_halted_holds_it_too(path: Path):
+    """The service remembers those beside the file, by phase."""
+    one(path, asking(), START)
+    halt = Halt(**{**PHASE, "arm": "b", "time": START, "rail": "errors", "bound": 0.01, "found": 0.5, "evidence": 2.0})
+    halt_arm(path.with_name("e.json.state.json"), halt)
+
+    verdict = one(path, asking(), START + DAY)
+
+    assert (verdict.kind, verdict.reason) == ("halted", "halted: b")
+    lift_halt(path.with_name("e.json.state.json"), read_experiments(path).default, "b", START + DAY)
+    assert one(path, asking(evidence()), START + DAY).action is Action.STEP
+
+
 def test_two_ramps_of_one_file_do_not_disturb_each_other(path: Path):
     """The second holds while the first is at it."""
     one(path, asking(), START)
@@ -241,6 +259,23 @@ def logged(folder: Path, arms: dict[str, tuple[int, int]]) -> None:
         records.append(exposure(request, unit=f"u{number}", arm=name, time=START + 1, **fell_back))
         records.append({**event("impression"), "request_id": request, "time": START + 2})
     join(folder, *records)
+
+
+def test_what_was_shown_before_a_halt_was_lifted_is_judged_no_more(tmp_path: Path, path: Path):
+    """As by the process that halts: the rail that was crossed holds the ramp no more, but a new sample is asked for."""
+    plan(path, coverage=0.5, ramp={**PLAN["ramp"], "steps": [0.3, 0.6]})
+    (tmp_path / "log").mkdir()
+    logged(tmp_path / "log", {"control": (120, 0), "a": (120, 100), "b": (120, 0)})
+    file = read_experiments(path)
+
+    def evidence_from(lifted: float) -> Evidence:
+        times = {"since": START, "lifted": lifted, "now": START + 2 * DAY}
+        return gather(file, file.default, [tmp_path / "log"], read_journal, **times, replay=True)
+
+    assert [rail["crossed"] for rail in evidence_from(0).rails] == [True, False]
+    assert [rail["crossed"] for rail in evidence_from(START + 10).rails] == []
+    assert evidence_from(0).impressions == {"control": 120, "a": 120, "b": 120}
+    assert evidence_from(START + 10).impressions == {"control": 0, "a": 0, "b": 0}
 
 
 @pytest.mark.parametrize(("fallbacks", "kind"), [(0, "clean"), (100, "guard_rail")])

@@ -121,6 +121,7 @@ def test_two_workers_answer_die_and_come_back(own_repository: Path, tmp_path: Pa
         after = metric(running.metrics(), "retort_exposures_total")
         assert before + load.answered <= after <= before + load.answered + len(load.broken)
         assert metric(running.metrics(), "retort_worker_starts_total") == 3
+        assert metric(running.metrics(), "retort_worker_restarts_total") == 1
         assert metric(running.metrics(), "retort_model_info", model="student", version="1") == 1
 
         # and: a version published now goes live in every worker

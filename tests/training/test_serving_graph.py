@@ -44,7 +44,10 @@ def test_a_student_scores_as_torch_does(sides: str, tmp_path: Path):
     assert parity.pctr <= TOLERANCE
 
 
-@pytest.mark.parametrize("sides", ["every kind", "no context", "no candidate fields"])
+@pytest.mark.parametrize(
+    "sides",
+    ["every kind", *(pytest.param(sides, marks=pytest.mark.soak) for sides in ("no context", "no candidate fields"))],
+)
 def test_an_ensemble_of_every_network_scores_as_torch_does(sides: str, tmp_path: Path):
     """Teacher logits and gate weights too: `check_parity` compares every output."""
     wiring = SIDES[sides]
