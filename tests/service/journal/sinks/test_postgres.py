@@ -210,7 +210,7 @@ def has_shipped(url: str, number: int) -> bool:
     return False
 
 
-def test_one_follower_a_journal(tmp_path: Path, url: str):
+def test_one_follower_a_journal(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch):
     """On this machine by a lock in the folder, from another by one in the database."""
     folder = tmp_path / "log"
     log(folder, 0, 1)
@@ -220,8 +220,9 @@ def test_one_follower_a_journal(tmp_path: Path, url: str):
     ship(folder, url)
     source = source or (folder / "source.id").read_text()
     first, second = PostgresTarget(url), PostgresTarget(url)
-    first.open(source)
     try:
+        first.open(source)
+        monkeypatch.setattr("service.journal.sinks.postgres.LOCK_SECONDS", 0.1)
         with pytest.raises(TargetError, match="another follower"):
             second.open(source)
     finally:
