@@ -10,6 +10,8 @@ SEEDS ?= 1
 PORT ?= 8000
 WORKERS ?= 1
 REPOSITORY ?= models/repository
+DURATION ?= 120
+RATE ?= 50
 EXPERIMENTS ?= models/experiments.yaml
 # The folder of real click logs, if you have it: its tests run then, and skip with a reason otherwise.
 export RETORT_TRAINING_DATA ?=
@@ -17,7 +19,7 @@ export RETORT_TRAINING_DATA ?=
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run train serve test soak conformance lint format bench bench-peers clean
+.PHONY: help run train serve test soak conformance lint format bench clean lock audit demo-live bench-peers
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -37,6 +39,9 @@ train: $(INSTALLED)  ## log -> teachers -> gate -> student -> bundles and a repo
 serve: $(INSTALLED)  ## serve what `make train` exported (PORT=8000, WORKERS=1); prints a curl and its answer
 	$(PY) -m service --repository $(REPOSITORY) --experiments $(EXPERIMENTS) --port $(PORT) --workers $(WORKERS) --show-example
 
+demo-live: $(INSTALLED)  ## a service, simulated users and the results, together (DURATION=120, RATE=50, HARM=student)
+	$(PY) -m training demo --repository $(REPOSITORY) --port $(PORT) --workers $(WORKERS) --duration $(DURATION) --rate $(RATE) $(if $(HARM),--harm $(HARM)) $(if $(STAY),--stay)
+
 # Servers are killed, overloaded and hurried in the second part: those tests have the machine to themselves.
 test: $(INSTALLED)  ## the whole suite, under 15 minutes on 2 cores
 	$(PY) -m pytest -m 'not soak and not alone' --numprocesses auto --maxprocesses 8 --dist loadfile
@@ -48,6 +53,19 @@ soak: $(INSTALLED)  ## the long forms: full recipes, hundreds of kills, soaks
 conformance: $(INSTALLED)  ## clients of Triton, KServe and MLServer, and a model of FuxiCTR, from PyPI (needs a package index)
 	$(PY) -m tests.conformance
 	$(PY) -m tests.conformance.packing
+
+AUDITED := $(VENV)-audit
+
+$(AUDITED): # pip-tools and pip-audit, apart from everything
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check 'pip-tools==7.6.2' 'pip-audit>=2.9'
+
+lock: | $(AUDITED)  ## docker/service.lock anew: what the image installs, with hashes (with the image's Python, 3.11)
+	CUSTOM_COMPILE_COMMAND='make lock' $(AUDITED)/bin/pip-compile --quiet --extra service --generate-hashes --strip-extras \
+	  --no-emit-index-url --no-emit-find-links --constraint constraints.txt --output-file docker/service.lock pyproject.toml
+
+audit: | $(AUDITED)  ## is anything that the image installs known to be vulnerable? (asks pypi.org)
+	$(AUDITED)/bin/pip-audit --strict --require-hashes --disable-pip --requirement docker/service.lock
 
 lint: $(INSTALLED)  ## ruff and mypy (strict on models/ and service/)
 	$(BIN)/ruff check .

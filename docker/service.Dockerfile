@@ -11,11 +11,13 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/retort
 WORKDIR /build
 # The dependencies first: they change seldom, and this layer is then taken from the cache.
-COPY pyproject.toml constraints.txt README.md ./
-RUN /opt/retort/bin/pip install -c constraints.txt ".[service]"
+# Each file is known by its hash: an index that gives out another one stops the build. `make lock` writes the list.
+COPY docker/service.lock ./service.lock
+RUN /opt/retort/bin/pip install --require-hashes -r service.lock
+COPY pyproject.toml README.md ./
 COPY models ./models
 COPY service ./service
-RUN /opt/retort/bin/pip install --no-deps --force-reinstall .
+RUN /opt/retort/bin/pip install --no-deps .
 # Nothing is installed at run time, so the installer stays behind.
 RUN /opt/retort/bin/pip uninstall --yes setuptools pip
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import models
 from models.errors import ModelNotFoundError
-from service.errors import ConfigError, ExperimentError, ModelLoadError, NoModelError
+from service.errors import ConfigError, ExperimentError, ModelLoadError, NoModelError, PhaseError
 from service.experiments.file import Arm, Experiment, ExperimentFile, read_experiments
+from service.experiments.phases import check_change
 from service.experiments.state import Halt, PhaseKey, read_halts, settle_latest
 from service.metrics import Metrics
 from service.plan import Plan, build_plan
@@ -173,6 +174,7 @@ class Watcher:
 
     async def _try_to_adopt(self, file: ExperimentFile) -> None:
         generation = self._registry.generation
+        before = self._file
         try:
             await self._adopt(file)
         except (ExperimentError, ModelLoadError) as error:
@@ -180,6 +182,7 @@ class Watcher:
             self._refuse(error)
         else:
             self._waiting_for_models = None
+            _note_phases(before, file)
             logger.info("the experiment file is in force: %s", ", ".join(e.name for e in file.experiments))
 
     def _refuse(self, error: Exception) -> None:
@@ -247,3 +250,14 @@ class Watcher:
             self._publish(build_plan(self._file, self._fixed, self._registry, self._metrics, self._halts))
         except ExperimentError as error:
             logger.error("the last good plan stays in force: %s", error)
+
+
+def _note_phases(before: ExperimentFile | None, after: ExperimentFile) -> None:
+    """Says where an edit by hand changes within a phase what a phase promises to keep. It is in force all the same:
+    whoever edits the file may know better, and a restart does not even know what was there before."""
+    known = {} if before is None else {experiment.name: experiment for experiment in before.experiments}
+    for experiment in after.experiments:
+        try:
+            check_change(known.get(experiment.name), experiment)
+        except PhaseError as error:
+            logger.warning("experiment '%s' is in force, though %s", experiment.name, error)

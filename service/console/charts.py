@@ -45,7 +45,7 @@ def percent(value: float) -> str:
 
 def lift_over_time(looks: Sequence[tuple[float, float, tuple[float, float] | None]], *, label: str) -> Markup:
     """(time, lift, its interval) of each look: a band around a line, and zero."""
-    width, height, left, right, bottom = 640.0, 280.0, 56.0, 12.0, 34.0
+    width, height, left, right, bottom = 480.0, 230.0, 46.0, 8.0, 28.0
     shown = [value for _, value, _ in looks] + [bound for *_, always in looks if always for bound in always]
     # One wild interval at the beginning would make a line of all the others.
     middle = sorted(abs(value) for value in shown)[int(0.9 * (len(shown) - 1))] * 1.3
@@ -74,7 +74,7 @@ def reliability(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, 
     """Clicked over predicted by bin: (name, points) of each arm, and the diagonal of a perfect model."""
     width, height, left, bottom = 420.0, 340.0, 56.0, 44.0
     most = max(max(point) for _, points in curves for point in points) * 1.05 or 1.0
-    x, y = Axis(0.0, most, left, width - 10), Axis(0.0, most, height - bottom, 14.0)
+    x, y = Axis(0.0, most, left, width - 10), Axis(0.0, most, height - bottom, 26.0)
     parts: list[Child] = [_rows(y, left, width - 10, percent)]
     for value in x.ticks(5):
         parts.append(
@@ -143,13 +143,13 @@ def _rows(y: Axis, left: float, right: float, form: Callable[[float], str]) -> l
 def _times(x: Axis, base: float) -> list[Child]:
     """Five moments along the axis, in UTC: days where it spans days, else hours and minutes."""
     span = x.most - x.least
-    form = "%d %b" if span > 5 * 86_400 else "%d %b %H:%M" if span > 86_400 else "%H:%M" if span > 300 else "%H:%M:%S"
+    form = "%d %b" if span > 2 * 86_400 else "%H:%M" if span > 300 else "%H:%M:%S"
     parts: list[Child] = []
     for place in range(5):
         value = x.least + span * place / 4
         anchor = ("start", "middle", "middle", "middle", "end")[place]
         moment = datetime.fromtimestamp(value, UTC).strftime(form)
-        parts.append(tag("text", moment, x=x.at(value), y=base + 20, text_anchor=anchor, class_="tick"))
+        parts.append(tag("text", moment, x=x.at(value), y=base + 18, text_anchor=anchor, class_="tick"))
     return parts
 
 

@@ -121,7 +121,7 @@
   };
 
   const enable = () => {
-    for (const each of document.querySelectorAll("[data-load]")) each.disabled = !token;
+    for (const each of document.querySelectorAll("[data-load], [data-lift]")) each.disabled = !token;
   };
 
   // The ramp.
@@ -136,7 +136,7 @@
   const many = (buckets, found) => {
     const part = `${Number(((buckets / found.buckets) * 100 * found.share_of_units).toFixed(4))}% of units`;
     const seen = Math.round(buckets * Number(ramp.dataset.units || 0));
-    return seen ? `${part} (about ${seen.toLocaleString("en")}, as seen so far)` : part;
+    return seen ? `${part} (about ${seen.toLocaleString("en")} so far)` : part;
   };
 
   const describe = (found) => {
@@ -226,6 +226,21 @@
   }
 
   // Models.
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-lift]");
+    if (!button || !ramp) return;
+    act(button, find("ramp-said"), async () => {
+      const arm = button.dataset.lift;
+      if (!(await sure(`Let the units of ${arm} go to ${arm} again? What it has shown until now is judged no more.`))) {
+        return "Left as it is.";
+      }
+      await ask("DELETE", `${path()}/halts/${encodeURIComponent(arm)}`);
+      button.blur();
+      await refreshTwice();
+      return `The halt of ${arm} is lifted.`;
+    });
+  });
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-load]");

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from service.console import charts, figures
 from service.console.html import Child, Markup, table, tag
@@ -52,7 +53,10 @@ def answer(evidence: Evidence) -> Markup:
     ]
     until = datetime.fromtimestamp(tree["as_of"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     said = tag(
-        "p", f"From the log up to {until}. Look as often as you like: the intervals hold at every look.", class_="note"
+        "p",
+        f"From the log up to {until}. Look as often as you like: the intervals hold at every look. ",
+        tag("a", "The whole report", href=f"experiments/{quote(tree['experiment'])}/results.html"),
+        class_="note",
     )
     return tag("div", boxes or tag("p", "One arm: there is nothing to compare."), said, id="answer", data_live=True)
 

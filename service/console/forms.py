@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from service.console import charts, figures
 from service.console.evidence import Evidence
-from service.console.gather import ExperimentFacts, Facts
+from service.console.gather import ExperimentFacts, Facts, HaltFacts
 from service.console.html import Child, Markup, tag
-from service.console.panels import key, missing, panel
+from service.console.panels import key, missing, panel, state
 
 
 def token(facts: Facts) -> Markup:
@@ -76,6 +77,7 @@ def ramp(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Markup:
             f" of units are enrolled{where}, phase {one.phase}.",
         ),
         charts.buckets(owned, label=f"The 10,000 buckets of units and the arms that own them: {_spoken(one)}"),
+        [_halt(arm.name, arm.halt) for arm in one.arms if arm.halt is not None],
         tag(
             "ul",
             legend,
@@ -86,6 +88,15 @@ def ramp(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Markup:
         data_live=True,
     )
     return panel("ramp", "Ramp", now, _ramp_form(one, facts, evidence), live=False, size="large")
+
+
+def _halt(arm: str, halt: HaltFacts) -> Markup:
+    """What a guard-rail did, and a way to undo it."""
+    moment = datetime.fromtimestamp(halt.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    crossed = f"{halt.rail.replace('_', ' ')} of {figures.figure(halt.found)}, allowed {figures.figure(halt.bound)}"
+    told = f"A guard-rail halted {arm} at {moment}: {crossed}. Its units get control until somebody lifts this."
+    button = tag("button", "Lift it", type="button", disabled=True, data_lift=arm, aria_label=f"Lift the halt of {arm}")
+    return tag("p", state(told, "no"), " ", button, class_="halt")
 
 
 def _spoken(one: ExperimentFacts) -> str:
@@ -112,7 +123,7 @@ def _ramp_form(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Child:
     switches = [
         tag(
             "label",
-            tag("input", type="checkbox", name="off", value=arm.name, checked=arm.halted),
+            tag("input", type="checkbox", name="off", value=arm.name, checked=arm.is_off),
             f" {arm.name} off: its units get control",
         )
         for arm in one.arms[1:]

@@ -1,7 +1,8 @@
 """What this worker knows, as plain values for the page: nothing is scored, no log is read, no file is opened.
 
-The plan and the registry are read on the event loop, in one go, so that they agree; adding up the workers' counts takes
-milliseconds and is done in a thread, as for `/metrics`. However many look, it is done once in `AGE_SECONDS`.
+The plan and the registry are read on the event loop, in one go, so that they agree. Adding up the workers' counts takes
+milliseconds and is done in a thread, as for `/metrics`; however many look, once in `AGE_SECONDS` and for `SHARE` of a
+core at most.
 """
 
 from __future__ import annotations
@@ -20,8 +21,20 @@ if TYPE_CHECKING:
     from service.app import Service
 
 AGE_SECONDS = 1.0
+SHARE = 0.05
+"""Of a core, that adding up counts may take, and as much again making pages of them."""
 BOUNDS = LATENCY_SECONDS
 """Of the duration histogram, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class HaltFacts:
+    """What a guard-rail halted an arm for."""
+
+    rail: str
+    bound: float
+    found: float | None
+    time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +50,13 @@ class ArmFacts:
     stop: int
     """Owned are the buckets start <= b < stop."""
     halted: bool
+    """Whatever by: the experiment file, or a guard-rail."""
     deadline_ms: float | None
     is_ensemble: bool
+    is_off: bool = False
+    """By the experiment file."""
+    halt: HaltFacts | None = None
+    """By a guard-rail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +165,11 @@ class Gatherer:
         self._looks = Looks()
         self._turn = asyncio.Lock()
         self._facts: Facts | None = None
-        self._plan: Plan | None = None
         self._until = 0.0  # `monotonic`
+        self._plan: Plan | None = None
+        self._experiments: Mapping[str, ExperimentFacts] = {}
+        self._counted = Counted()
+        self._next_count = 0.0  # `monotonic`
 
     def find(self, wanted: str | None) -> str | None:
         """The experiment of this name, or the default one where none is asked for; None where there is none."""
@@ -166,7 +187,6 @@ class Gatherer:
         """What is so now, or was a moment ago."""
         async with self._turn:
             if self._facts is None or not self.is_young(self._facts):
-                self._plan = self._app.plan
                 self._facts = await self._gather()
                 self._until = time.monotonic() + AGE_SECONDS
             return self._facts
@@ -174,9 +194,13 @@ class Gatherer:
     async def _gather(self) -> Facts:
         app = self._app
         plan = app.plan
-        experiments = {} if plan is None else {name: describe(one) for name, one in plan.experiments.items()}
-        models = _models(app)
-        counted = await asyncio.to_thread(count, app.metrics.samples("retort_"), self._looks, time.monotonic())
+        if plan is not self._plan:
+            self._plan = plan
+            self._experiments = {} if plan is None else {name: describe(one) for name, one in plan.experiments.items()}
+        experiments, models = self._experiments, _models(app)
+        if time.monotonic() >= self._next_count:
+            self._counted, seconds = await asyncio.to_thread(self._count)
+            self._next_count = time.monotonic() + max(AGE_SECONDS, seconds / SHARE)
         return Facts(
             time.time(),
             app.settings.workers,
@@ -185,11 +209,17 @@ class Gatherer:
             experiments,
             None if plan is None else plan.default.spec.name,
             models,
-            counted,
+            self._counted,
             has_admin=app.gate.is_open,
             has_log=app.journal is not None,
             has_experiment_file=app.settings.experiments is not None,
         )
+
+    def _count(self) -> tuple[Counted, float]:
+        """The metrics, and the seconds of a core that they took: with hundreds of experiments there are many."""
+        began = time.thread_time()
+        counted = count(self._app.metrics.samples("retort_"), self._looks, time.monotonic())
+        return counted, time.thread_time() - began
 
 
 def describe(running: RunningExperiment) -> ExperimentFacts:
@@ -207,6 +237,8 @@ def describe(running: RunningExperiment) -> ExperimentFacts:
             arm.halted,
             stated.deadline_ms,
             arm.served.scorer.is_ensemble,
+            stated.name in spec.halted,
+            None if arm.halt is None else HaltFacts(arm.halt.rail, arm.halt.bound, arm.halt.found, arm.halt.time),
         )
         for stated, arm, owned in zip(spec.arms, running.arms, running.assigner.ranges, strict=True)
     )

@@ -15,6 +15,7 @@ MOST_LISTED = 100
 """Experiments, and fields of a model: who needs more than a page can show asks the route beside it."""
 MOST_VERSIONS = 8
 """Of a model, the newest; the live one is listed always."""
+MOST_DRIFTED = 8
 DRIFT_SEEN, DRIFT_LARGE = 0.1, 0.25
 """Population stability index: from the first on a shift is visible, from the second on it is large."""
 
@@ -149,7 +150,7 @@ OUTCOMES = ("ok", "fallback", "refused")
 
 def _arm_state(arm: ArmFacts, place: int) -> Markup:
     if arm.halted:
-        return state("off: control answers", "no")
+        return state("off: control answers" if arm.halt is None else "halted by a guard-rail", "no")
     return state("control" if place == 0 else "on", "soft" if place == 0 else "yes")
 
 
@@ -214,7 +215,11 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
     ]
     body: list[Child] = []
     if rows:
-        body.append(table("Drift by field", ("field", "shift", "", "PSI"), rows, left=3))
+        heads = ("field", "shift", "", "PSI")
+        body.append(table("Largest drift by field", heads, rows[:MOST_DRIFTED], left=3))
+        if len(rows) > MOST_DRIFTED:
+            every = table("Drift of every field", heads, rows, left=3)
+            body.append(tag("details", tag("summary", f"All {len(rows)}"), every))
     else:
         body.append(
             missing(
@@ -290,7 +295,7 @@ def models(facts: Facts) -> Markup:
         return panel(
             "models", "Models", missing("No model is there yet: put a bundle into the repository."), size="wide"
         )
-    heads = ("model", "version", "state", "exported", "answers for", "")
+    heads = ("model", "version", "state", "", "exported", "answers for")
     note = (
         "Making a version live writes the model's live file, for every worker and for good. It moves the arms that "
         "follow the live version; an arm with a number keeps it until its experiment says otherwise."
@@ -309,9 +314,9 @@ def _model_rows(model: ModelFacts, users: Mapping[tuple[str, int], list[str]]) -
             model.name,
             str(one.version),
             _version_state(one, model.live),
-            one.created or "",
-            ", ".join(used[:3]) + more,
             "" if one.version == model.live else _load_button(model, one),
+            tag("span", one.created or "", class_="whole"),
+            ", ".join(used[:3]) + more,
         )
 
 

@@ -27,7 +27,7 @@ from fastapi.responses import Response
 
 from service.console.evidence import Evidence
 from service.console.forms import skeleton
-from service.console.gather import Facts, Gatherer
+from service.console.gather import SHARE, Facts, Gatherer
 from service.console.view import Asset, Assets, render
 from service.errors import Code, Refusal
 from service.plan import RunningExperiment
@@ -56,8 +56,6 @@ PATIENCE_SECONDS = 2.0
 """How long the page waits for results before it is sent without them."""
 RESULTS_AGE_SECONDS = 10.0
 """How long results are shown before they are asked for anew; whoever works them out keeps them for a minute."""
-SHARE = 0.05
-"""Of a core, that making pages may take."""
 PAUSE_SECONDS = 0.0005
 MOST_WAITING = 16
 MOST_PAGES = 8

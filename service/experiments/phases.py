@@ -4,7 +4,7 @@
     halted, shadow, ramp may change: none says which arm a unit belongs to
     everything else      starts a new phase: a higher `phase` and a new `salt`, so that no analysis mixes the two
 
-Enforced wherever a program changes the file. Whoever edits the file by hand is trusted to know.
+Enforced wherever a program changes the file. Whoever edits the file by hand is trusted to know, and warned.
 """
 
 from __future__ import annotations

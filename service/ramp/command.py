@@ -177,7 +177,10 @@ def _tell(experiment: Experiment, verdict: Verdict) -> None:
     evidence: dict[str, Any] = verdict.evidence
     told = f"; evidence: {json.dumps(evidence)}" if evidence else ""
     if verdict.action is Action.STEP:
-        logger.info("%s: coverage %s -> %s: %s%s", name, experiment.coverage, verdict.coverage, why, told)
+        assert verdict.coverage is not None
+        logger.info(
+            "%s: coverage %s -> %s: %s%s", name, experiment.coverage, f"{float(verdict.coverage):.8g}", why, told
+        )
     elif verdict.kind in ("guard_rail", "split", "error"):
         logger.warning("%s: holding at coverage %s: %s%s", name, experiment.coverage, why, told)
     else:

@@ -6,17 +6,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from service.__main__ import main as service_main
 from tests.end_to_end.world_bundles import GUESSES, KNOWS, write_world_bundle
-from tests.service.running import Running, running_service, wait_for
+from tests.service.running import PATIENCE_SECONDS, Running, running_service, wait_for
 from training.calibrate import Platt
 from training.cli import main as training_main
 from training.data.synthetic import World
@@ -78,24 +79,46 @@ class Played:
         return dict(json.loads(out.read_text()))
 
 
-def simulated(world: World, service: Running, experiment: str, requests: int, **settings: Any) -> dict[str, Any]:
-    """Everybody is patient, so that it is the same on every machine."""
-    auctions = Auctions(Terms(days=3, day=2, candidates=5, run=experiment, experiment=experiment), world)
-    address = Address.of(f"http://127.0.0.1:{service.port}")
+def simulated(
+    world: World,
+    service: Running,
+    experiment: str,
+    requests: int | None,
+    until_halted: str | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Everybody is patient, so that it is the same on every machine. `until_halted`: the arm that ends it."""
+    run_name = f"{experiment}-{requests}"
+    auctions = Auctions(replace(TERMS, run=run_name, experiment=experiment), world)
     options = {"rate": 5000.0, "connections": 8, "click_delay_seconds": 0.05, "patience_ms": 1e6, **settings}
+    asked = Play(Address.of(f"http://127.0.0.1:{service.port}"), requests=requests, **options)
 
     async def run() -> dict[str, Any]:
         async def blocks(number: int) -> Any:
             return auctions.block(number)
 
-        tally, asked = Tally(), Play(address, requests=requests, **options)
+        async def stop_when_halted() -> None:
+            while not await asyncio.to_thread(halted_arms, service, experiment):
+                await asyncio.sleep(0.1)
+            stop.set()
+
+        tally, stop = Tally(), asyncio.Event()
         controls = await look_at(asked, 60.0)
-        await play(asked, blocks, tally, asyncio.Event(), lambda line: None)
+        looking = asyncio.create_task(stop_when_halted()) if until_halted else None
+        await asyncio.wait_for(play(asked, blocks, tally, stop, lambda line: None), PATIENCE_SECONDS)
+        if looking is not None:
+            await looking
         return tally.to_json(controls)
 
     found = asyncio.run(run())
-    assert found["requests"]["answered"] == requests, found["requests"]
+    assert found["requests"]["answered"] == found["requests"]["arrived"], found["requests"]
     return found
+
+
+def halted_arms(service: Running, experiment: str) -> list[str]:
+    """Whose units get control, as the service says."""
+    arms = service.request("GET", f"/experiments/{experiment}").json()["arms"]
+    return [arm["name"] for arm in arms if arm["halted"]]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +131,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     (folder / "e.yaml").write_text(EXPERIMENTS)
     options = ["--repository", str(folder / "repository"), "--experiments", str(folder / "e.yaml")]
     options += ["--log", str(folder / "log"), "--log-features", "1", "--max-in-flight", "1000"]
+    options += ["--guard-rail-seconds", "0.5"]
     with running_service(folder / "service.txt", *options) as service:
         truth = {
             FAIR: simulated(world, service, FAIR, 1400, duplicates=0.05, orphans=0.02),
-            HARMED: simulated(world, service, HARMED, 1000, harm="treatment"),
+            HARMED: simulated(world, service, HARMED, None, until_halted=True, harm="treatment", rate=300.0),
         }
         yield Played(service, folder, truth)
 
@@ -148,21 +172,26 @@ def test_the_results_count_what_the_simulator_sent(played: Played):
     assert sent["orphans"] > 10
     assert sent["known"] + log["log_duplicate_events"] == sent["duplicates"]
     assert log["log_orphan_events"] == sent["orphans"]
-    every = [one["feedback"] for one in played.truth.values()]
-    assert log["log_events"] == sum(one["accepted"] for one in every)
     assert sent["accepted"] == sent["impressions"] + sent["clicks"] + sent["orphans"]
     wrong = ("misplaced", "skewed", "late", "other")
     assert {name: log[f"log_{name}_events"] for name in wrong} == dict.fromkeys(wrong, 0)
 
 
-def test_a_harmful_arm_is_rolled_back(played: Played):
-    """It shows its worst ad: the guard-rail is crossed, and the decision says so, as good as its model is."""
+def test_a_harmful_arm_is_stopped(played: Played):
+    """It shows its worst ad, as good as its model is: while users come, a guard-rail halts it, and whoever comes after
+    gets control. The results of the log say the same."""
     truth = {arm["arm"]: arm for arm in played.truth[HARMED]["arms"]}
+    world = World(seed=TERMS.world_seed, days=TERMS.days)
+    after = simulated(world, played.service, HARMED, 64, harm="treatment")
     found = played.results(HARMED)
     (decision,) = found["decisions"]
     (treatment,) = (arm for arm in found["arms"] if arm["arm"] == "treatment")
 
     assert truth["treatment"]["expected_lift"] < -0.5
+    assert halted_arms(played.service, HARMED) == ["treatment"]
+    assert halted_arms(played.service, FAIR) == []
+    assert {arm["arm"] for arm in after["arms"]} == {"control"}
+    assert treatment["impressions"] == truth["treatment"]["impressions"]
     assert decision["action"] == "roll back"
     assert {rail["name"]: rail["crossed"] for rail in treatment["guard_rails"]} == {"ctr_loss": True}
 
@@ -212,10 +241,11 @@ def test_what_was_logged_becomes_the_next_version(played: Played, capsys: pytest
     assert training_main([*told, "--window", "3600"]) == 0
     train(Path(capsys.readouterr().out.splitlines()[-1]), folder / "run", repository)
 
-    arms = [arm for truth in played.truth.values() for arm in truth["arms"]]
+    arms = played.truth[FAIR]["arms"]
     table = pq.read_table(folder / "next" / "log.parquet")
-    assert len(table) == sum(arm["impressions"] for arm in arms)
-    assert sum(table["click"].to_pylist()) == sum(arm["clicks"] for arm in arms)
+    fair = table.filter(pc.equal(table["experiment"], FAIR))
+    assert len(fair) == sum(arm["impressions"] for arm in arms)
+    assert sum(fair["click"].to_pylist()) == sum(arm["clicks"] for arm in arms)
     assert set(table["propensity"].to_pylist()) == {0.5}
     assert before["version"] == 1
     wait_for(

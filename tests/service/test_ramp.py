@@ -303,7 +303,7 @@ def test_the_command_asks_the_log(
 
     assert coverage(path) == (Decimal(1) if kind == "clean" else Decimal("0.5"))
     told = caplog.records[-1].getMessage()
-    assert ("coverage 0.5 -> 1.00000000" if kind == "clean" else "holding at coverage 0.5: a: fallbacks 0.83") in told
+    assert ("coverage 0.5 -> 1:" if kind == "clean" else "holding at coverage 0.5: a: fallbacks 0.83") in told
     found = json.loads(told.partition("evidence: ")[2])
     assert found["impressions"] == {"control": 120, "a": 120, "b": 120}
     assert [rail["crossed"] for rail in found["guard_rails"]] == [kind != "clean", False]

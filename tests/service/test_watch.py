@@ -62,6 +62,24 @@ def in_app(repository: Path, experiments: Path | None, body: Callable[[Service],
     return asyncio.run(run())
 
 
+def test_an_edit_that_breaks_a_phase_is_in_force_and_warned_of(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Weights changed by hand within a phase: the log names the key and says what should have been done."""
+    path = experiments_file(tmp_path / "e.json", arm("student", 0.5), arm("control", 0.5))
+
+    async def change(app: Service) -> None:
+        experiments_file(path, arm("student", 0.4), arm("control", 0.6))
+
+        async def warned() -> bool:
+            return "though arms[0].weight (and arms[1].weight) may not change within phase 1" in caplog.text
+
+        await eventually(warned, "the log warns")
+        assert (await arms_of(app))["control"]["buckets"] == [4000, 10_000]
+
+    in_app(repository, path, change)
+
+
 def test_a_new_file_is_in_force_for_the_next_request(repository: Path, tmp_path: Path):
     """Weights, arms and names change together; a unit never sees half of it."""
     path = experiments_file(tmp_path / "e.json", arm("student", 1.0))

@@ -95,9 +95,13 @@ def _compacted(folder: Path, counts: Counter[str]) -> Iterator[Exposure | Event]
         for kind, table in (("exposure", "exposures"), ("event", "events"), ("failure", "failures")):
             for path in sorted((part / table).glob("*/*.parquet")):
                 for record in _rows(path):
-                    for name in ("context", "candidates"):
-                        if (text := record.get(name)) is not None:
-                            record[name] = json.loads(text)
+                    try:
+                        for name in ("context", "candidates"):
+                            if (text := record.get(name)) is not None:
+                                record[name] = json.loads(text, parse_constant=_refuse)
+                    except (ValueError, RecursionError):
+                        counts["unreadable"] += 1
+                        continue
                     yield from _read(kind, record, counts)
         for record in _rows(part / "segments.parquet"):
             for name in ("torn", "damaged", "unreadable"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import sys
 import time
 from pathlib import Path
 
 from training.errors import TrainingError
+from training.simulate.options import positive_number, positive_whole, share, whole
 
 DESCRIPTION = """\
 Plays the synthetic log's world against a running service. Users arrive (a Poisson process that waits for nobody), each
@@ -39,59 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="of the service [http://127.0.0.1:8000]")
-    add("--rate", type=_positive_number, default=50.0, metavar="X", help="arrivals a second, on average [50]")
-    add("--duration", type=_positive_number, metavar="S", help="seconds; without it and --requests: until Ctrl-C")
-    add("--requests", type=_positive_whole, metavar="N", help="arrivals after which it ends")
-    add("--candidates", type=_positive_whole, default=10, metavar="N", help="ads a request [10]")
-    add("--connections", type=_positive_whole, default=16, metavar="N", help="kept open to the service [16]")
-    add("--seed", type=_whole, default=1, metavar="N", help="of the traffic [1]")
-    add("--world-seed", type=_whole, default=0, metavar="N", help="of the world, as the recipe's source.seed [0]")
-    add("--days", type=_positive_whole, default=8, metavar="N", help="the world spans, as the recipe's source.days [8]")
-    add("--day", type=_whole, metavar="N", help="that is played, from 0 [the last]")
+    add("--rate", type=positive_number, default=50.0, metavar="X", help="arrivals a second, on average [50]")
+    add("--duration", type=positive_number, metavar="S", help="seconds; without it and --requests: until Ctrl-C")
+    add("--requests", type=positive_whole, metavar="N", help="arrivals after which it ends")
+    add("--candidates", type=positive_whole, default=10, metavar="N", help="ads a request [10]")
+    add("--connections", type=positive_whole, default=16, metavar="N", help="kept open to the service [16]")
+    add("--seed", type=whole, default=1, metavar="N", help="of the traffic [1]")
+    add("--world-seed", type=whole, default=0, metavar="N", help="of the world, as the recipe's source.seed [0]")
+    add("--days", type=positive_whole, default=8, metavar="N", help="the world spans, as the recipe's source.days [8]")
+    add("--day", type=whole, metavar="N", help="that is played, from 0 [the last]")
     add("--experiment", metavar="NAME", help="that requests name [the service's default]")
-    add("--click-delay", type=_positive_number, default=1.0, metavar="S", help="median seconds until a click [1]")
-    add("--patience-ms", type=_positive_number, default=1000.0, metavar="X", help="a later answer shows nothing [1000]")
-    add("--deadline-ms", type=_positive_number, metavar="X", help="that requests name [none]")
+    add("--click-delay", type=positive_number, default=1.0, metavar="S", help="median seconds until a click [1]")
+    add("--patience-ms", type=positive_number, default=1000.0, metavar="X", help="a later answer shows nothing [1000]")
+    add("--deadline-ms", type=positive_number, metavar="X", help="that requests name [none]")
     add("--harm", metavar="ARM", help="this arm shows the ad with its lowest score: guard-rails should stop it")
-    add("--duplicates", type=_share, default=0.0, metavar="SHARE", help="of the events that are sent twice [0]")
-    add("--orphans", type=_share, default=0.0, metavar="SHARE", help="clicks on nothing, for each answer [0]")
+    add("--duplicates", type=share, default=0.0, metavar="SHARE", help="of the events that are sent twice [0]")
+    add("--orphans", type=share, default=0.0, metavar="SHARE", help="clicks on nothing, for each answer [0]")
     add("--run", metavar="NAME", help="what request ids begin with [the time]; two runs into one log need two")
-    add("--wait", type=_positive_number, default=30.0, metavar="S", help="for the service to be ready [30]")
+    add("--wait", type=positive_number, default=30.0, metavar="S", help="for the service to be ready [30]")
     add("--out", type=Path, default=Path("runs/simulation.json"), metavar="FILE", help="[runs/simulation.json]")
-
-
-def _positive_number(text: str) -> float:
-    number = _number(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return number
-
-
-def _share(text: str) -> float:
-    number = _number(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
-    return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
-
-
-def _positive_whole(text: str) -> int:
-    number = _whole(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("expected a whole number from 1, got 0")
-    return number
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -179,7 +179,7 @@ def test_an_owner_raises_the_coverage(site: Site, console: Page):
     console.type_into("#coverage", "20")
 
     preview = said(console, "preview", "would join")
-    assert "5% of units (about 150, as seen so far) would join student." in preview
+    assert "5% of units (about 150 so far) would join student." in preview
     assert "Nobody who is in an arm moves to another." in preview
     assert "Enrolled: 10% → 20%." in preview
 

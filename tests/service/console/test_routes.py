@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.console import routes as console
-from service.console.gather import Gatherer
+from service.console.gather import SHARE, Counted, Facts, Gatherer
 from service.console.routes import MOST_PAGES, Console, load_assets
 from service.errors import Code, Refusal
 from service.settings import Settings
@@ -277,6 +277,30 @@ def test_making_pages_takes_a_share_of_the_time_and_no_more(guarded: TestClient,
 
     wait, as_it_was, code, status = asyncio.run(look())
 
-    assert wait > 50.0 / console.SHARE - 60.0
+    assert wait > 50.0 / SHARE - 60.0
     assert as_it_was == "the page"
     assert (code, status) == (Code.OVERLOADED, 429)
+
+
+def test_counting_takes_a_share_of_the_time_and_no_more(guarded: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """Hundreds of experiments have hundreds of thousands of counts: they are added up the more seldom, the longer it
+    takes, and what else is so is told meanwhile."""
+    made = Gatherer(guarded.app)  # type: ignore[arg-type]
+    counted: list[int] = []
+
+    def count() -> tuple[Counted, float]:
+        counted.append(1)
+        return Counted(), 50.0
+
+    async def look() -> tuple[Facts, Facts]:
+        before = await made.facts()
+        made._until = 0.0
+        return before, await made.facts()
+
+    monkeypatch.setattr(made, "_count", count)
+    before, after = asyncio.run(look())
+
+    assert counted == [1]
+    assert made._next_count - time.monotonic() > 50.0 / SHARE - 60.0
+    assert after is not before
+    assert after.counted is before.counted

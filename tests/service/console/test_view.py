@@ -15,7 +15,7 @@ import pytest
 
 from service.console.durations import Window
 from service.console.evidence import Evidence
-from service.console.gather import LATENCY_SECONDS, TeacherFacts, VersionFacts
+from service.console.gather import LATENCY_SECONDS, HaltFacts, TeacherFacts, VersionFacts
 from service.console.html import VOID, Markup, tag
 from tests.service.console.facts import NAME, arm, counted, experiment, facts, page, tree
 
@@ -291,7 +291,7 @@ def test_now_is_what_was_counted_lately():
 
 def test_a_paused_experiment_says_so():
     """In the list, at the arm and among the buckets."""
-    paused = experiment(arms=[arm("ensemble"), arm("student", 1, halted=True)])
+    paused = experiment(arms=[arm("ensemble"), arm("student", 1, halted=True, is_off=True)])
     text = page(facts(paused, experiment("other")))
 
     assert "paused" in shown(text, "experiments")
@@ -305,3 +305,27 @@ def test_markup_is_made_in_one_place():
     assert tag("a", "x", href='"><script>') == '<a href="&quot;&gt;&lt;script&gt;">x</a>'
     assert tag("input", disabled=True, checked=False, min=0, aria_label=None) == '<input disabled min="0">'
     assert isinstance(tag("p"), Markup)
+
+
+def test_what_a_guard_rail_halted_is_told_with_its_evidence():
+    """And can be lifted; its switch in the form is that of the file, which says nothing of it."""
+    halt = HaltFacts("ctr_loss", 0.1, 0.32, 1.79e9)
+    text = page(facts(experiment(arms=[arm("ensemble"), arm("student", 1, halted=True, halt=halt)])))
+
+    assert "A guard-rail halted student at 2026-09-21" in shown(text, "ramp")
+    assert "ctr loss of 0.32, allowed 0.1" in shown(text, "ramp")
+    assert "halted by a guard-rail" in shown(text, "arms")
+    assert re.search(r'<button[^>]* disabled[^>]* data-lift="student"', text)
+    assert re.search(r'name="off" value="student">', text)
+
+
+def test_the_largest_drift_comes_first():
+    """A few at once, all of them behind; in a word and a figure beside the gauge."""
+    samples = [("retort_drift_psi", {"model": "student", "field": f"f{n}"}, n / 40) for n in range(20)]
+    text = page(facts(counted=counted(*samples, ("retort_shadow_kl", {"experiment": NAME}, 0.0123))))
+
+    drift = re.sub(r"\s+", " ", shown(text, "drift"))
+    assert drift.index("f19, student large 0.475") < drift.index("f18, student")
+    assert "All 20" in drift
+    assert "f0, student none 0.000" in drift
+    assert "0.0123 nats" in drift
