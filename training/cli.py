@@ -39,10 +39,11 @@ A run is cached step by step under its folder: run it again and only what change
 """
 
 SEARCH = """\
-How small may the student be? Tries sizes, distillation weights and learning rates (proposed by Optuna), each student
+How fast may the student be? Tries sizes, distillation weights and learning rates (proposed by Optuna), each student
 trained as a run would train it on teachers and a gate that are trained once. Judged on validation part A and by
 measured latency (session.run of its ONNX graph, one thread, in turns with the recipe's own student). The finalists
-are trained again with other seeds; of those the fastest within --within of the best is chosen.
+are trained again with other seeds; of those the fastest within --within of the best is chosen, of several as fast (to
+within the noise of timing) the one with the fewest parameters.
 
   python -m training search synthetic --trials 24
   python -m training search synthetic --trials 48                    the same search goes on, with 24 more
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     search = commands.add_parser(
         "search",
-        help="the smallest student that is good enough: AUC against latency",
+        help="the fastest student that is good enough: AUC against latency",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=SEARCH,
     )
@@ -414,6 +415,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             workers=arguments.workers,
             watcher=display,
+            expects=display.expects,
         )
     for path in paths:
         print("\n".join(section(read_json(path))), file=sys.stderr)

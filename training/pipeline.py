@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 from training import steps
 from training.data.fingerprint import fingerprint
-from training.data.sources import FilesSettings, open_source
+from training.data.sources import FilesSettings
 from training.devices import gpus
 from training.errors import RecipeError
 from training.export import export as export_models
 from training.export import graph as draw_graph
 from training.export import quantize as quantize_student
 from training.gate import GateOptions
+from training.public_logs import open_log
 from training.quantize import Quantize
 from training.recipe import Distilled, LoadedRecipe, Recipe, SyntheticSettings, Teacher, Untaught
 from training.shares import Share
@@ -215,7 +216,7 @@ def _reading_steps(
         )
         arguments["source"] = FilesSettings(kind="files", paths=("log.parquet",)).model_dump(mode="json")
     else:
-        files = open_source(recipe.source, base=loaded.base, data=data).files
+        files = open_log(recipe.source, base=loaded.base, data=data).files
         arguments["source"] = recipe.source.model_dump(mode="json")
         contents["fingerprint"] = fingerprint(files, cache=fingerprints)
     needs = {"log": log} if log else {}

@@ -1,8 +1,13 @@
-"""What a person sees while a run works: one bar a step with rate and time left, or plain lines where nobody watches."""
+"""What a person sees while a run works: one bar a step with rate and time left, one for all of them, or plain lines
+where nobody watches.
+"""
 
+import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -41,6 +46,50 @@ class _Amount(MofNCompleteColumn):
         return Text(f"{task.completed / scale:.0f}/{task.total / scale:.0f}{unit}", style="progress.download")
 
 
+class Whole:
+    """How many of all steps are done, and how long the rest may take: by what those that are done took, stage by stage,
+    at the pace at which they ran side by side."""
+
+    def __init__(self, steps: Iterable[Step], clock: Callable[[], float] = time.monotonic) -> None:
+        self._left = {step.key: step.stage for step in steps}
+        self.total = len(self._left)
+        self._took: dict[str, list[float]] = {}
+        self._clock, self._started = clock, clock()
+
+    @property
+    def done(self) -> int:
+        """Steps that are finished."""
+        return self.total - len(self._left)
+
+    def finished(self, step: Step, seconds: float) -> None:
+        """One step fewer; one that is not among them counts for nothing."""
+        if self._left.pop(step.key, None) is not None:
+            self._took.setdefault(step.stage, []).append(seconds)
+
+    def seconds_left(self) -> float | None:
+        """None before anything is known."""
+        every = [seconds for took in self._took.values() for seconds in took]
+        elapsed = self._clock() - self._started
+        if not every or elapsed <= 0:
+            return None
+        usual = statistics.fmean(every)
+        work = sum(statistics.fmean(self._took.get(stage, [usual])) for stage in self._left.values())
+        return work / max(1.0, sum(every) / elapsed)
+
+    def said(self) -> str:
+        """For people: 12 of 240 steps, about 1 h 5 min left."""
+        left = self.seconds_left()
+        about = "" if left is None or not self._left else f", about {_in_words(left)} left"
+        return f"{self.done} of {self.total} steps{about}"
+
+
+def _in_words(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "a minute"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Display:
     """A `stages.Watcher` for a terminal; used as a context manager around `run_steps`."""
 
@@ -62,8 +111,17 @@ class Display:
         self._cached = 0
         self._done: set[str] = set()
         self._started = time.monotonic()
+        self._whole: Whole | None = None
+        self._bar: TaskID | None = None
 
-    def __enter__(self) -> "Display":
+    def expects(self, steps: Iterable[Step]) -> None:
+        """All that is still to be done: from now on a bar of its own says how far that is, and how long it may take."""
+        whole = Whole(step for step in steps if step.key not in self._done)
+        if whole.total > 1:
+            self._whole = whole
+            self._bar = self._progress.add_task("all", total=whole.total, note=whole.said())
+
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -95,6 +153,11 @@ class Display:
             self._progress.remove_task(task)
         self._done.add(step.key)
         note = self._notes.pop(step.key, "")
+        whole = ""
+        if self._whole is not None and self._bar is not None:
+            self._whole.finished(step, seconds)
+            self._progress.update(self._bar, completed=self._whole.done, note=self._whole.said())
+            whole = f"; {self._whole.said()}"
         elapsed = time.monotonic() - self._started
         what = f"[green]✓[/green] {step.stage:<9} {step.label:<20} {seconds:6.1f} s"
-        self.console.print(f"{what}  [dim]{note} (at {elapsed:.0f} s)[/dim]", soft_wrap=True, highlight=False)
+        self.console.print(f"{what}  [dim]{note} (at {elapsed:.0f} s{whole})[/dim]", soft_wrap=True, highlight=False)

@@ -10,11 +10,11 @@ from pathlib import Path
 from training.errors import TrainingError
 from training.export import publish
 from training.pipeline import plan, version_of
-from training.progress import Display
 from training.recipe import Recipe, load_recipe
 from training.report import build_report, found_before, tables_before, write_report
-from training.stages import run_steps
+from training.stages import in_order, run_steps
 from training.steps import read_json
+from training.took import KeepingDisplay, training_seconds
 
 
 def run(
@@ -38,6 +38,7 @@ def run(
     with at_work(loaded.recipe, out) as (out, display):
         steps = plan(loaded, seeds, runs=out, data=data)
         measures = [seed.measure for seed in steps.seeds]
+        display.expects(step for step in in_order([*measures, steps.export]) if not step.is_done(out))
         run_steps([*measures, *steps.export.needs.values()], out, workers=workers, watcher=display)
         # Latencies are measured in this one, so nothing runs beside it.
         run_steps([steps.export], out, workers=1, watcher=display)
@@ -56,6 +57,7 @@ def run(
                 out, loaded.recipe.model_dump(mode="json"), read_json(prepared / "report.json")["fingerprint"]
             ),
             seconds=time.monotonic() - started,
+            training=training_seconds(steps, out),
             overrides=overrides,
         )
         path = write_report(out, report)
@@ -66,11 +68,11 @@ def run(
 
 
 @contextmanager
-def at_work(recipe: Recipe, out: Path | None) -> Iterator[tuple[Path, Display]]:
+def at_work(recipe: Recipe, out: Path | None) -> Iterator[tuple[Path, KeepingDisplay]]:
     """The folder of a recipe's runs, `out` or runs/<recipe name>, for this program alone; and who shows progress."""
     out = out or Path("runs") / recipe.name
     out.mkdir(parents=True, exist_ok=True)
-    with only_one(out), Display() as display:
+    with only_one(out), KeepingDisplay(out) as display:
         yield out, display
 
 

@@ -6,7 +6,8 @@ graph. Test rows are not looked at.
 
 Of many tries on one seed the best looks better than it is. So the few that are fast for what they give are trained
 again with seeds that had no say in picking them, beside the recipe's own student; of those the fastest wins whose mean
-AUC is within a stated loss of the best.
+AUC is within a stated loss of the best. Latencies nearer than the noise of their measurement are one latency: of such
+students the one with the fewest parameters wins.
 
 What was tried stands in search.sqlite (Optuna's own storage) once it is finished, and every trained network is a step
 of `stages.py`, so a search that was killed goes on where it was and ends as if it had not been: a proposal depends on
@@ -46,6 +47,9 @@ DIMS = (4, 8, 16)
 KD_WEIGHTS = (0.5, 0.7, 0.9, 1.0)
 RATES = (0.5, 1.0, 2.0)
 """Learning rates that are tried unless others are named: these times the recipe's."""
+
+LEAST_NOISE = 0.02
+"""Relative: what two timings of one graph differ by on a machine with nothing else to do."""
 
 FINALISTS = 5
 """At most so many are trained again with other seeds, beside the recipe's own student."""
@@ -148,6 +152,7 @@ def search(
     again = bench.try_all([None, *(row["student"] for row in picked)], confirmed)
     # A finalist that fails now was never fit to serve.
     sound = [(row, found) for row, found in zip([None, *picked], again, strict=True) if not found.error]
+    noise = _noise(own.size)
     judged_finalists = judge_finalists(
         [
             {
@@ -156,10 +161,12 @@ def search(
                 "student": bench.own_student if row is None else row["student"],
                 "auc": found.aucs,
                 "ratio": 1.0 if row is None else row["ratio"],
+                "parameters": _parameters(own.size if row is None else row["size"]),
             }
             for row, found in sound
         ],
         within,
+        noise,
     )
     own_ms = statistics.median([row["size"]["beside"]["p50_ms"] for row in done])
     for row in (*done, *judged_finalists):
@@ -186,6 +193,7 @@ def search(
             "auc": own.aucs,
             "p50_ms": own_ms,
             "ratio_to_itself": own.size["ratio"] if own.size else None,
+            "noise": noise,
         },
         "trials": rows,
         "finalists": judged_finalists,
@@ -316,8 +324,22 @@ def finalists(trials: Sequence[Tree], within: float, most: int = FINALISTS) -> l
     return [*near[: most - 1], best]
 
 
-def judge_finalists(rows: Sequence[Tree], within: float) -> list[Tree]:
+def _noise(own: Mapping[str, Any] | None) -> float:
+    """How far apart, relatively, two measured ratios may be and still be one: what the recipe's student timed against
+    itself was off, and no less than `LEAST_NOISE`."""
+    return max(LEAST_NOISE, abs(own["ratio"] - 1)) if own else LEAST_NOISE
+
+
+def _parameters(size: Mapping[str, Any] | None) -> int | None:
+    """Of a student, embeddings included."""
+    return None if size is None else int(size["spec"]["parameters_dense"] + size["spec"]["parameters_embedding"])
+
+
+def judge_finalists(rows: Sequence[Tree], within: float, noise: float = 0.0) -> list[Tree]:
     """The rows by latency, with mean and sd of `auc`, the paired `loss` to the best of them, and which is `chosen`.
+
+    Chosen is the fastest within the loss; of those within it whose `ratio` is no more than `noise` (relative) above the
+    fastest's, the one of the fewest `parameters`, then the faster.
 
     A loss has `mean`, its standard error `se` (null for one seed), `by_seed`, and `verdict`: `within` where all but
     the mean's own uncertainty (two standard errors) says so, `beyond` the same way, `unsure` between.
@@ -343,7 +365,12 @@ def judge_finalists(rows: Sequence[Tree], within: float) -> list[Tree]:
                 "chosen": False,
             }
         )
-    next(row for row in judged_rows if row["loss"]["mean"] <= within)["chosen"] = True
+    near = [row for row in judged_rows if row["loss"]["mean"] <= within]
+    tied = [row for row in near if row["ratio"] <= near[0]["ratio"] * (1 + noise)]
+    if any(row.get("parameters") is None for row in tied):
+        tied = tied[:1]
+    chosen = min(tied, key=lambda row: (row.get("parameters") or 0, row["ratio"]))
+    chosen["chosen"] = True
     return judged_rows
 
 
@@ -365,6 +392,12 @@ def conclusion(found: Tree) -> list[str]:
             f"The fastest student within {limit} of the best: {{{at}/name|text}}. It takes {{{at}/ratio|share}} of "
             f"the time of the recipe’s student: {{{at}/p50_ms|ms}} ms of one core at {{/search/candidates|count}} "
             "candidates."
+        )
+    if any(row["ratio"] < chosen["ratio"] and row["loss"]["mean"] <= found["within"] for row in rows):
+        said.append(
+            "A faster one was within the loss too, but by less than timing the recipe’s student against itself was off "
+            "({/search/own/noise|percent}): of two that nobody can tell apart the smaller one is taken "
+            f"({{{at}/parameters|count}} parameters)."
         )
     if chosen["is_best"]:
         said.append(f"Its mean AUC is also the highest of the finalists, over {seeds}.")

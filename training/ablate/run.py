@@ -7,7 +7,7 @@ same folder. Each is written as soon as it is full: tables/<table>.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from training.encoded_log import EncodedLog
 from training.errors import RecipeError
 from training.pipeline import measured, plan
 from training.recipe import load_recipe
-from training.stages import Step, Watcher, run_steps
+from training.stages import Step, Watcher, in_order, run_steps
 from training.steps import read_json
 from training.whole import write_whole
 
@@ -37,10 +37,13 @@ def ablate(
     data: Path | None,
     workers: int,
     watcher: Watcher,
+    expects: Callable[[Iterable[Step]], None] = lambda steps: None,
 ) -> list[Path]:
     """Fill these tables of a recipe; returns where each was written.
 
-    All are laid out before anything is trained, so that what cannot be is known at once.
+    All are laid out before anything is trained, so that what cannot be is known at once; `expects` is told every step
+    of all tables that is still to be done. Then table by table, so that the first is there long before the last; what
+    two have in common is done for the first of them.
     """
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.warm_start is not None:  # some networks of a table would start from it, others from scratch
@@ -55,6 +58,8 @@ def ablate(
         wanted = table(name, vary, log)
         steps, left_out = planned(wanted, lambda row: _steps_of(row, recipe, overrides, seeds, out, data))
         laid_out.append((wanted.without(left_out), steps, left_out, sorted(vary.untuned)))
+    every_step = in_order(step for _, steps, _, _ in laid_out for row in steps.values() for step in row)
+    expects(step for step in every_step if not step.is_done(out))
     paths = []
     for wanted, steps, left_out, untuned in laid_out:
         run_steps([step for row in steps.values() for step in row], out, workers=workers, watcher=watcher)

@@ -5,6 +5,7 @@
     differences                 one model against another, seed by seed
     answer                      what a reader wants first
     targets                     what the recipe `synthetic` promises; empty for others
+    training_seconds            what training each model took, by model; null of a run of before
     cost, conditions            milliseconds of session.run, sizes; on what machine
     quantization                of a graph in smaller numbers, by model: both graphs' figures, which ships, why
     recipe, choices, overrides  what was trained, what of it is not the default, what the command line set
@@ -64,14 +65,15 @@ def build_report(
     search: Any = None,
     tables: Any = None,
     seconds: float | None = None,
+    training: Sequence[Mapping[str, Any]] = (),
     overrides: Sequence[str] = (),
 ) -> Tree:
     """The report of one run: `measures` are measure.json of each seed, `prepared` the prepare step's report.json,
     `costs` the export step's cost.json, `world` what the best possible model would reach where that is known.
 
     `sweep` and `search` are sweep.json and search.json as they were written, `tables` what `tables_before` found.
-    `seconds` is how long this run took,
-    cached steps left out; `overrides` what the command line set in the recipe.
+    `seconds` is how long this run took, cached steps left out; `training` what each network's training took, a seed
+    each (`took.training_seconds`); `overrides` what the command line set in the recipe.
     """
     sections = {section: _by_model(measures, section) for section in SECTIONS}
     summary = {section: _summary(models) for section, models in sections.items()}
@@ -94,6 +96,7 @@ def build_report(
         "differences": differences,
         "candidates": [int(count) for count in COUNTS],
         "cost": costs["cost"],
+        "training_seconds": _training(training),
         "conditions": costs["conditions"],
         "parity_error": costs.get("parity_error", {}),
         "quantization": costs.get("quantization", {}),
@@ -240,6 +243,17 @@ def _verdict(gain: Tree | None) -> str:
         return "unknown"
     said = verdict(gain)
     return "few" if said is None else VERDICTS[said]
+
+
+def _training(seeds: Sequence[Mapping[str, Any]]) -> Tree | None:
+    """Seconds by model: spreads over seeds, null where a seed lacks the figure."""
+    if not seeds:
+        return None
+    models = ("student", "control", "ensemble", "together")
+    found: Tree = {model: _spread(seed[model] for seed in seeds) for model in models}
+    return found | {
+        "teachers": {name: _spread(seed["teachers"][name] for seed in seeds) for name in seeds[0]["teachers"]}
+    }
 
 
 def _first(found: tuple[Tree, str] | None) -> Tree | None:

@@ -68,7 +68,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "share": lambda value: f"{100 * value:.0f}%" if abs(value) >= 0.2 else f"{100 * value:.1f}%",
     "count": lambda value: f"{value:,.0f}",
     "ms": _milliseconds,
-    "seconds": lambda value: f"{value:.0f} s",
+    "seconds": lambda value: f"{value:,.0f} s" if value >= 10 else f"{value:.1f} s",
     "bytes": _bytes,
     "tiny": lambda value: f"{value:.1e}".replace("-", "−"),
     "moment": _moment,

@@ -6,6 +6,8 @@ One interacting layer, x [F, W] -> y [F, heads * d], where each head h has its o
 
     logit = <w, y_1; ...; y_F of the last layer> + <w', MLP([v_1; ...; v_F])> + b
 
+v_i [B, D], y_i [B, heads * d] of F fields; the perceptron's last layer [B, H] is the hint; logit [B].
+
 Inner products are not divided by sqrt(d), as in the paper.
 """
 

@@ -2,6 +2,8 @@
 
     x_0 = [v_1; ...; v_F]        x_{l+1} = x_0 <x_l, w_l> + b_l + x_l        logit = <u, x_L> + <w, MLP(x_0)> + b
 
+v_i [B, D] of F fields; x_l [B, F * D]; w_l, b_l, u [F * D]; the perceptron's last layer [B, H] is the hint; logit [B].
+
 Every x_l is s_l x_0 + c_l with one number s_l a row and a c_l = b_0 + ... + b_{l-1} that no row changes, so that
 
     s_0 = 1        s_{l+1} = s_l + s_l <x_0, w_l> + <c_l, w_l>        <u, x_L> = s_L <x_0, u> + <c_L, u>

@@ -2,6 +2,9 @@
 
     x_0 = [v_1; ...; v_F]        x_{l+1} = x_0 * (W_l x_l + b_l) + x_l        logit = w [x_L; MLP(x_0)] + b
 
+v_i [B, D] of F fields; x_l [B, F * D]; W_l [F * D, F * D], b_l [F * D];
+the perceptron's last layer [B, H] is the hint; logit [B].
+
 W_0 and the perceptron's first matrix meet x_0 itself, so their context share is computed once a request.
 """
 

@@ -2,6 +2,8 @@
 
     logit = b + sum_i w_i + sum_{i<j} <v_i, v_j> + MLP([v_1; ...; v_F])
 
+w_i [B, 1], v_i [B, D] of F fields, joined [B, F * D]; the perceptron's last layer [B, H] is the hint; logit [B].
+
 The machine and the perceptron share one set of vectors.
 """
 

@@ -3,6 +3,8 @@
     e_1, ..., e_T  a user's recent ads        q  the candidate        w_t = MLP_a([e_t; q; e_t * q])
     u = sum_t w_t e_t        logit = w MLP([v_1; ...; v_F; u]) + b
 
+e_t, q, u, v_i [B, D], w_t [B], of up to T elements a row; the perceptron's last layer [B, H] is the hint; logit [B].
+
 In place of the mean over a sequence field of the context stands u, one for each such field. Weights are not
 normalized, as in the paper, so that their sum says how much interest there is. An empty sequence is the single id 0, as
 everywhere.

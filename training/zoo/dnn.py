@@ -2,6 +2,8 @@
 
     h = ReLU(W_L ... ReLU(W_1 [v_1; ...; v_F] + b_1) ... + b_L)          logit = w h + b
 
+v_i [B, D] of F fields, joined [B, F * D]; each layer [B, width of `hidden`], the last h [B, H] is the hint; logit [B].
+
 The usual student: two or three matrix products, the first of them mostly once a request.
 """
 

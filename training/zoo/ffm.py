@@ -2,6 +2,8 @@
 
     logit = b + sum_i w_i + sum_{i<j} <v_{i,j}, v_{j,i}>
 
+w_i [B, 1] and v_{i,j} [B, D] of F fields, in tables [ids, 1] and [ids, F * D]; logit [B].
+
 An id has a vector for each other field: v_{i,j} [D] is what field i's id shows to field j. With F fields a row of the
 table holds F * D numbers, so D is small (the paper takes 4). The place of v_{i,i} is kept, unused, that a pair may be a
 transposition. The paper leaves out bias and first order; they are here, as in an FM. Pairs within the context are made

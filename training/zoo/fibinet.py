@@ -4,6 +4,8 @@
     p_{ij} = (v_i W) * v_j        q_{ij} = (u_i W') * u_j        for i < j                           (bilinear)
     logit = b + sum_i w_i + w MLP([p_{1,2}; ...; q_{F-1,F}])
 
+v_i, u_i, p_{ij}, q_{ij} [B, D], z and a [B, F], of F fields; the perceptron's last layer [B, H] is the hint; logit [B].
+
 W and W' are one D x D matrix each (`bilinear: all`), one for each first field i (`each`), or one for each pair
 (`interaction`). The perceptron's first layer meets F (F - 1) D numbers: with many fields it is most of the cost.
 The pairs p within the context go through it once a request; a, and so every q, depends on the candidate.

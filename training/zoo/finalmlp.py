@@ -4,6 +4,9 @@
     o_1 = MLP_1(g_1 * e)       o_2 = MLP_2(g_2 * e)
     logit = b + <w_1, o_1> + <w_2, o_2> + sum_h o_{1,h}^T W_h o_{2,h}        o_{k,h}: the h-th of `heads` parts of o_k
 
+e [B, F * D]; o_1 [B, H_1] and o_2 [B, H_2], joined [B, H_1 + H_2], are the hint; W_h
+[H_1 / heads, H_2 / heads]; logit [B].
+
 What a gate sees is for the user to choose in the paper; here the first sees the fields of the context, the second those
 of the candidate, so that gate 1 and the context's share of MLP_1 are computed once a request. A side without fields has
 a constant gate that is learned.

@@ -2,6 +2,8 @@
 
     logit = b + sum_i w_i + sum_{i<j} <v_i, v_j>
 
+w_i [B, 1] and v_i [B, D] are looked up by field i's id, of F fields, in tables [ids, 1] and [ids, D]; logit [B].
+
 It has no hidden layer, so nothing to give as a hint.
 """
 

@@ -3,6 +3,9 @@
     x_0 = [v_1; ...; v_F]        x_{l+1} = x_0 * (W_l x_l + b_l) * sigmoid(G_l x_l) + x_l
     logit = w [x_L; MLP(x_0)] + b
 
+v_i [B, D] of F fields; x_l [B, F * D]; W_l, G_l [F * D, F * D], b_l [F * D];
+the perceptron's last layer [B, H] is the hint; logit [B].
+
 A cross of DCN-V2 whose terms pass a gate, so that depth does not add noise. Of the two recent heirs of DCN-V2 this one
 is here because one logit and one loss train it; FCN (DCNv3) needs a loss for each of its two cross networks. The
 paper's search for a dimension of its own for each field is left out: one `dim` serves all.

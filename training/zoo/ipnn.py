@@ -2,6 +2,9 @@
 
     h_1 = W_z [v_1; ...; v_F] + W_p [<v_i, v_j> for i < j] + b        logit = w MLP(h_1) + b'
 
+v_i [B, D] of F fields; F (F - 1) / 2 products; h_1 [B, width of the first layer]; the last layer [B, H] is
+the hint; logit [B].
+
 The paper factorizes W_p to save memory on hundreds of fields; with tens of fields the products themselves are
 small, so W_p is a full matrix here, as in the author's own later code. The context's vectors and the pairs within the
 context go through the first layer once a request.

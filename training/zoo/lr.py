@@ -2,6 +2,8 @@
 
     logit = b + sum_i w_i
 
+w_i [B, 1] is the weight of field i's id, one table [ids, 1] for all F fields; logit [B].
+
 It has no hidden layer, so nothing to give as a hint.
 """
 

@@ -2,6 +2,8 @@
 
     f = sum_{i<j} v_i * v_j  [D], element by element        logit = b + sum_i w_i + w MLP(f)
 
+w_i [B, 1], v_i and f [B, D] of F fields; the perceptron's last layer [B, H] is the hint; logit [B].
+
 The perceptron sees the pairs pooled into one vector, not the fields. The paper normalizes f and each layer by batch
 statistics; left out here, because the average of weights over steps that the training loop keeps would not fit them.
 """

@@ -2,6 +2,9 @@
 
     logit = w MLP([v_{1,1}; ...; v_{F,F}; <v_{i,j}, v_{j,i}> for i < j]) + b
 
+v_{i,j} [B, D] of F fields; the perceptron meets [B, F * D + F (F - 1) / 2], its last layer
+[B, H] is the hint; logit [B].
+
 An id has a vector for each operation: v_{i,i} is copied to the perceptron, v_{i,j} meets field j in an inner product,
 as in an FFM. A row of the table holds F * D numbers. The paper normalizes layers by batch statistics; left out here,
 because the average of weights over steps that the training loop keeps would not fit them. The context's copies and the

@@ -2,6 +2,8 @@
 
     logit = b + sum_i w_i + w MLP([v_1; ...; v_F])
 
+w_i [B, 1], v_i [B, D] of F fields, joined [B, F * D]; the perceptron's last layer [B, H] is the hint; logit [B].
+
 A logistic regression and a perceptron, summed and trained together. The paper's wide part also takes crosses of fields
 chosen by hand: here such a cross is a column of the log, a field like any other. The paper trains the wide part by
 FTRL; here one optimizer trains all.

@@ -3,6 +3,9 @@
     x^0 = [v_1, ..., v_F]  [F, D]        x^k_h = sum_{i,j} W^k_{h,i,j} x^{k-1}_i * x^0_j  [D]        (CIN, layer k)
     logit = b + sum_i w_i + <u, [sum_d x^k_h for each k, h]> + <w, MLP([v_1; ...; v_F])>
 
+Of a row; of B rows x^0 is [B, F, D] and x^k [B, maps of layer k, D]; the perceptron's last
+layer [B, H] is the hint; logit [B].
+
 Feature maps x^k_h are products element by element, so each of the D places is on its own and the sum over j may go
 first: with t_{h,i} = sum_j W_{h,i,j} x^0_j, a dense layer on the F fields, x^k_h = sum_i x^{k-1}_i * t_{h,i}. That is
 never more numbers than the outer products x_i * x_j while a layer has fewer maps than there are fields, and the

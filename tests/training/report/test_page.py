@@ -257,7 +257,7 @@ def test_a_page_without_sweep_or_published_models_is_a_page():
     found = report(measure(1), sweep=None, search=None, published=[], seconds=None, world=None)
 
     assert "How the networks were tuned" not in render(found)
-    assert "How small may the student be?" not in render(found)
+    assert "How fast may the student be?" not in render(found)
     Page(render(found))
 
 
@@ -489,11 +489,27 @@ def test_text_stands_out_from_its_paper_and_marks_do_too():
 def test_a_search_is_shown_with_its_choice_and_by_itself():
     for text in (render(report()), render_search(SEARCH)):
         page = Page(text)
-        assert "How small may the student be?" in page.shown("h2")
+        assert "How fast may the student be?" in page.shown("h2")
         said = "".join(page.shown("section"))
         assert "The fastest student within 0.001 AUC of the best: dnn 32, dim 8." in said
         assert "failed: loss is <NaN>" in said
         assert "timed against itself, took 101%: so much is noise" in said
+
+
+def test_the_page_says_what_training_each_model_took():
+    """Of the student alone, and of the ensemble with all its teachers; a dash where nothing was kept."""
+    (row,) = [row for row in Page(render(report())).shown("tr") if row.startswith("student") and " MB" in row]
+    (ensemble,) = [row for row in Page(render(report())).shown("tr") if row.startswith("ensemble0")]
+
+    assert row.endswith("44 s") or row.endswith("42 s")
+    assert ensemble.endswith("1,260 s")
+    assert "8.2 s" in text_of(report(), "cost")
+    together = [{"seed": 1, "student": None, "control": 3.0, "ensemble": None, "together": 77.0, "teachers": {}}]
+    assert "trained at once, in 77 s a seed" in text_of(report(measure(1), training=together), "cost")
+
+
+def test_a_run_of_before_says_nothing_of_what_training_took():
+    assert "Training is the time" not in text_of(report(training=()), "cost")
 
 
 def test_what_else_could_explain_the_gain_is_on_the_page():
@@ -577,7 +593,7 @@ def test_a_report_is_written_again_with_what_was_found_since(tmp_path: Path):
 
     page = report_again(tmp_path)
 
-    assert "How small may the student be?" in page.read_text()
+    assert "How fast may the student be?" in page.read_text()
     assert "How the networks were tuned" not in page.read_text()
     assert json.loads((tmp_path / "report.json").read_text())["search"] == SEARCH
 

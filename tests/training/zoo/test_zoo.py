@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import sys
@@ -81,6 +82,41 @@ def test_the_hint_is_the_hidden_vector_before_the_logit(name: str) -> None:
         assert (hint >= 0).all()
 
 
+LAST_OF_ALL = {"dnn", "ipnn", "onn", "din"}
+"""Networks whose logit is their last layer on the hint and nothing beside."""
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - NO_HINT - {"finalmlp"}))
+def test_the_logit_is_the_last_layer_on_the_hint_and_what_stands_beside(name: str) -> None:
+    """Another weight on the hint moves the logit by just that times the hint; where nothing stands beside, the logit
+    is the last layer on the hint."""
+    network, batch = network_of(name, seed=8), random_batch(3, 7)
+    with torch.no_grad():
+        logit, hint = network(batch)
+        if name in LAST_OF_ALL:
+            torch.testing.assert_close(logit, network.last(hint).squeeze(1), rtol=1e-5, atol=1e-5)
+        change = torch.randn(hint.shape[1])
+        network.last.weight[0, -len(change) :] += change  # of what is joined, the hint comes last
+        moved, same = network(batch)
+
+    assert torch.equal(hint, same)
+    torch.testing.assert_close(moved - logit, hint @ change, rtol=1e-4, atol=1e-4)
+
+
+def test_finalmlp_hint_is_both_streams_as_the_logit_meets_them() -> None:
+    """The logit from the two halves of the hint alone: two linear forms and a bilinear one, head by head."""
+    network, batch = network_of("finalmlp", seed=8), random_batch(3, 7)
+    weights = {label: value.double() for label, value in network.state_dict().items()}
+    with torch.no_grad():
+        logit, hint = network(batch)
+    first, second = hint.double().split([6, 8], dim=1)
+
+    linear = hint.double() @ weights["last.weight"][0] + weights["last.bias"]
+    heads = [stream.unflatten(1, (2, -1)) for stream in (first, second)]  # [N, heads, width / heads]
+    expected = linear + torch.einsum("nhi,hij,nhj->n", heads[0], weights["fusion"], heads[1])
+    torch.testing.assert_close(logit.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_learns(variant: str) -> None:
     """Each parameter receives a gradient; a part left out of the sum would not."""
@@ -114,6 +150,29 @@ def test_embedding_l2_is_half_the_squared_length_of_the_vectors_of_a_row(name: s
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_those_of_the_formula(variant: str) -> None:
+    """Of each parameter along a random direction: what the slow formula changes by in float64, central differences."""
+    network, batch = network_of(variant, seed=6), random_batch(3, 5)
+    network(in_row_form(batch))[0].sigmoid().sum().backward()
+    exact = copy.deepcopy(network).double()
+
+    def clicks() -> float:
+        return float((1 / (1 + np.exp(-slow_logits(variant, exact, batch)))).sum())
+
+    step, rng = 1e-6, torch.Generator().manual_seed(7)
+    for (label, parameter), ours in zip(exact.named_parameters(), network.parameters(), strict=True):
+        direction = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+        before = parameter.detach().clone()
+        ends = []
+        for sign in (1, -1):
+            parameter.data = before + sign * step * direction
+            ends.append(clicks())
+        parameter.data = before
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert float((ours.grad.double() * direction).sum()) == pytest.approx(slope, rel=2e-3, abs=1e-4), label
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_the_same_in_both_forms(variant: str) -> None:
     """In the row form, which trains, as in the split form: a layer with a backward of its own is in the first alone."""
     gradients = []
     for form in (lambda batch: batch, in_row_form):
@@ -295,12 +354,15 @@ def test_an_option_without_a_default_has_to_be_given() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_documents_its_paper_its_options_and_their_defaults(name: str) -> None:
-    """Paper and equation in the file's docstring, options in the class's, name and defaults in docs/training.md."""
+    """Paper, equation and shapes in the file's docstring, options in the class's, defaults in docs/training.md."""
     network = NETWORKS[name]
 
-    paper = sys.modules[network.__module__].__doc__
+    paper = re.sub(r"(?<=\S)\n(?=\S)", " ", sys.modules[network.__module__].__doc__)  # paragraphs as one line
     assert re.search(r"[12][09]\d\d", paper.split("\n\n")[0])
     assert "logit = " in paper
+    assert "logit [B]" in paper
+    assert re.search(r"\[B, [DF1]", paper)  # and the shapes of what it is made of
+    assert ("is the hint" in paper or "are the hint" in paper) == (name not in NO_HINT)
     assert all(f"`{option}`" in inspect.getdoc(network) for option in options_of(name))
     row = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| `{name}` |"))
     for option in options_of(name) - {"dim", "hidden", "dropout", "init_sd"}:

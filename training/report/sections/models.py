@@ -151,13 +151,15 @@ def cost_and_quality(v: Values) -> str:
         for kind in ("median", "slowest hundredth,")
     ]
     rows = []
+    is_known = any(v.has(cost.replace("/cost/", "/training_seconds/", 1) + "/mean") for _, cost, _, _ in places)
     for name, cost, quality, _ in places:
         if not v.has(cost):
             continue
         times = [v.show(f"{cost}/{count}/{kind}_ms", "ms") for _, count in counts for kind in ("p50", "p99")]
         sizes = [v.show(f"{cost}/{key}", "count") for key in ("parameters_embedding", "parameters_dense")]
         quality_cell = v.spread(f"{quality}/{metric}")
-        rows.append([html.escape(name), quality_cell, *times, *sizes, v.show(f"{cost}/bytes", "bytes")])
+        trained = [v.show(cost.replace("/cost/", "/training_seconds/", 1) + "/mean", "seconds")] if is_known else []
+        rows.append([html.escape(name), quality_cell, *times, *sizes, v.show(f"{cost}/bytes", "bytes"), *trained])
     note = (
         f"<p>How long scoring one request of so many candidates takes, in milliseconds of one core "
         f"({v.show('/conditions/cpu', 'text')}, onnxruntime {v.show('/conditions/onnxruntime', 'text')}). Models take "
@@ -166,7 +168,17 @@ def cost_and_quality(v: Values) -> str:
         f"{v.show('/candidates/1', 'count')} candidates; a bar is one standard deviation between seeds."
         + (" Of the teachers only the best is named there.</p>" if is_crowded else "</p>")
     )
-    sizes = ["numbers in embeddings", "numbers in layers", "size on disk"]
+    if is_known:
+        note += (
+            "<p>Training is the time of one core (or GPU) for a seed, refit included; of the ensemble that of all its "
+            "teachers and the gate. The student’s comes on top of the ensemble’s, without which it has no teacher.</p>"
+        )
+    if v.has("/training_seconds/together"):
+        note += (
+            "<p>Teachers and student were trained at once, in "
+            f"{v.show('/training_seconds/together/mean', 'seconds')} a seed.</p>"
+        )
+    sizes = ["numbers in embeddings", "numbers in layers", "size on disk"] + (["training"] if is_known else [])
     costs = table(
         ["model", METRICS[metric][0], *heads, *sizes], rows, strong=0, label="Quality and cost of every model"
     )

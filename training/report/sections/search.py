@@ -1,4 +1,4 @@
-"""How small the student may be: what `training search` tried, AUC against latency, and its choice."""
+"""How fast the student may be: what `training search` tried, AUC against latency, and its choice."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def search(v: Values) -> str:
         f"of session.run, timed in turns with the recipe’s student{itself}. Test rows were not looked at.</p>"
     )
     return section(
-        "How small may the student be?",
+        "How fast may the student be?",
         conclusion + note + keys + figure(drawing) + _finalists(v) + details("Every trial", _trials(v)),
         "search",
     )
