@@ -53,9 +53,16 @@ class OpenLoad:
 
 
 def open_loop(
-    port: int, requests: Sequence[bytes], connections: int, rate: float, seconds: float, seed: int = 1
+    port: int,
+    requests: Sequence[bytes],
+    connections: int,
+    rate: float,
+    seconds: float,
+    seed: int = 1,
+    rest_seconds: float = 0.0,
 ) -> OpenLoad:
-    """Sends `rate` requests a second for `seconds`, over so many connections.
+    """Sends `rate` requests a second for `seconds`, over so many connections. `rest_seconds`: how long it sleeps each
+    time round; by default it never does, which the kernel does not bear for long from who has real-time priority.
 
     Raises `LoadError` for any answer but 200 and 429.
     """
@@ -79,6 +86,8 @@ def open_loop(
         stack.callback(gc.enable)
         began = heard = clock()
         while place < len(due) or busy:
+            if rest_seconds:
+                time.sleep(rest_seconds)
             now = clock() - began
             while place < len(due) and due[place] <= now and free:
                 number = free.popleft()

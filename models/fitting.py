@@ -266,12 +266,15 @@ class _EarlierEdges(_Fit):
 
 
 def _refuse_other_fields(schema: FeatureSchema, earlier: FeatureSchema) -> None:
-    """Ids go on only where each field still means what it meant; how many values it may keep is free."""
+    """Ids go on only where each field still means what it meant; how many values it may keep is free, and whether a log
+    derives it from its timestamp or has it as it was sent."""
     names, before = ([field.name for field in of.fields] for of in (schema, earlier))
     if names != before:
         raise SchemaError(f"expected the fields of the earlier encoder, in its order, {before}, got {names}")
     for now, then in zip(schema.fields, earlier.fields, strict=True):
-        for part in ("type", "role", "kind", "max_length", "keep", "derive"):
+        parts = ["type", "role", "kind", "max_length", "keep"]
+        parts += ["derive"] if now.derive is not None and then.derive is not None else []
+        for part in parts:
             if getattr(now, part) != getattr(then, part):
                 raise SchemaError(
                     f"field '{now.name}': {part}: expected {getattr(then, part)!r} as in the earlier encoder, "

@@ -4,7 +4,8 @@
 
 Runs are made in one thread of low priority while the event loop goes on serving (the runtime holds no lock of Python's
 meanwhile), one at a time, and only begun when no request waits to be scored: a worker that is busy scores no shadow.
-What finds the queue full is dropped and counted, so under load the sample gets smaller and no answer later.
+They take a fiftieth of the time at most. What finds the queue full is dropped and counted, so under load the sample
+gets smaller and no answer later.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ MAX_WAITING = 64
 """Requests of a worker. Each holds its body and its ids until it is scored."""
 NICENESS = 10
 """So much lower is the thread's priority than the worker's."""
+MOST_SHARE = 0.02
+"""Of a worker's time, that runs in the shadow take at most: whatever is sampled, few requests ever meet one."""
 NOTE_SECONDS = 1.0
 DROP_REASONS = ("full", "unreadable", "failed")
 """The queue was full; the request does not fit the fields of the shadow's model; its run failed."""
@@ -106,6 +109,7 @@ class ShadowLane:
         self._is_scheduled = False
         self._is_closed = False
         self._next_note = 0.0
+        self._began = self._not_before = 0.0
         self._alike: WeakKeyDictionary[Scorer, WeakKeyDictionary[Scorer, bool]] = WeakKeyDictionary()
         self._counts: dict[tuple[str, str | None], Callable[[float], object]] = {}
         self._thread = ThreadPoolExecutor(1, "shadow", _lower_priority)
@@ -136,7 +140,11 @@ class ShadowLane:
         """Sees to it that what waits is begun in a later turn of the loop, after what has arrived by then."""
         if self._waiting and not self._is_running and not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._begin)
+            loop, wait = asyncio.get_running_loop(), self._not_before - monotonic()
+            if wait > 0:
+                loop.call_later(wait, self._begin)
+            else:
+                loop.call_soon(self._begin)
 
     def _begin(self) -> None:
         self._is_scheduled = False
@@ -148,7 +156,7 @@ class ShadowLane:
             return
         scorer = batch[0].waiting.route.scorer
         inputs = graph_inputs([one.context for one in batch], [one.candidates for one in batch])
-        self._is_running = True
+        self._is_running, self._began = True, monotonic()
         running = asyncio.get_running_loop().run_in_executor(self._thread, scorer.score_aside, inputs)
         running.add_done_callback(lambda done: self._end(batch, done))
 
@@ -194,6 +202,7 @@ class ShadowLane:
 
     def _end(self, batch: list[_Encoded], done: asyncio.Future[Floats]) -> None:
         self._is_running = False
+        self._not_before = self._began + (monotonic() - self._began) / MOST_SHARE
         if self._is_closed or done.cancelled():
             return
         error = done.exception()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -23,10 +24,12 @@ def preview(
     old, new = (Assigner(experiment.salt, tuple(experiment.ranges())) for experiment in (before, after))
     moves: Counter[tuple[int, int]] = Counter()
     otherwise = 0
-    for bucket in range(BUCKETS):
-        places = old.place_bucket(bucket), new.place_bucket(bucket)
-        moves[places] += 1
-        otherwise += _answering(before, places[0], halted) != _answering(after, places[1], halted)
+    # Between two edges of anybody's range all buckets go the same way: asking for the first of them is asking for each.
+    edges = {edge for assigner in (old, new) for owned in assigner.ranges for edge in (owned.start, owned.stop)}
+    for first, end in itertools.pairwise(sorted({0, BUCKETS, *edges})):
+        places = old.place_bucket(first), new.place_bucket(first)
+        moves[places] += end - first
+        otherwise += (end - first) * (_answering(before, places[0], halted) != _answering(after, places[1], halted))
     changed = {places: count for places, count in moves.items() if places[0] != places[1]}
     reason = None
     try:

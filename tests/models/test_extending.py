@@ -118,3 +118,27 @@ def test_hashed_fields_need_no_extending_but_the_same_buckets():
     assert fitted(hashed(9), ["a"], fitted(hashed(9), ["b"])).sizes == {"f": 11}
     with pytest.raises(SchemaError, match=r"field 'f': encoding: expected .*'buckets': 9"):
         fitted(hashed(10), ["a"], fitted(hashed(9), ["b"]))
+
+
+def derived(derive: str | None, type_: str = "integer") -> FeatureSchema:
+    """The field `f` of a log: derived from its timestamp, or with a column of its own."""
+    field: dict[str, Any] = {"name": "f", "type": type_, "role": "context"}
+    field |= {"derived_from": "timestamp", "derive": derive} if derive else {}
+    return schema_of(field, timestamp={"column": "t"})
+
+
+@pytest.mark.parametrize(("before", "now"), [("hour", None), (None, "hour")])
+def test_a_field_that_a_log_derives_goes_on_where_another_has_it_as_it_was_sent(before: str | None, now: str | None):
+    """As the logs of `from-log` have: the hour of a request is the same, whoever worked it out."""
+    first = fitted(derived(before), np.array([7, 7, 3]))
+
+    assert fitted(derived(now), np.array([3, 9]), first).to_vocabularies()["f"] == ["7", "3", "9"]
+
+
+def test_what_is_derived_otherwise_is_another_field():
+    first = fitted(derived("hour"), np.array([7]))
+
+    with pytest.raises(
+        SchemaError, match="field 'f': derive: expected 'hour' as in the earlier encoder, got 'weekday'"
+    ):
+        fitted(derived("weekday"), np.array([1]), first)

@@ -215,6 +215,23 @@ def test_what_finds_the_queue_full_is_dropped_and_counted(repository: Path, tmp_
     assert asyncio.run(run()) == (MAX_WAITING, 7)
 
 
+def test_shadows_take_a_bounded_share_of_the_time(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a run the next one waits, the longer the run was: here for ever."""
+    monkeypatch.setattr("service.shadow.MOST_SHARE", 1e-9)
+
+    async def run() -> float:
+        async with started(make_app(repository, shadowed(tmp_path))) as app:
+            await ask(app, "/predict", json.dumps(request_of(1)).encode())
+            await at_rest(app)
+            for _ in range(5):
+                await ask(app, "/predict", json.dumps(request_of(1)).encode())
+                await asyncio.sleep(0.01)
+            assert app.shadow.is_busy
+            return metric(await scrape(app), "retort_shadow_scored_total")
+
+    assert asyncio.run(run()) == 1
+
+
 def test_a_shadow_that_fails_hurts_nobody(repository: Path, tmp_path: Path, folder: Path):
     """It is counted and logged; the next is tried."""
 

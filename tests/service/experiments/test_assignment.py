@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.experiments.assignment import (
@@ -26,7 +27,8 @@ from service.experiments.assignment import (
     bucket_of,
     growthbook_bucket_of,
 )
-from service.experiments.file import parse_experiments
+from service.experiments.file import Arm, Experiment, parse_experiments
+from service.experiments.preview import preview
 
 TABLE = json.loads((Path(__file__).parents[1] / "assignment_cases.json").read_text(encoding="utf-8"))
 
@@ -209,6 +211,45 @@ def test_layers_part_units_independently():
     z = np.corrcoef(inside)[np.triu_indices(4, 1)] * math.sqrt(len(units))
 
     assert np.abs(z).max() < 4.5
+
+
+weighted = st.lists(st.integers(0, BUCKETS), min_size=2, max_size=2).map(sorted)
+
+
+@settings(max_examples=10)
+@given(one=weighted, other=weighted, low=shares, high=shares, halted=st.sets(st.sampled_from(["b", "c"])))
+def test_a_preview_is_what_every_bucket_says(
+    one: list[int], other: list[int], low: Decimal, high: Decimal, halted: set[str]
+):
+    """Counted one by one: from where to where each bucket goes, and whether another arm answers it."""
+    before, after = (
+        Experiment(
+            name="e",
+            salt="s",
+            coverage=coverage,
+            arms=tuple(
+                Arm(name=name, model="m", weight=Decimal(stop - start) / BUCKETS)
+                for name, (start, stop) in zip("abc", pairwise([0, *cuts, BUCKETS]), strict=True)
+            ),
+            halted=off,
+        )
+        for cuts, coverage, off in ((one, low, ()), (other, high, tuple(halted)))
+    )
+
+    seen = preview(before, after)
+
+    ranges = before.ranges(), after.ranges()
+    moves: Counter[tuple[str | None, str | None]] = Counter()
+    otherwise = 0
+    for bucket in range(BUCKETS):
+        left, right = (
+            next((name for name, owned in zip("abc", side, strict=True) if bucket in owned), None) for side in ranges
+        )
+        moves[left, right] += 1
+        otherwise += (left or "a") != ("a" if right in halted else right or "a")
+    told = {(move["from"], move["to"]): move["buckets"] for move in seen["moves"]}
+    assert told == {places: count for places, count in moves.items() if places[0] != places[1]}
+    assert seen["answered_otherwise"] == otherwise
 
 
 def test_two_experiments_split_a_unit_independently():
