@@ -14,6 +14,7 @@ what the slower of them can do. CPU is that of all of a server's processes. Answ
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -48,8 +49,9 @@ from training.quantize import Quantize, quantize_graph
 SERVERS = Path(__file__).parent / "servers"
 NAIVE = "naive FastAPI"
 IDS, RAW = "ids", "raw"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 GRAPHS = {"float32": "wide", "int8": "wide-int8"}
+ROWS = [f"{graph}:{takes}" for graph in GRAPHS for takes in (IDS, RAW)]
 SHRINK = 10
 REQUESTS = 100
 
@@ -274,6 +276,7 @@ def running(
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "100",
         "PATH": f"{python.parent}:/usr/bin:/bin",
     }
     libraries = [*python.parents[1].glob("lib/python3.*/site-packages/nvidia_pytriton.libs"), *_libpython(python)]
@@ -286,13 +289,12 @@ def running(
     log = folder / "log"
     with (
         log.open("wb") as output,
-        subprocess.Popen(
+        subprocess.Popen(  # in our own session as our service is: Linux shares a core out by session
             command,
             cwd=place,
             env=variables,
             stdout=output,
             stderr=output,
-            start_new_session=True,
             preexec_fn=lambda: pin(core),
         ) as process,
     ):
@@ -340,11 +342,14 @@ def _free_port() -> int:
 
 
 def measure(
-    name: str, python: Path, bundles: Mapping[str, Bundle], options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """One entry a graph, form of request and number of candidates."""
+    pythons: Mapping[str, Path],
+    bundles: Mapping[str, Bundle],
+    options: argparse.Namespace,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Each peer by its interpreter; `keep` is handed one entry a graph, form of request and number of candidates, as
+    they are found."""
     core, own = two_cores()
-    found = []
     workload = {count: make_requests(bundles["float32"], count, REQUESTS) for count in options.candidates}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-peers-")))
@@ -352,25 +357,26 @@ def measure(
         ours = stack.enter_context(serve(repository, list(bundles.values()), core, folder))
         alone = stack.enter_context(floor({one.name: one for one in bundles.values()}, workload, core))
         pin(own)
-        for graph, bundle in bundles.items():
-            for takes in (RAW,) if name == NAIVE else (IDS, RAW):
-                place = folder / f"{graph}-{takes}"
-                place.mkdir()
-                with running(name, python, bundle, takes, core, place) as theirs:
-                    for count, requests in workload.items():
-                        raw = [http_request("/predict", request.body(bundle.name)) for request in requests]
-                        asked = [PEERS[name].ask(request, bundle, takes) for request in requests]
-                        for mine, other in list(zip(raw, asked, strict=True))[:3]:
-                            expected = json.loads(ask_once(ours[1], mine))["pctr"]
-                            got = PEERS[name].scores(ask_once(theirs[1], other))
-                            if not np.allclose(got, expected, rtol=0, atol=1e-5):
-                                raise BenchmarkError(f"{name}: expected {expected[:3]}..., got {got[:3]}...")
-                        entry = {"peer": name, "graph": graph, "takes": takes, "candidates": count}
-                        sides = {"ours": (ours, raw), "theirs": (theirs, asked)}
-                        cell = Cell(bundle.name, count, options.callers)
-                        found.append(entry | _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options))
-                        print(json.dumps(found[-1]), file=sys.stderr)
-    return found
+        for name, row in itertools.product(pythons, ROWS):
+            graph, _, takes = row.partition(":")
+            if row not in options.rows or (name == NAIVE and takes == IDS):
+                continue
+            bundle = bundles[graph]
+            place = Path(tempfile.mkdtemp(dir=folder))
+            with running(name, pythons[name], bundle, takes, core, place) as theirs:
+                for count, requests in workload.items():
+                    raw = [http_request("/predict", request.body(bundle.name)) for request in requests]
+                    asked = [PEERS[name].ask(request, bundle, takes) for request in requests]
+                    for mine, other in list(zip(raw, asked, strict=True))[:3]:
+                        expected = json.loads(ask_once(ours[1], mine))["pctr"]
+                        got = PEERS[name].scores(ask_once(theirs[1], other))
+                        if not np.allclose(got, expected, rtol=0, atol=1e-5):
+                            raise BenchmarkError(f"{name}: expected {expected[:3]}..., got {got[:3]}...")
+                    entry = {"peer": name, "graph": graph, "takes": takes, "candidates": count}
+                    sides = {"ours": (ours, raw), "theirs": (theirs, asked)}
+                    cell = Cell(bundle.name, count, options.callers)
+                    found = _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options)
+                    keep(entry | found | {"load": os.getloadavg()[0]})
 
 
 def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -397,9 +403,9 @@ def _turns(sides: Mapping[str, Any], alone: Callable[[], Any], options: argparse
 def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: a row a peer, graph, form and number of candidates."""
     lines = [
-        "| peer | graph | it is sent | N | its req/s | ours | ours / its | its CPU / ours | its p50, p99 ms | ours "
-        "| open loop, /s | its p99 / ours | our CPU / session.run |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| peer | graph | it is sent | N | its req/s | ours | ours / its | CPU ms: its, ours | its CPU / ours "
+        "| its p50, p99 ms | ours | open loop, /s | its p99 / ours | our CPU / session.run |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for entry in entries:
         ours, theirs, alone = (entry["turns"][side] for side in ("ours", "theirs", FLOOR))
@@ -418,8 +424,9 @@ def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             str(entry["candidates"]),
             f"{median('rate', theirs):,.0f}",
             f"{median('rate', ours):,.0f}",
-            f"**{of('rate', ours, theirs)}**",
-            of("cpu", theirs, ours),
+            of("rate", ours, theirs),
+            f"{median('cpu', theirs):.2f}, {median('cpu', ours):.2f}",
+            f"**{of('cpu', theirs, ours)}**",
             f"{median('p50', theirs):.1f}, {median('p99', theirs):.1f}",
             f"{median('p50', ours):.1f}, {median('p99', ours):.1f}",
             f"{theirs[0]['open_rate']:,.0f}",
@@ -440,6 +447,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="NAME", help="[all]")
     parser.add_argument("--candidates", nargs="+", type=int, default=[1, 50, 200], metavar="N", help="[1 50 200]")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=f"{' '.join(ROWS)} [all]")
     parser.add_argument("--callers", type=int, default=8, metavar="N", help="of the closed loop [8]")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side [5]")
     parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of one turn [0.8]")
@@ -462,12 +470,15 @@ def main(arguments: Sequence[str]) -> int:
     machine, bundles = facts(), bundles_in(options.work)
     kept = options.work / "turns.json"
     entries = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-    for name in options.peers:
-        new = measure(name, pythons[name], bundles, options)
-        entries = [entry for entry in entries if entry["peer"] != name] + new
+
+    def keep(new: dict[str, Any]) -> None:
+        what = ("peer", "graph", "takes", "candidates")
+        entries[:] = [entry for entry in entries if any(entry[key] != new[key] for key in what)] + [new]
         kept.write_text(json.dumps(entries), encoding="utf-8")
+
+    measure(pythons, bundles, options, keep)
     order = list(PEERS)
-    entries.sort(key=lambda entry: order.index(entry["peer"]))
+    entries.sort(key=lambda entry: order.index(entry["peer"]))  # a stable sort: the rest stays as measured
     more = f"callers: {options.callers}, rounds: {options.rounds} of {options.seconds:g} s, median (least-greatest)"
     publish([conditions("peers.serving", arguments, machine, more), "", *table(entries)], options.write, "peers")
     return 0

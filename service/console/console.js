@@ -50,6 +50,10 @@
       token.focus();
       throw new Problem(token.value ? "The service does not know this token." : "This takes the admin token: type it first.");
     }
+    if (reply.status === 412) {
+      setTimeout(refresh, 0);
+      throw new Problem("Somebody else changed it meanwhile: look at what is so now, then decide.");
+    }
     if (reply.status === 405) throw new Problem("This version of the service cannot do that.");
     const where = content.field === undefined || (content.detail || "").includes(content.field) ? "" : ` (${content.field})`;
     throw new Problem(`${content.detail || content.title || `Refused: ${reply.status}`}${where}`);

@@ -79,8 +79,8 @@ def test_a_row_holds_medians_and_ratios_within_rounds():
 
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:6] == ["LitServe", "int8", "ids", "50", "200", "1,000"]
-    assert cells[6:8] == ["**5.00 (5.00-5.00)**", "4.00 (4.00-4.00)"]
-    assert cells[10:] == ["50", "10.0", "2.00 (2.00-2.00)"]
+    assert cells[6:9] == ["5.00 (5.00-5.00)", "2.00, 0.50", "**4.00 (4.00-4.00)**"]
+    assert cells[11:] == ["50", "10.0", "2.00 (2.00-2.00)"]
 
 
 def test_every_peer_has_its_server(tmp_path: Path):

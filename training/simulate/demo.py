@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def command(arguments: argparse.Namespace) -> int:
         )
         truth = asyncio.run(simulate(terms, play, wait_seconds=START_SECONDS))
         files["truth"].write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
-        print("\n".join(table(truth)), flush=True)
+        print("\n".join([*table(truth), *_halts(url)]), flush=True)
         asked = ["--experiments", files["experiments"], "--log", files["log"]]
         asked += ["--as-of", truth["ended"] + WINDOW_SECONDS + 1]
         if not truth["requests"]["answered"]:
@@ -124,6 +125,18 @@ def command(arguments: argparse.Namespace) -> int:
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
     return 0
+
+
+def _halts(url: str) -> list[str]:
+    """What guard-rails have stopped, as the service says."""
+    with urllib.request.urlopen(f"{url}/experiments/{NAME}", timeout=STOP_SECONDS) as answer:
+        arms = json.load(answer)["arms"]
+    return [
+        f"halted: {arm['name']}, by the guard-rail {arm['halt']['rail']}: {arm['halt']['found']:.3g} "
+        f"against a bound of {arm['halt']['bound']:g}; its units get control"
+        for arm in arms
+        if arm["halted"] and arm["halt"]
+    ]
 
 
 def _from_log(log: Path, repository: Path, folder: Path) -> str:

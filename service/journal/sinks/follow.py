@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from models.journal.frames import HEAD_BYTES, Skipped, frames
+from models.journal.frames import FILE_MAGIC, HEAD_BYTES, Skipped, frames
 from models.journal.reading import OPEN, SEALED, segment_paths
 from service.journal.segments import erasing_lock, removed_segments
 
@@ -150,7 +150,8 @@ class Follower:
             size = removed.get(name, self._sizes.pop(name, position.place))
             self._sizes.pop(name, None)
             done = replace(position, is_done=True)
-            yield Batch(name, [], done, lost_bytes=max(size - position.place, 0))
+            is_empty = size <= len(FILE_MAGIC)  # its writer removed it: there was nothing in it
+            yield Batch(name, [], done, lost_bytes=0 if is_empty else max(size - position.place, 0))
             positions[name] = done
 
 

@@ -29,6 +29,8 @@ logger = logging.getLogger("service.ship")
 SCHEMA = "retort"
 LOCKS = 0x5E70
 """The first half of the keys of our advisory locks."""
+LOCK_SECONDS = 30.0
+"""The server takes a moment to see that a follower has died, and longer on a busy machine."""
 
 _INDEXES = tuple(  # by hash: a text of any length has one
     f"CREATE INDEX IF NOT EXISTS {table}_{column} ON {table} USING hash ({column})"
@@ -111,10 +113,15 @@ class PostgresTarget:
     def open(self, source: str) -> None:
         self._source = source
         self._connection = connection = connect(self._url)
+        import psycopg
+
         with _errors():
-            taken = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [LOCKS, source]).fetchone()
-            if taken != (True,):
-                raise TargetError("another follower ships this journal there")
+            connection.execute(f"SET lock_timeout = {int(1000 * LOCK_SECONDS)}")
+            try:
+                connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [LOCKS, source])
+            except psycopg.errors.LockNotAvailable:
+                raise TargetError("another follower ships this journal there") from None
+            connection.execute("SET lock_timeout = 0")
             for table in DATA:
                 connection.execute(
                     f"CREATE TEMPORARY TABLE new_{table} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"

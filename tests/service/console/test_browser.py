@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -232,6 +233,24 @@ def test_another_token_is_told_so(site: Site, console: Page):
     console.click("#try-example")
 
     said(console, "try-said", "does not know this token")
+
+
+def test_who_was_slower_is_told_to_look_again(site: Site, console: Page):
+    """Somebody else changed the experiment while the question was being read: nothing of theirs is undone."""
+    console.type_into("#token", TOKEN)
+    console.type_into("#coverage", "30")
+    said(console, "preview", "would join")
+    console.click("#ramp-form [type=submit]")
+    console.wait("document.getElementById('sure').open")
+    theirs = {**site.stated(), "coverage": 0.25}
+    put = "fetch('experiments/student-vs-ensemble', {method: 'PUT', headers: {authorization: 'Bearer ' + "
+    put += "document.getElementById('token').value, 'content-type': 'application/json'}, body: "
+    assert console.value(f"{put}{json.dumps(json.dumps(theirs))}}}).then(reply => reply.status)") == 200
+
+    confirm(console)
+
+    said(console, "ramp-said", "meanwhile")
+    assert site.stated()["coverage"] == 0.25
 
 
 def test_an_owner_pauses_and_resumes(site: Site, console: Page):

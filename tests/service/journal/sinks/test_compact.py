@@ -302,8 +302,18 @@ def test_what_cannot_work_is_refused(
     assert "pip install 'retort[analysis]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.soak)])
-def test_killed_before_any_of_its_steps_it_leaves_the_old_or_the_new(tmp_path: Path, stride: int):
+def test_killed_at_some_step_it_leaves_the_old_or_the_new(tmp_path: Path):
+    """At every fifth, and at each of the last."""
+    kill(tmp_path, stride=5)
+
+
+@pytest.mark.soak
+def test_killed_at_any_step_it_leaves_the_old_or_the_new(tmp_path: Path):
+    """At every one."""
+    kill(tmp_path, stride=1)
+
+
+def kill(tmp_path: Path, *, stride: int) -> None:
     """Really killed, before each call that changes a name or makes bytes durable. What was left is read like any other
     folder, and the next run finishes it: every record once."""
     folder, out, kept = tmp_path / "log", tmp_path / "out", tmp_path / "kept"
