@@ -1,7 +1,8 @@
 """How long each step took, kept in its folder as took.json: what training cost, also where a run found it all done.
 
 It is no part of what a step makes, so no key depends on it. A folder without one is of before, or its disk was full,
-and is as good. A fit that went on from a checkpoint has the seconds of its last sitting alone.
+and is as good. A fit that went on from a checkpoint has the seconds of its last sitting alone; the first step of a
+process has those of loading and compiling what it needs too.
 """
 
 from __future__ import annotations

@@ -175,12 +175,13 @@ def run(
                     if number:
                         turns.setdefault(title, []).append(turn)
             rows += [_row(count, title, turns) for title in (FLOOR, *(title for title in turns if title != FLOOR))]
-    quantization = bundle.manifest.quantization
+    smaller = bundle.manifest.quantization
+    is_smaller = smaller is not None and smaller.ships == "quantized"
     return {
         "model": bundle.name,
         "version": bundle.version,
         "sha256": bundle.sha256,
-        "graph": "float32" if quantization is None else quantization.ships,
+        "graph": f"layers {smaller.layers}, tables {smaller.tables}" if smaller and is_smaller else "float32",
         "parameters_embedding": bundle.manifest.cost.parameters_embedding,
         "parameters_dense": bundle.manifest.cost.parameters_dense,
         "candidate_cache": not cold,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, ca
     assert "distillation helps at every size" in first.err
     assert data["overrides"] == ["warm_start=null"]
     assert "✓" in first.err
+    done, total = max((int(a), int(b)) for a, b in re.findall(r"(\d+) of (\d+) steps", first.err))
+    assert done == total > len(data["rows"]) + len(controls["rows"])  # of both tables together
     assert "✓" not in again.err
     assert again.out == first.out
 

@@ -171,7 +171,8 @@ def cost_and_quality(v: Values) -> str:
     if is_known:
         note += (
             "<p>Training is the time of one core (or GPU) for a seed, refit included; of the ensemble that of all its "
-            "teachers and the gate. The student’s comes on top of the ensemble’s, without which it has no teacher.</p>"
+            "teachers and the gate, beside whatever else the machine did; a process’s first fit also loads and "
+            "compiles what it needs. The student’s comes on top of the ensemble’s, without which it has no teacher.</p>"
         )
     if v.has("/training_seconds/together"):
         note += (
