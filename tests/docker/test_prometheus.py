@@ -38,7 +38,15 @@ RATE_INTERVAL = "10m"
 
 #: Nothing in this test need make these count: deadlines, feedback, the log and the catalogue are other tests' business.
 WITHOUT_TRAFFIC = {"retort_fallbacks_total", "retort_events_total", "retort_log_dropped_total", "ALERTS"}
-WITHOUT_TRAFFIC |= {"retort_catalogue_candidates", "retort_shadow_scored_total", "retort_shadow_dropped_total"}
+WITHOUT_TRAFFIC |= {"retort_catalogue_candidates", "retort_shadow_dropped_total"}
+WITHOUT_TRAFFIC |= {"retort_shadow_kl", "retort_drift_psi"}  # of a thousand candidates on (test_drift.py)
+WITHOUT_TRAFFIC |= {
+    "retort_guard_rail_evidence",
+    "retort_guard_rail_trips_total",
+    "retort_arm_halted",
+}  # of 50 clicks on (test_guarded.py)
+WATCHED = ("retort_shadow_scored_total", "retort_guard_rails_judged_timestamp_seconds")
+"""What comes of traffic after a while, each at its own pace."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     write_tiny_bundle(repository, "student")
     write_tiny_bundle(repository, "ensemble", teachers=2)
     experiments = folder / "experiments.yaml"
-    shipped = (ROOT / "models/experiments.yaml").read_text(encoding="utf-8")
+    shipped = watched((ROOT / "models/experiments.yaml").read_text(encoding="utf-8"))
     experiments.write_text(shipped, encoding="utf-8")
     service_port, prometheus_port = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RETORT_")}
@@ -73,6 +81,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         "2",
         "--drain-seconds",
         "0",
+        "--guard-rail-seconds",
+        "0.5",
         "--log",
         str(folder / "exposures"),
     ]
@@ -105,7 +115,18 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             _wait_until(lambda refused=refused: bool(_values(prometheus_port, refused)), f"{refused} is scraped")
         _traffic(service_port)
         _wait_until(lambda: _answered(prometheus_port) == [180, 9], "the last of it is scraped")
+        for watched_ in WATCHED:
+            _wait_until(lambda watched_=watched_: bool(_values(prometheus_port, watched_)), f"{watched_} is scraped")
         yield Prometheus(prometheus_port, time.time())
+
+
+def watched(shipped: str) -> str:
+    """The experiment that is shipped, with every request scored in the shadow and with guard-rails."""
+    file = yaml.safe_load(shipped)
+    (experiment,) = file["experiments"]
+    experiment["shadow"] = {"arm": "student", "sample": 1.0}
+    experiment["guard_rails"] = {"max_error_rate": 0.5}
+    return yaml.safe_dump(file)
 
 
 def _wait_until(condition: Callable[[], bool], what: str) -> None:

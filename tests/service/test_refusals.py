@@ -496,6 +496,14 @@ def test_every_code_in_the_table_is_produced_by_a_request():
     shown_elsewhere |= {Code.INVALID_TENSOR, Code.UNKNOWN_OUTPUT}  # oip/test_inference.py
     shown_elsewhere |= {Code.NO_LOG, Code.INVALID_EVENT, Code.TOO_MANY_EVENTS, Code.LOG_UNAVAILABLE}  # journal/
     shown_elsewhere |= {Code.UNAUTHORIZED, Code.ADMIN_OFF, Code.MODEL_IN_USE, Code.LOAD_REFUSED}  # admin/
+    shown_elsewhere |= {
+        Code.INVALID_EXPERIMENT,
+        Code.NEEDS_NEW_PHASE,
+        Code.EXPERIMENT_REFUSED,
+        Code.STALE_WRITE,
+    }  # admin/
+    shown_elsewhere |= {Code.NO_EXPERIMENT_FILE, Code.NOT_HALTED, Code.STATE_UNAVAILABLE}  # admin/, test_guarded.py
+    shown_elsewhere |= {Code.NO_RESULTS, Code.RESULTS_UNAVAILABLE}  # test_results.py
     shown_elsewhere |= {Code.MALFORMED_HTTP, Code.REQUEST_TIMEOUT, Code.HEADERS_TOO_LARGE}  # test_protocol.py
 
     assert {case[3] for case in CASES} | shown_elsewhere == set(Code) == set(PROBLEMS) == set(REFUSAL_EXAMPLES)
