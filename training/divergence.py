@@ -52,8 +52,10 @@ class Divergence:
             name = min(wrong, key=lambda figure: not figure.startswith("teacher_loss"))
             what = f"the loss became {figures[name]}"
             return self._refusal(name, what, epoch, step)
-        # The lengths that hints are regressed to may grow from nothing without harm, and `train_loss` with them.
-        unwatched = "train_loss" if "train_hint" in figures else None
+        # A squared distance grows without harm where what is to be met does: the lengths that hints are regressed to,
+        # and the logits of teachers that still learn. `train_loss` has it within.
+        grows = "train_hint" in figures or ("train_mse" in figures and "ensemble_loss" in figures)
+        unwatched = "train_loss" if grows else None
         watched = {name: value for name, value in figures.items() if "loss" in name and name != unwatched}
         for name, value in watched.items():
             first = self._first.setdefault(name, value)

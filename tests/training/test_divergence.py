@@ -134,6 +134,14 @@ def test_hints_may_grow_from_nothing() -> None:
     assert growing.after_step({"train_loss": float("nan"), "train_hint": 1.0}, 1, 100) is not None
 
 
+def test_logits_to_be_met_may_grow_while_their_teachers_learn() -> None:
+    """Finished teachers stand still: then a squared distance that grows has run away."""
+    for figures, is_told in (({"train_mse": 1.0, "ensemble_loss": 0.5}, False), ({"train_mse": 1.0}, True)):
+        growing = Divergence(lambda figure: Setting("dnn", "student", 0.01))
+        told = [growing.after_step({"train_loss": 0.1 * step, **figures}, 1, step) for step in range(1, 100)]
+        assert any(told) == is_told
+
+
 def test_beside_hints_the_teachers_are_watched_all_the_same() -> None:
     """Hints excuse nobody but the loss that they are a part of."""
     for figure in ("teacher_loss_1", "ensemble_loss"):

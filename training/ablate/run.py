@@ -17,7 +17,7 @@ from training.ablate.tables import Claim, LogFacts, Row, Table, table
 from training.ablate.variations import Variations
 from training.cost import conditions
 from training.encoded_log import EncodedLog
-from training.errors import RecipeError
+from training.errors import DivergedError, RecipeError
 from training.pipeline import measured, plan
 from training.recipe import load_recipe
 from training.stages import Step, Watcher, in_order, run_steps
@@ -41,6 +41,8 @@ def ablate(
 ) -> list[Path]:
     """Fill these tables of a recipe; returns where each was written.
 
+    A row of which a seed runs away is left out, and its table says why.
+
     All are laid out before anything is trained, so that what cannot be is known at once; `expects` is told every step
     of all tables that is still to be done. Then table by table, so that the first is there long before the last; what
     two have in common is done for the first of them.
@@ -62,9 +64,20 @@ def ablate(
     expects(step for step in every_step if not step.is_done(out))
     paths = []
     for wanted, steps, left_out, untuned in laid_out:
-        run_steps([step for row in steps.values() for step in row], out, workers=workers, watcher=watcher)
+        asked = [step for row in steps.values() for step in row]
+        failed = run_steps(asked, out, workers=workers, watcher=watcher, tolerated=(DivergedError,))
+        ran_away = {
+            cells: next(failed[step.key] for step in row if step.key in failed)
+            for cells, row in steps.items()
+            if any(step.key in failed for step in row)
+        }
+        if len(ran_away) == len(steps):
+            raise next(iter(ran_away.values()))
+        wanted, left_out = wanted.without(ran_away), left_out | {row: str(error) for row, error in ran_away.items()}
         figures = {
-            cells: [read_json(step.folder(out) / "figures.json") for step in row] for cells, row in steps.items()
+            cells: [read_json(step.folder(out) / "figures.json") for step in row]
+            for cells, row in steps.items()
+            if cells not in ran_away
         }
         facts = {
             "format_version": FORMAT_VERSION,

@@ -139,6 +139,27 @@ def test_the_command_fills_a_table_and_goes_on_where_it_stood(tmp_path: Path, ca
     assert again.out == first.out
 
 
+def test_a_row_that_runs_away_is_left_out_and_the_table_filled(tmp_path: Path):
+    """One student that diverges takes no other row along, and the table says what to lower."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    command = ["ablate", str(tmp_path / "tiny.yaml"), "--table", "controls", "--seeds", "1"]
+    command += ["--set", "student.fit.learning_rate=1e30", "--out", str(tmp_path / "out")]
+
+    assert main(command) == 0
+
+    found = json.loads((tmp_path / "out" / "tables" / "controls.json").read_text())
+    left_out = {tuple(each["cells"]): each["reason"] for each in found["left_out"]}
+    assert ("DNN of the ensemble",) in left_out
+    assert all("lower learning_rate" in reason for reason in left_out.values())
+    kept = {tuple(row["cells"]) for row in found["rows"]}
+    assert ("ensemble",) in kept
+    assert not kept & set(left_out)
+    compared = {
+        tuple(pair[side]) for claim in found["claims"] for pair in claim["pairs"] for side in ("better", "worse")
+    }
+    assert not compared & set(left_out)
+
+
 def test_what_a_recipe_rules_out_is_left_out_before_anything_is_trained(tmp_path: Path):
     """A student without a hidden layer imitates none: those rows, and what is said of them, are not there."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
