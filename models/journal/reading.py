@@ -17,8 +17,9 @@ SEALED = ".seg"
 
 
 def segment_paths(folder: Path) -> list[Path]:
-    """Every segment of a folder, oldest first."""
-    found = [path for path in folder.iterdir() if path.suffix in (OPEN, SEALED) and path.stem[:1].isdigit()]
+    """Every segment of a folder, oldest first. What has such a name and is no file, a folder say, is none."""
+    named = (path for path in folder.iterdir() if path.suffix in (OPEN, SEALED) and path.stem[:1].isdigit())
+    found = [path for path in named if not path.is_dir()]
     return sorted(found, key=lambda path: path.name)
 
 

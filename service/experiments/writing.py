@@ -136,7 +136,11 @@ class Draft:
         data = replaced(self.data, name, content)
         file = validate_experiments(data, self.path.name)
         text = self._text(data)
-        assert parse_experiments(text, self.path.name) == file, "what is written reads back as it was meant"
+        if parse_experiments(text, self.path.name) != file:  # YAML cannot say U+0085, a line's end to it
+            raise ExperimentError(
+                f"experiment '{name}': a text in it does not come back from the file as it was sent; leave out signs "
+                "that end lines, as U+0085, or keep the experiments in a JSON file"
+            )
         return Change(self.path, text, self.text, before, after, file)
 
     def _text(self, data: dict[str, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.journal.frames import FILE_MAGIC, HEAD_BYTES, MAGIC, MAX_PAYLOAD_BYTES, Skipped, frame, payloads
+from models.journal.reading import read_payloads
 
 RECORDS = st.lists(
     st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3).map(
@@ -85,3 +87,11 @@ def test_a_file_that_is_none_of_ours_is_one_damaged_end():
         assert skipped == Skipped(torn=1, bytes=len(content))
     assert read(b"") == ([], Skipped())
     assert len(frame(b"")) == HEAD_BYTES
+
+
+def test_a_folder_with_a_segments_name_is_none(tmp_path: Path):
+    """One that a mount or a copy left behind: what is in the log is read all the same."""
+    (tmp_path / "1795300000000-1-0.seg").mkdir()
+    (tmp_path / "1795300000001-1-0.seg").write_bytes(FILE_MAGIC + frame(b"here"))
+
+    assert list(read_payloads(tmp_path, Skipped())) == [b"here"]

@@ -222,6 +222,7 @@ INVALID: list[tuple[str, Any, int, str, str]] = [
     ("a layer nobody declared", with_(layer={"name": "x"}, phase=2, salt="n"), 422, "invalid_experiment", "no layer"),
     ("the salt of a layer", with_(salt="ranking-layer", phase=2), 422, "invalid_experiment", "has the salt of"),
     ("a share as text", with_(coverage="0.5"), 422, "invalid_experiment", "expected a number"),
+    ("a sign that YAML loses", with_(phase=2, salt="\u0085"), 422, "invalid_experiment", "does not come back"),
     ("a list", [MAIN], 422, "invalid_request", "an object"),
     ("nothing", None, 422, "invalid_request", "an object"),
     ("control halted", with_(halted=["ensemble"]), 422, "invalid_experiment", "cannot be halted"),
