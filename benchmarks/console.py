@@ -26,7 +26,7 @@ from benchmarks.contenders import serve
 from benchmarks.load import closed_loop, http_request
 from benchmarks.machine import facts, pin, two_cores
 from benchmarks.overload import CALLERS, open_loop
-from benchmarks.results import Spread, conditions, publish
+from benchmarks.results import conditions, latency_rows, publish
 from benchmarks.workload import make_requests
 from models.bundle import Bundle, read_bundle
 from models.versions import Repository
@@ -64,11 +64,6 @@ def watch(port: int, core: int | None, each_seconds: float, on: Event, made: obj
         if reply.status == 200:
             made.value += 1  # type: ignore[attr-defined]
         time.sleep(max(0.0, each_seconds - (time.perf_counter() - began)))
-
-
-def p99(latency_ms: NDArray[np.float64]) -> float:
-    """The 99th percentile."""
-    return float(np.percentile(latency_ms, 99))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,17 +117,7 @@ def main(arguments: Sequence[str]) -> int:
         "| load | requests of each | p50 alone, watched, ms | p99 alone, watched, ms | p99, ratio by round | of all |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
-    for load in options.loads:
-        pair = {name: latencies[load, name] for name in (ALONE, WATCHED)}
-        together = {name: np.concatenate(turns) for name, turns in pair.items()}
-        ratio = Spread.of([p99(b) / p99(a) for a, b in zip(pair[ALONE], pair[WATCHED], strict=True)])
-        middle = ", ".join(f"{np.median(together[name]):.3f}" for name in pair)
-        high = ", ".join(f"{p99(together[name]):.3f}" for name in pair)
-        counts = ", ".join(f"{len(together[name]):,}" for name in pair)
-        lines.append(
-            f"| {load:g} | {counts} | {middle} | {high} | {ratio.text('{:.3f}'.format)} | "
-            f"{p99(together[WATCHED]) / p99(together[ALONE]):.3f} |"
-        )
+    lines += latency_rows(latencies, options.loads, ALONE, WATCHED)
     watched_seconds = options.rounds * len(options.loads) * options.seconds
     more = (
         f"{served.name}, {options.candidates} candidates, capacity {capacity:,.0f} requests/s, {options.rounds} rounds "

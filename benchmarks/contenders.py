@@ -193,7 +193,7 @@ def server_of(
         ) as process,
     ):
         try:
-            _wait_for(process, port, ready, log)
+            wait_for(process, port, ready, log)
             yield process, port
         finally:
             process.send_signal(signal.SIGTERM)
@@ -203,12 +203,13 @@ def server_of(
                 process.kill()
 
 
-def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
+def wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path, seconds: float = START_SECONDS) -> None:
+    """Returns once a server answers 200 there; `BenchmarkError` with the end of its log where it does not, or ends."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise BenchmarkError(f"a server ended with {process.returncode} before it was ready:\n{log.read_text()}")
+            raise BenchmarkError(f"a server ended with {process.returncode} before it was ready:\n{_end_of(log)}")
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
                 connection.sendall(request)
@@ -217,7 +218,11 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, path: str, log: Path)
         except OSError:
             pass
         time.sleep(0.05)
-    raise BenchmarkError(f"a server was not ready within {START_SECONDS} s:\n{log.read_text()}")
+    raise BenchmarkError(f"a server was not ready within {seconds:g} s:\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]
 
 
 @contextmanager

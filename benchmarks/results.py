@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.contenders import FLOOR, NAIVE, RETORT, Cell, Sample
 from benchmarks.machine import commit
@@ -208,6 +209,28 @@ def conditions(program: str, arguments: Sequence[str], machine: Mapping[str, Any
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine['cpu']}, {machine['cores']} cores, "
         f"Python {machine['python']}, {load}; {more}."
     )
+
+
+def latency_rows(
+    latencies: Mapping[tuple[float, str], Sequence[NDArray[np.float64]]], loads: Sequence[float], base: str, other: str
+) -> Iterator[str]:
+    """By load, of two sides' turns in ms: counts, medians and 99th percentiles of both, and the ratio of the latter,
+    `other`'s over `base`'s, round by round and of all requests together."""
+
+    def p99(latency_ms: NDArray[np.float64]) -> float:
+        return float(np.percentile(latency_ms, 99))
+
+    for load in loads:
+        pair = {name: latencies[load, name] for name in (base, other)}
+        together = {name: np.concatenate(turns) for name, turns in pair.items()}
+        ratio = Spread.of([p99(b) / p99(a) for a, b in zip(pair[base], pair[other], strict=True)])
+        middle = ", ".join(f"{np.median(together[name]):.3f}" for name in pair)
+        high = ", ".join(f"{p99(together[name]):.3f}" for name in pair)
+        counts = ", ".join(f"{len(together[name]):,}" for name in pair)
+        yield (
+            f"| {load:g} | {counts} | {middle} | {high} | {ratio.text('{:.3f}'.format)} | "
+            f"{p99(together[other]) / p99(together[base]):.3f} |"
+        )
 
 
 def publish(lines: Sequence[str], document: Path | None, name: str) -> None:

@@ -29,7 +29,7 @@ from benchmarks.contenders import serve
 from benchmarks.load import closed_loop, http_request
 from benchmarks.machine import descendants, facts, pin, two_cores
 from benchmarks.overload import CALLERS, open_loop
-from benchmarks.results import Spread, conditions, publish
+from benchmarks.results import conditions, latency_rows, publish
 from benchmarks.workload import make_requests
 from models.bundle import Bundle, read_bundle
 from models.versions import Repository
@@ -67,11 +67,6 @@ def put_first(thread: int, priority: int) -> None:
 def workers_of(supervisor: int) -> list[int]:
     """Those of a service's processes that score."""
     return [pid for pid in descendants(supervisor) if "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()]
-
-
-def p99(latency_ms: NDArray[np.float64]) -> float:
-    """The 99th percentile."""
-    return float(np.percentile(latency_ms, 99))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,17 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         "| load | requests of each | p50 without, with, ms | p99 without, with, ms | p99, ratio in a round | of all |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
-    for load in options.loads:
-        pair = {name: latencies[load, name] for name in (WITHOUT, WITH)}
-        together = {name: np.concatenate(turns) for name, turns in pair.items()}
-        ratio = Spread.of([p99(b) / p99(a) for a, b in zip(pair[WITHOUT], pair[WITH], strict=True)])
-        middle = ", ".join(f"{np.median(together[name]):.3f}" for name in pair)
-        high = ", ".join(f"{p99(together[name]):.3f}" for name in pair)
-        counts = ", ".join(f"{len(together[name]):,}" for name in pair)
-        lines.append(
-            f"| {load:g} | {counts} | {middle} | {high} | {ratio.text('{:.3f}'.format)} | "
-            f"{p99(together[WITH]) / p99(together[WITHOUT]):.3f} |"
-        )
+    lines += latency_rows(latencies, options.loads, WITHOUT, WITH)
     more = (
         f"{served.name} served, {options.sample:g} of the requests scored by {unseen.name} too; {options.candidates} "
         f"candidates, capacity {capacity:,.0f} requests/s, rounds of {options.seconds:g} s: {options.rounds}; of "

@@ -23,7 +23,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import FLOOR, BenchmarkError, Cell, floor, serve
+from benchmarks.contenders import FLOOR, BenchmarkError, Cell, floor, serve, wait_for
 from benchmarks.load import ask_once, closed_loop, http_request
 from benchmarks.machine import ROOT, cpu_seconds, descendants, facts, pin, two_cores
 from benchmarks.overload import open_loop
@@ -299,7 +298,7 @@ def running(
         ) as process,
     ):
         try:
-            _wait(process, port, peer.ready, log)
+            wait_for(process, port, peer.ready, log, START_SECONDS)
             yield process, port
         finally:
             ours = [process.pid, *descendants(process.pid)]
@@ -318,21 +317,6 @@ def running(
 def _libpython(python: Path) -> list[Path]:
     """Where the interpreter's shared library lies, which Triton's Python backend loads."""
     return [python.resolve().parents[1] / "lib"]
-
-
-def _wait(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-                connection.sendall(request)
-                if connection.recv(64).startswith(b"HTTP/1.1 200"):
-                    return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise BenchmarkError(f"a peer was not ready:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def _free_port() -> int:

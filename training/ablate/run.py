@@ -67,9 +67,7 @@ def ablate(
         asked = [step for row in steps.values() for step in row]
         failed = run_steps(asked, out, workers=workers, watcher=watcher, tolerated=(DivergedError,))
         ran_away = {
-            cells: next(failed[step.key] for step in row if step.key in failed)
-            for cells, row in steps.items()
-            if any(step.key in failed for step in row)
+            cells: failed[step.key] for cells, row in steps.items() for step in reversed(row) if step.key in failed
         }
         if len(ran_away) == len(steps):
             raise next(iter(ran_away.values()))
