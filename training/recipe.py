@@ -30,6 +30,8 @@ from training.zoo.embedding import FieldSpec
 
 NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")
 """Settings of `student.fit` that mean nothing to peers, which teach by a loss of their own."""
+TUNED_OPTIONS = ("init_sd", "dropout")
+"""Of a network's options, those in which two that are compared may differ."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -90,6 +92,13 @@ class Distilled(NetworkSpec):
     """As for a teacher, with the weight of the distillation loss and its temperature."""
 
 
+class OtherStudent(NetworkSpec):
+    """A student of another network than the recipe's own: distilled as that one, by settings found for this one."""
+
+    fit: ControlOptions
+    """Learning rate, batch, epochs, patience. Weights, losses and temperature are those of the recipe's student."""
+
+
 class Recipe(_Settings):
     """One run, from the log to the exported models."""
 
@@ -122,6 +131,9 @@ class Recipe(_Settings):
     zoo: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = {}
     """Networks that only comparisons train (`training ablate`), by the name of the network: sizes and settings tuned
     like the teachers'."""
+    students: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], OtherStudent] = {}
+    """Students that only comparisons train, by the name of the network: tuned for what a student learns from, which is
+    not clicks."""
     device: str = Field(default="auto", pattern=SETTING)
     """Where networks train: auto (every CUDA GPU there is, else the CPU), cpu, cuda, or one GPU as cuda:0."""
     quantize: Quantize | None = None
@@ -133,13 +145,11 @@ class Recipe(_Settings):
     def _control_is_the_student_untaught(self) -> "Recipe":
         """A control of another size would measure the size, not the teaching."""
 
-        def shape(spec: NetworkSpec) -> tuple[str, dict[str, Any]]:
-            return spec.network, {k: v for k, v in spec.options.items() if k not in ("init_sd", "dropout")}
-
-        if shape(self.control) != shape(self.student):
+        if (self.control.network, sizes(self.control)) != (self.student.network, sizes(self.student)):
             raise ValueError(
                 "control: expected the student's network and sizes (only init_sd, dropout and fit may differ), "
-                f"got {shape(self.control)} against {shape(self.student)}"
+                f"got {(self.control.network, sizes(self.control))} against "
+                f"{(self.student.network, sizes(self.student))}"
             )
         for budget in ("max_epochs", "patience"):
             least, got = getattr(self.student.fit, budget), getattr(self.control.fit, budget)
@@ -154,6 +164,20 @@ class Recipe(_Settings):
                 raise ValueError(f"zoo.{name}: expected the network's own name, {setting.network}")
             if setting.copies is not None:
                 raise ValueError(f"zoo.{name}: expected no copies, a comparison makes its own")
+        return self
+
+    @model_validator(mode="after")
+    def _students_are_of_the_size_of_their_controls(self) -> "Recipe":
+        """A student's control is its network as tuned on clicks; one of another size would measure the size."""
+        for name, student in self.students.items():
+            if name != student.network:
+                raise ValueError(f"students.{name}: expected the network's own name, {student.network}")
+            on_clicks = self.on_clicks(name)
+            if on_clicks is not None and sizes(student) != sizes(on_clicks):
+                raise ValueError(
+                    f"students.{name}: expected the sizes that {name} has on clicks (zoo, else teachers; only init_sd, "
+                    f"dropout and fit may differ), {sizes(on_clicks)}, got {sizes(student)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -226,6 +250,12 @@ class Recipe(_Settings):
                 )
         return self
 
+    def on_clicks(self, network: str) -> Teacher | None:
+        """A network as the recipe tuned it on clicks: of the zoo, else the first teacher of that network."""
+        if network in self.zoo:
+            return self.zoo[network]
+        return next((teacher for teacher in self.teachers.values() if teacher.network == network), None)
+
     @property
     def has_parted_copies(self) -> str:
         """How teachers are parted by the rows they see; empty where all see all."""
@@ -250,6 +280,11 @@ class Recipe(_Settings):
                 "`python -m training infer-schema FILE` proposes one"
             )
         return self
+
+
+def sizes(spec: NetworkSpec) -> dict[str, Any]:
+    """What makes a network of its name larger or smaller: its options, less those that are tuned."""
+    return {option: value for option, value in spec.options.items() if option not in TUNED_OPTIONS}
 
 
 _ANY_FIELDS = (
