@@ -153,7 +153,8 @@ class Counted:
     @property
     def scored(self) -> Mask:
         """Impressions with the probability that their own arm's model gave them."""
-        return self.shown & ~self.fell_back & np.isfinite(self.rows["pctr"])
+        has_score: Mask = np.isfinite(self.rows["pctr"])
+        return self.shown & ~self.fell_back & has_score
 
 
 def count(rows: Rows, facts: Facts, phase: int) -> Counted:
