@@ -87,6 +87,16 @@ class OpenBanditSettings(_Settings):
 RealSettings = KuaiRandSettings | MovieLensSettings | KaggleSettings | OpenBanditSettings
 """The public logs that Retort knows by name."""
 
+
+class Unlabelled(_Settings):
+    """Rows without clicks, that the student learns from as the ensemble labels them: no teacher, no encoder does."""
+
+    source: FilesSettings
+    """Files with the columns of the log's schema. A label is not asked for, nor looked at."""
+    stopping_share: float = Field(default=0.0, ge=0, lt=1)
+    """So much of them, by unit, stops the student by its distillation loss, in place of validation part A."""
+
+
 SourceSettings = Annotated[FilesSettings | RealSettings, Field(discriminator="kind")]
 
 
