@@ -262,7 +262,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.on_response_complete()
 
     def _is_in_exchanges(self, last: RequestResponseCycle | Exchange | None) -> bool:
-        """Whether nothing waits behind this answer, and the connection's timer, left as it is, knows what to look at."""
+        """Whether nothing waits behind this answer, and the timer, left as it is, knows what to look at."""
         return type(last) is Exchange and self.timeout_keep_alive_task is not None and not self.pipeline
 
     def _note_answer(self) -> None:
