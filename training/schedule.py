@@ -3,7 +3,7 @@
     warm-up     x / w                          for x < w = warmup_epochs
     constant    1
     linear      1 - (x - w) / (n - w)          n = max_epochs
-    cosine      (1 + cos(pi (x - w) / (n - w))) / 2        one period of Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983
+    cosine      (1 + cos(pi (x - w) / (n - w))) / 2        of Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983
 
 x counts epochs with their fractions, to the end of the step. It runs over max_epochs also where training stops earlier
 and where a refit trains as long as that did, so that both take the same steps.
