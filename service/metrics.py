@@ -259,6 +259,24 @@ class Metrics:
             ("model", "field"),
             self.registry,
         )
+        self.ship_lag = DerivedGauge(
+            "retort_ship_lag_seconds",
+            "Since when records of the exposure log may not have been shipped to a sink.",
+            ("sink",),
+            self.registry,
+        )
+        self.ship_unread = DerivedGauge(
+            "retort_ship_unread_bytes",
+            "What of the exposure log is not shipped to a sink yet.",
+            ("sink",),
+            self.registry,
+        )
+        self.ship_lost = DerivedGauge(
+            "retort_ship_lost_bytes",
+            "What retention has removed from the exposure log before it was shipped to a sink.",
+            ("sink",),
+            self.registry,
+        )
         self.inferences = counter(
             "retort_inferences_total",
             "Requests of the Open Inference Protocol, by model version and outcome.",
@@ -300,7 +318,7 @@ class Metrics:
         for outcome in ("exported", "failed"):
             self.spans.labels(outcome)
 
-        self._derived = (self.shadow_kl, self.drift_psi)
+        self._derived = (self.shadow_kl, self.drift_psi, self.ship_lag, self.ship_unread, self.ship_lost)
         self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
         # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.

@@ -168,8 +168,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sides",
         nargs="+",
         default=["teachers", "control", "student"],
-        choices=["teachers", "control", "student", "zoo"],
-        help="what to tune (default: all but zoo); the rest stays as the recipe has it",
+        choices=["teachers", "control", "student", "zoo", "students"],
+        help="what to tune (default: teachers, control, student); the rest stays as the recipe has it",
     )
     sweep.add_argument(
         "--learning-rates", nargs="+", type=float, metavar="RATE", help="the grid's (default .002 .004 .008 .016)"

@@ -20,7 +20,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types, uint64
 from numba.extending import intrinsic
 
@@ -45,8 +44,8 @@ def _widened(context: Any, number: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if number != types.uint16:
             return values[0]
-        bits = builder.zext(values[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(bits, ir.Constant(bits.type, 16)), ir.FloatType())
+        bits = builder.zext(values[0], context.get_value_type(types.uint32))
+        return builder.bitcast(builder.shl(bits, bits.type(16)), context.get_value_type(types.float32))
 
     return found(number), generate
 
@@ -58,11 +57,10 @@ def _rounded(context: Any, number: Any, like: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if like != types.uint16:
             return values[0]
-        bits = builder.bitcast(values[0], ir.IntType(32))
-        last, half = ir.Constant(bits.type, 1), ir.Constant(bits.type, 0x7FFF)
-        is_odd = builder.and_(builder.lshr(bits, ir.Constant(bits.type, 16)), last)
+        bits = builder.bitcast(values[0], context.get_value_type(types.uint32))
+        half, is_odd = bits.type(0x7FFF), builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
         nearest = builder.add(builder.add(bits, half), is_odd)
-        return builder.trunc(builder.lshr(nearest, ir.Constant(bits.type, 16)), ir.IntType(16))
+        return builder.trunc(builder.lshr(nearest, bits.type(16)), context.get_value_type(types.uint16))
 
     return (like if like == types.uint16 else number)(number, like), generate
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from models.documents import DocumentError, parse_document
 from models.problems import problems_of, shown
 from models.schema import FeatureSchema
-from training.data.sources import FilesSettings, RealSettings
+from training.data.sources import FilesSettings, RealSettings, Unlabelled
 from training.data.split import Split
 from training.devices import SETTING
 from training.distill import DistillOptions
@@ -30,6 +30,8 @@ from training.zoo.embedding import FieldSpec
 
 NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")
 """Settings of `student.fit` that mean nothing to peers, which teach by a loss of their own."""
+TUNED_OPTIONS = ("init_sd", "dropout")
+"""Of a network's options, those in which two that are compared may differ."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -90,6 +92,13 @@ class Distilled(NetworkSpec):
     """As for a teacher, with the weight of the distillation loss and its temperature."""
 
 
+class OtherStudent(NetworkSpec):
+    """A student of another network than the recipe's own: distilled as that one, by settings found for this one."""
+
+    fit: ControlOptions
+    """Learning rate, batch, epochs, patience. Weights, losses and temperature are those of the recipe's student."""
+
+
 class Recipe(_Settings):
     """One run, from the log to the exported models."""
 
@@ -103,6 +112,8 @@ class Recipe(_Settings):
     """The log's FeatureSchema, relative to the recipe file. The synthetic log brings its own."""
     split: Split
     """Which rows train, validate and test."""
+    unlabelled: Unlabelled | None = None
+    """Further rows, without clicks, that the student learns from as the ensemble labels them."""
     scheme: Scheme = Pretrain()
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
@@ -122,6 +133,9 @@ class Recipe(_Settings):
     zoo: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = {}
     """Networks that only comparisons train (`training ablate`), by the name of the network: sizes and settings tuned
     like the teachers'."""
+    students: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], OtherStudent] = {}
+    """Students that only comparisons train, by the name of the network: tuned for what a student learns from, which is
+    not clicks."""
     device: str = Field(default="auto", pattern=SETTING)
     """Where networks train: auto (every CUDA GPU there is, else the CPU), cpu, cuda, or one GPU as cuda:0."""
     quantize: Quantize | None = None
@@ -133,13 +147,11 @@ class Recipe(_Settings):
     def _control_is_the_student_untaught(self) -> "Recipe":
         """A control of another size would measure the size, not the teaching."""
 
-        def shape(spec: NetworkSpec) -> tuple[str, dict[str, Any]]:
-            return spec.network, {k: v for k, v in spec.options.items() if k not in ("init_sd", "dropout")}
-
-        if shape(self.control) != shape(self.student):
+        if (self.control.network, sizes(self.control)) != (self.student.network, sizes(self.student)):
             raise ValueError(
                 "control: expected the student's network and sizes (only init_sd, dropout and fit may differ), "
-                f"got {shape(self.control)} against {shape(self.student)}"
+                f"got {(self.control.network, sizes(self.control))} against "
+                f"{(self.student.network, sizes(self.student))}"
             )
         for budget in ("max_epochs", "patience"):
             least, got = getattr(self.student.fit, budget), getattr(self.control.fit, budget)
@@ -154,6 +166,20 @@ class Recipe(_Settings):
                 raise ValueError(f"zoo.{name}: expected the network's own name, {setting.network}")
             if setting.copies is not None:
                 raise ValueError(f"zoo.{name}: expected no copies, a comparison makes its own")
+        return self
+
+    @model_validator(mode="after")
+    def _students_are_of_the_size_of_their_controls(self) -> "Recipe":
+        """A student's control is its network as tuned on clicks; one of another size would measure the size."""
+        for name, student in self.students.items():
+            if name != student.network:
+                raise ValueError(f"students.{name}: expected the network's own name, {student.network}")
+            on_clicks = self.on_clicks(name)
+            if on_clicks is not None and sizes(student) != sizes(on_clicks):
+                raise ValueError(
+                    f"students.{name}: expected the sizes that {name} has on clicks (zoo, else teachers; only init_sd, "
+                    f"dropout and fit may differ), {sizes(on_clicks)}, got {sizes(student)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -214,6 +240,21 @@ class Recipe(_Settings):
                 f"for_teachers: expected teachers that see rows of their own, got scheme {self.scheme.kind}, where all "
                 "networks share a batch; say scheme: pretrain"
             )
+        if self.unlabelled is not None:
+            if self.scheme.kind != "pretrain":
+                raise ValueError(
+                    "unlabelled: expected scheme pretrain, where the ensemble is there before a student learns what it "
+                    f"says, got {self.scheme.kind}"
+                )
+            if fit.kd_weight == 0:
+                raise ValueError(
+                    "unlabelled: expected student.fit.kd_weight above 0; such rows have no clicks to teach"
+                )
+            if self.unlabelled.stopping_share and fit.stop_by != "kd":
+                raise ValueError(
+                    "unlabelled.stopping_share: expected student.fit.stop_by: kd, rows without clicks have no AUC; "
+                    "say stop_by: kd, or stopping_share: 0"
+                )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":
@@ -225,6 +266,12 @@ class Recipe(_Settings):
                     "kd_weight is all it takes"
                 )
         return self
+
+    def on_clicks(self, network: str) -> Teacher | None:
+        """A network as the recipe tuned it on clicks: of the zoo, else the first teacher of that network."""
+        if network in self.zoo:
+            return self.zoo[network]
+        return next((teacher for teacher in self.teachers.values() if teacher.network == network), None)
 
     @property
     def has_parted_copies(self) -> str:
@@ -250,6 +297,11 @@ class Recipe(_Settings):
                 "`python -m training infer-schema FILE` proposes one"
             )
         return self
+
+
+def sizes(spec: NetworkSpec) -> dict[str, Any]:
+    """What makes a network of its name larger or smaller: its options, less those that are tuned."""
+    return {option: value for option, value in spec.options.items() if option not in TUNED_OPTIONS}
 
 
 _ANY_FIELDS = (

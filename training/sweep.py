@@ -7,7 +7,8 @@ of training: a bid needs the order and the probability, and a high learning rate
 Teachers and control are tuned first, the student then on the ensemble of the teachers found. Test rows are not
 looked at.
 
-`zoo`, the networks that only comparisons train, is a side of its own that is tuned when asked for.
+`zoo` and `students`, what only comparisons train, are sides of their own, tuned when asked for: the one with teachers
+and control, the other, each network that the recipe's `students` name, as the recipe's student is.
 
 Trials are the very steps of a run whose recipe says the same, so they are cached, and a run with the values chosen
 here finds its first fits done.
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from training.ablate.variations import Variations
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, RecipeError
 from training.loop import load_fit
@@ -38,7 +40,10 @@ SIDES = ("teachers", "control", "student")
 _NAMES: dict[str, Callable[[Recipe], list[str]]] = {
     "teachers": lambda recipe: [f"teachers.{name}" for name in recipe.teachers],
     "zoo": lambda recipe: [f"zoo.{name}" for name in recipe.zoo],
+    "students": lambda recipe: [f"students.{name}" for name in recipe.students],
 }
+OF_COMPARISONS = ("zoo", "students")
+"""Sides that say nothing of a run, each by the key of a recipe that has its networks."""
 
 
 def sweep(
@@ -63,17 +68,26 @@ def sweep(
     """
     unknown = sorted(set(sides) - {*SIDES, *_NAMES})
     if unknown or not sides or not learning_rates or not init_sds:
-        known = [*SIDES, "zoo"]
+        known = [*SIDES, *OF_COMPARISONS]
         raise RecipeError(f"sweep: expected sides among {known} and a grid that is not empty, got {list(sides)}")
-    if "zoo" in sides and not load_recipe(recipe, overrides).recipe.zoo:
-        raise RecipeError("sweep: side zoo: expected networks under the recipe's zoo, got none; docs/training.md")
+    asked = load_recipe(recipe, overrides).recipe
+    for side in OF_COMPARISONS:
+        if side in sides and not getattr(asked, side):
+            raise RecipeError(
+                f"sweep: side {side}: expected networks under the recipe's {side}, got none; docs/training.md"
+            )
+    if "students" in sides and asked.student.network in asked.students:
+        raise RecipeError(
+            f"sweep: side students: {asked.student.network} is the recipe's own student, which the side student tunes; "
+            f"say --set students.{asked.student.network}=null"
+        )
     out.mkdir(parents=True, exist_ok=True)
     settings = list(overrides)
-    correction = load_recipe(recipe, overrides).recipe.negatives.correction
+    correction = asked.negatives.correction
     trials: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
-    # The student learns from the teachers, so what is best for it depends on what was best for them.
-    for round_of_sides in (("teachers", "control", "zoo"), ("student",)):
+    # A student learns from the teachers, so what is best for it depends on what was best for them.
+    for round_of_sides in (("teachers", "control", "zoo"), ("student", "students")):
         names = _names(load_recipe(recipe, overrides).recipe, [side for side in round_of_sides if side in sides])
         planned = _planned(recipe, names, settings, seeds, out, data, learning_rates, init_sds)
         fits = [step for _, step, _ in planned]
@@ -91,7 +105,7 @@ def sweep(
         ]
 
     found = {
-        "recipe": load_recipe(recipe, overrides).recipe.model_dump(mode="json"),
+        "recipe": asked.model_dump(mode="json"),
         "judged_by": "AUC less logloss on validation part A, mean over seeds",
         "grid": {"learning_rate": list(learning_rates), "init_sd": list(init_sds), "seeds": list(seeds)},
         "best": best,
@@ -104,8 +118,10 @@ def sweep(
 
 
 def found_at(out: Path, sides: Sequence[str]) -> Path:
-    """Where a sweep is written: that of the zoo alone says nothing of the run and stands beside the other."""
-    return out / ("sweep_zoo.json" if list(sides) == ["zoo"] else "sweep.json")
+    """Where a sweep is written: one of comparisons' networks alone says nothing of the run and stands beside the
+    other."""
+    of_comparisons = [side for side in OF_COMPARISONS if side in sides] if set(sides) <= set(OF_COMPARISONS) else []
+    return out / f"{'_'.join(['sweep', *of_comparisons])}.json"
 
 
 def best_of(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
@@ -159,10 +175,17 @@ def _planned(
     for learning_rate, init_sd in itertools.product(learning_rates, init_sds):
         changes = [f"{name}.fit.learning_rate={learning_rate}" for name in names]
         changes += [f"{name}.options.init_sd={init_sd}" for name in names]
-        laid_out = plan(load_recipe(recipe, [*settings, *changes]), list(seeds), runs=out, data=data)
-        for of_seed, name in itertools.product(laid_out.seeds, names):
-            trial = {"side": name, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
-            trials.append((trial, of_seed.fit_of(name).first, laid_out.prepare))
+        loaded = load_recipe(recipe, [*settings, *changes])
+        laid_out = plan(loaded, list(seeds), runs=out, data=data)
+        for name in names:
+            side, _, network = name.partition(".")
+            place, of_side = name, laid_out
+            if side == "students":
+                replaced = load_recipe(recipe, [*settings, *changes, *Variations(loaded.recipe).student(network)])
+                place, of_side = "student", plan(replaced, list(seeds), runs=out, data=data)
+            for of_seed in of_side.seeds:
+                trial = {"side": name, "learning_rate": learning_rate, "init_sd": init_sd, "seed": of_seed.seed}
+                trials.append((trial, of_seed.fit_of(place).first, of_side.prepare))
     return trials
 
 

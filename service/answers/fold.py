@@ -9,7 +9,7 @@ statistics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,6 +146,15 @@ class Counted:
     """1 where such an impression was clicked within its window."""
     counts: dict[str, int]
     """Rows and what was left out of them, and why."""
+    outside: Counted | None = None
+    """Of units that are not enrolled, what control answered and another arm's model scored too: no evidence of what an
+    arm earns, and as good as any of which model predicts better."""
+
+    @property
+    def scored(self) -> Mask:
+        """Impressions with the probability that their own arm's model gave them."""
+        has_score: Mask = np.isfinite(self.rows["pctr"])
+        return self.shown & ~self.fell_back & has_score
 
 
 def count(rows: Rows, facts: Facts, phase: int) -> Counted:
@@ -163,11 +172,17 @@ def count(rows: Rows, facts: Facts, phase: int) -> Counted:
     leave_out("other_experiment", (rows["experiment"] == "") | (rows["experiment"] == facts.experiment))
     leave_out("other_phase", rows["phase"] == phase)
     leave_out("forced", ~rows["forced"])
+    outside = rows.take(~rows["enrolled"] & (rows["arm"] == facts.arms[0]) & np.isfinite(rows["shadow_pctr"]))
+    outside = outside.take(_first_of(outside["request_id"], outside["candidate"]))
     leave_out("not_enrolled", rows["enrolled"])
     leave_out("unknown_arm", np.isin(rows["arm"], np.asarray(facts.arms)))
     leave_out("duplicate", _first_of(rows["request_id"], rows["candidate"]))
-    first = _first_of(rows["request_id"])  # of an exposure's rows
+    return replace(_count(rows, facts, counts), outside=_count(outside, facts, {}))
 
+
+def _count(rows: Rows, facts: Facts, counts: dict[str, int]) -> Counted:
+    """What of rows that are evidence counts; adds to `counts` what does not."""
+    first = _first_of(rows["request_id"])  # of an exposure's rows
     served_other = (rows["served"] != "") & (rows["served"] != rows["arm"])
     fell_back = rows["fallback"] != ""
     after_halt = served_other & ~fell_back
@@ -195,7 +210,7 @@ def fold_counted(counted: Counted, facts: Facts) -> Evidence:
     slow = np.zeros(len(rows), dtype=bool)
     if facts.slow_above_ms is not None:
         slow = np.nan_to_num(rows["latency_ms"]) > facts.slow_above_ms
-    scored = shown & ~fell_back & np.isfinite(rows["pctr"])
+    scored = counted.scored
     weighed = shown & np.isfinite(rows["propensity"]) & np.isfinite(rows["target_propensity"])
     with np.errstate(invalid="ignore"):
         weight = np.where(weighed, rows["target_propensity"] / rows["propensity"], 0.0)
@@ -233,7 +248,9 @@ def fold_counted(counted: Counted, facts: Facts) -> Evidence:
         )
         _fold_scores(evidence.scores, arm, rows.take(here & scored), click[here & scored])
     for arm in facts.arms[1:]:
-        evidence.paired[arm] = _fold_paired(rows, scored, click, facts.arms[0], arm)
+        evidence.paired[arm] = _fold_paired(counted, facts.arms[0], arm)
+        if counted.outside is not None:
+            evidence.paired[arm] += _fold_paired(counted.outside, facts.arms[0], arm)
     return evidence
 
 
@@ -253,9 +270,10 @@ def _fold_scores(scores: dict[tuple[str, str, str], ScoreHistogram], arm: str, r
             scores[arm, segment, str(value)] = ScoreHistogram.of_rows(click[which], rows["pctr"][which])
 
 
-def _fold_paired(rows: Rows, scored: Mask, click: Array, control: str, treatment: str) -> UnitTable:
+def _fold_paired(counted: Counted, control: str, treatment: str) -> UnitTable:
     """Treatment's minus control's logloss on impressions that both scored, in a column a chooser."""
-    both = scored & np.isfinite(rows["shadow_pctr"])
+    rows, click = counted.rows, counted.click
+    both = counted.scored & np.isfinite(rows["shadow_pctr"])
     by_control = both & (rows["arm"] == control) & (rows["shadow_arm"] == treatment)
     by_treatment = both & (rows["arm"] == treatment) & (rows["shadow_arm"] == control)
     used = by_control | by_treatment

@@ -18,6 +18,7 @@ from service.journal.exposures import exposure_of, failure_of, shadow_of
 from service.journal.feedback import decode_events
 from service.journal.records import Event, encode
 from service.journal.segments import adopt
+from service.journal.sinks import lag
 from service.journal.units import unit_hasher
 from service.journal.writer import DROP_REASONS, Bounds, SegmentWriter
 from service.metrics import Metrics, adder
@@ -56,6 +57,7 @@ class Journal:
             self._writer = SegmentWriter(folder, bounds)
         except OSError as error:
             raise ConfigError(f"--log (RETORT_LOG): {folder}: {error.strerror or error}") from None
+        lag.show(metrics, folder)
         self._recent = _Recent(REMEMBERED_EVENTS)
         self._drop = {reason: adder(metrics.log_dropped.labels(reason)) for reason in DROP_REASONS}
         self._count_exposure = adder(metrics.log_records.labels("exposure"))

@@ -40,6 +40,7 @@ RATE_INTERVAL = "10m"
 WITHOUT_TRAFFIC = {"retort_fallbacks_total", "retort_events_total", "retort_log_dropped_total", "ALERTS"}
 WITHOUT_TRAFFIC |= {"retort_catalogue_candidates", "retort_shadow_dropped_total"}
 WITHOUT_TRAFFIC |= {"retort_shadow_kl", "retort_drift_psi"}  # of a thousand candidates on (test_drift.py)
+WITHOUT_TRAFFIC |= {"retort_ship_lag_seconds", "retort_ship_unread_bytes", "retort_ship_lost_bytes"}  # test_lag.py
 WITHOUT_TRAFFIC |= {
     "retort_guard_rail_evidence",
     "retort_guard_rail_trips_total",

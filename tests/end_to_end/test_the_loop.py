@@ -1,11 +1,14 @@
-"""The loop: simulated users meet a live service, the results find the truth that the simulator knows, and what was
-logged becomes the next version that the service answers with."""
+"""The loop: simulated users meet a live service, the results find the truth that the simulator knows, what was logged
+becomes the next version, and that goes out by the gates: golden rows, shadow, ramp."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,17 @@ import pytest
 
 from service.__main__ import main as service_main
 from tests.end_to_end.world_bundles import GUESSES, KNOWS, write_world_bundle
-from tests.service.running import PATIENCE_SECONDS, Running, running_service, wait_for
+from tests.service.running import (
+    PATIENCE_SECONDS,
+    ROOT,
+    TOKEN,
+    Reply,
+    Running,
+    clean_environment,
+    metric,
+    running_service,
+    wait_for,
+)
 from training.calibrate import Platt
 from training.cli import main as training_main
 from training.data.synthetic import World
@@ -45,18 +58,35 @@ experiments:
     salt: fair-1
     default: true
     arms:
-      - {{name: ensemble, model: ensemble, version: latest, follow: true, weight: 0.5}}
       - {{name: student, model: student, version: latest, follow: true, weight: 0.5}}
+      - {{name: ensemble, model: ensemble, version: latest, follow: true, weight: 0.5}}
     {ANALYSIS.strip()}
   - name: {HARMED}
     salt: harmed-1
     arms:
-      - {{name: control, model: student, version: latest, follow: true, weight: 0.5}}
-      - {{name: treatment, model: student, version: latest, follow: true, weight: 0.5}}
+      - {{name: control, model: ensemble, version: latest, follow: true, weight: 0.5}}
+      - {{name: treatment, model: ensemble, version: latest, follow: true, weight: 0.5}}
     {ANALYSIS.strip()}
 """
+RUNS = itertools.count()
 FAR = "4000000000"
 """A moment at which every window has closed."""
+SHADOWED, SAMPLE = 600, 100
+"""Answers of the old version that the new one scores too; impressions of each arm before a ramp goes on."""
+OLD = {"name": "old", "model": "student", "version": 1, "weight": 0.5}
+TRY_OUT = {
+    "name": FAIR,
+    "default": True,
+    "phase": 2,
+    "salt": "fair-2",
+    "coverage": 0,
+    "arms": [OLD, {"name": "new", "model": "student", "version": 2, "weight": 0.5}],
+    "shadow": {"arm": "new", "sample": 1},
+    "guard_rails": {"max_ctr_loss": 0.3, "max_error_rate": 0.01},
+    "ramp": {"steps": [0.25, 0.5], "hold_seconds": 1, "minimum_impressions": SAMPLE},
+    "analysis": {"attribution_window_seconds": 1, "expected_impressions": 1000},
+}
+"""The next phase of the experiment that has the traffic: nobody gets the new version yet; what it says is seen."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,17 @@ class Played:
     def log(self) -> Path:
         return self.folder / "log"
 
+    def change(self, method: str, path: str, body: Any, **headers: str) -> Reply:
+        """As its owner, who has the token."""
+        headers |= {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        connection = self.service.connection()
+        try:
+            connection.request(method, path, json.dumps(body), headers)
+            reply = connection.getresponse()
+            return Reply(reply.status, {}, reply.read())
+        finally:
+            connection.close()
+
     def results(self, experiment: str) -> dict[str, Any]:
         """What `python -m service results` says."""
         out = self.folder / f"{experiment}.json"
@@ -83,13 +124,16 @@ def simulated(
     world: World,
     service: Running,
     experiment: str,
-    requests: int | None,
-    until_halted: str | None = None,
+    requests: int | None = None,
+    *,
+    until: Callable[[], bool] | None = None,
+    seed: int = 1,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Everybody is patient, so that it is the same on every machine. `until_halted`: the arm that ends it."""
-    run_name = f"{experiment}-{requests}"
-    auctions = Auctions(replace(TERMS, run=run_name, experiment=experiment), world)
+    """Everybody is patient, so that it is the same on every machine. `until`: what ends it, looked at ten times a
+    second; `seed`: other users meet other ads."""
+    run_name = f"{experiment}-{next(RUNS)}"
+    auctions = Auctions(replace(TERMS, run=run_name, experiment=experiment, seed=seed), world)
     options = {"rate": 5000.0, "connections": 8, "click_delay_seconds": 0.05, "patience_ms": 1e6, **settings}
     asked = Play(Address.of(f"http://127.0.0.1:{service.port}"), requests=requests, **options)
 
@@ -97,14 +141,14 @@ def simulated(
         async def blocks(number: int) -> Any:
             return auctions.block(number)
 
-        async def stop_when_halted() -> None:
-            while not await asyncio.to_thread(halted_arms, service, experiment):
+        async def stop_when(over: Callable[[], bool]) -> None:
+            while not await asyncio.to_thread(over):
                 await asyncio.sleep(0.1)
             stop.set()
 
         tally, stop = Tally(), asyncio.Event()
         controls = await look_at(asked, 60.0)
-        looking = asyncio.create_task(stop_when_halted()) if until_halted else None
+        looking = asyncio.create_task(stop_when(until)) if until else None
         await asyncio.wait_for(play(asked, blocks, tally, stop, lambda line: None), PATIENCE_SECONDS)
         if looking is not None:
             await looking
@@ -126,16 +170,19 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     """Two experiments in one log: in one both arms show their best ad, in the other, of equal models, one its worst."""
     folder, world = tmp_path_factory.mktemp("loop"), World(seed=0, days=3)
     auctions = Auctions(TERMS, world).block(0)
-    write_world_bundle(folder / "repository", "ensemble", world, auctions, skill=GUESSES, teachers=3)
-    write_world_bundle(folder / "repository", "student", world, auctions, skill=KNOWS)
+    write_world_bundle(folder / "repository", "student", world, auctions, skill=GUESSES, spread=1.5)
+    write_world_bundle(folder / "repository", "ensemble", world, auctions, skill=KNOWS, teachers=3)
+    (folder / "token").write_text(TOKEN)
     (folder / "e.yaml").write_text(EXPERIMENTS)
     options = ["--repository", str(folder / "repository"), "--experiments", str(folder / "e.yaml")]
     options += ["--log", str(folder / "log"), "--log-features", "1", "--max-in-flight", "1000"]
-    options += ["--guard-rail-seconds", "0.5"]
+    options += ["--guard-rail-seconds", "0.5", "--admin-token-file", str(folder / "token")]
     with running_service(folder / "service.txt", *options) as service:
         truth = {
             FAIR: simulated(world, service, FAIR, 1400, duplicates=0.05, orphans=0.02),
-            HARMED: simulated(world, service, HARMED, None, until_halted=True, harm="treatment", rate=300.0),
+            HARMED: simulated(
+                world, service, HARMED, until=lambda: bool(halted_arms(service, HARMED)), harm="treatment", rate=300.0
+            ),
         }
         yield Played(service, folder, truth)
 
@@ -143,15 +190,15 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 def test_the_results_find_the_truth(played: Played):
     """The lift's interval covers what the simulator knows and excludes zero, the split is clean, the decision is right.
 
-    The ensemble here guesses and the student knows how good an ad is, so the truth is a lift of a third or more.
+    The student here guesses and the ensemble knows how good an ad is, so the truth is a lift of a third or more.
     """
     truth = {arm["arm"]: arm for arm in played.truth[FAIR]["arms"]}
     found = played.results(FAIR)
     (comparison,), (decision,) = found["comparisons"], found["decisions"]
     low, high = comparison["relative"]["always"]
 
-    assert truth["student"]["expected_lift"] > 0.3
-    assert 0 < low < truth["student"]["expected_lift"] < high
+    assert truth["ensemble"]["expected_lift"] > 0.3
+    assert 0 < low < truth["ensemble"]["expected_lift"] < high
     assert decision["action"] == "ship"
     assert found["split"]["reasons"] == []
     assert found["split"]["units_misplaced"] == 0
@@ -229,31 +276,115 @@ def train(recipe: Path, folder: Path, repository: Path) -> None:
     publish(folder / "cards", of["prepared"], repository)
 
 
-def test_what_was_logged_becomes_the_next_version(played: Played, capsys: pytest.CaptureFixture[str]):
-    """Exposures with features and clicks -> a training log with every impression -> a recipe trains on it -> version 2,
-    which the running service takes up by itself and answers with."""
+@pytest.fixture(scope="module")
+def trained(played: Played) -> Path:
+    """Exposures with features and clicks -> a training log -> a recipe trains on it -> version 2 in the repository,
+    while the owner has version 1 answer. The folder of the training log."""
     folder, repository = played.folder, played.folder / "repository"
-    request = {"candidates": [{"ad_id": "a00001"}]}
-    before = played.service.request("POST", "/models/student/predict", request).json()
-
+    stays = played.change("POST", "/v2/repository/models/student/load", {"parameters": {"version": "1"}})
+    assert stays.status == 200
     schema = repository / "student" / "1" / "schema.json"
     told = ["from-log", str(played.log), "--schema", str(schema), "--out", str(folder / "next"), "--as-of", FAR]
     assert training_main([*told, "--window", "3600"]) == 0
-    train(Path(capsys.readouterr().out.splitlines()[-1]), folder / "run", repository)
+    train(folder / "next" / "recipe.yaml", folder / "run", repository)
+    return folder / "next"
 
+
+def version_of(played: Played) -> int:
+    """That answers for the student, outside any experiment."""
+    request = {"candidates": [{"ad_id": "a00001"}]}
+    return int(played.service.request("POST", "/models/student/predict", request).json()["version"])
+
+
+def test_what_was_logged_becomes_the_next_version(played: Played, trained: Path):
+    """Every impression and click that the simulator knows of is a row, with its propensity; what was trained on it is
+    version 2, which nobody meets before its owner says so."""
     arms = played.truth[FAIR]["arms"]
-    table = pq.read_table(folder / "next" / "log.parquet")
+    table = pq.read_table(trained / "log.parquet")
     fair = table.filter(pc.equal(table["experiment"], FAIR))
+
     assert len(fair) == sum(arm["impressions"] for arm in arms)
     assert sum(fair["click"].to_pylist()) == sum(arm["clicks"] for arm in arms)
     assert set(table["propensity"].to_pylist()) == {0.5}
-    assert before["version"] == 1
+    assert (played.folder / "repository" / "student" / "2" / "manifest.json").exists()
+    assert version_of(played) == 1
+
+
+def test_a_next_version_that_scores_otherwise_than_it_was_exported_gets_no_traffic(played: Played, trained: Path):
+    """The first gate, golden rows: an experiment that names such a version is refused, and nothing is written."""
+    world = World(seed=TERMS.world_seed, days=TERMS.days)
+    auctions = Auctions(TERMS, world).block(0)
+    write_world_bundle(
+        played.folder / "repository", "student", world, auctions, skill=KNOWS, golden_error=0.1
+    )  # version 3
+    before = (played.folder / "e.yaml").read_bytes()
+    wrong = {**TRY_OUT, "arms": [OLD, {**OLD, "name": "new", "version": 3}]}
+
+    refused = played.change("PUT", f"/experiments/{FAIR}", wrong)
+
+    assert (refused.status, refused.json()["code"]) == (409, "experiment_refused")
+    assert "golden" in refused.json()["detail"]
+    assert (played.folder / "e.yaml").read_bytes() == before
+
+
+def test_the_next_version_goes_out_by_shadow_and_ramp(played: Played, trained: Path):
+    """Golden rows when the phase is stated; then the shadow, while nobody meets the new version, shows that it predicts
+    better on what the old one chose; then `ramp` takes each step by itself, after its sample and with clean
+    guard-rails; then its owner makes it the live one, and the experiment of before goes on with it."""
+    service, world = played.service, World(seed=TERMS.world_seed, days=TERMS.days)
+    before = service.request("GET", f"/experiments/{FAIR}")
+
+    stated = played.change("PUT", f"/experiments/{FAIR}", TRY_OUT, **{"if-match": before.headers["etag"]})
+    assert stated.status == 200, stated.body
+    assert [arm["version"] for arm in stated.json()["arms"]] == [1, 2]
+
+    def is_shadowed() -> bool:
+        return metric(service.metrics(), "retort_shadow_scored_total", experiment=FAIR) >= SHADOWED
+
+    met = simulated(world, service, FAIR, until=is_shadowed, seed=2, rate=250.0)
+    assert [(arm["arm"], list(arm["models"])) for arm in met["arms"]] == [("old", ["student/1"])]
+    seen = played.results(FAIR)
+    (comparison,) = seen["comparisons"]
+    chosen = comparison["paired"]["by_chooser"]["old"]
+    assert chosen["impressions"] >= SHADOWED
+    assert chosen["always"][1] < 0
+    assert [arm["impressions"] for arm in seen["arms"]] == [0, 0]
     wait_for(
-        lambda: played.service.request("POST", "/models/student/predict", request).json()["version"] == 2,
-        "the service answers with version 2",
+        lambda: 0 < metric(service.metrics(), "retort_shadow_kl", experiment=FAIR) < 5, "the shadow's KL is measured"
     )
+
+    options = ["--experiments", str(played.folder / "e.yaml"), "--experiment", FAIR, "--log", str(played.log)]
+    command = [sys.executable, "-m", "service", "ramp", *options, "--every", "0.3"]
+    with (played.folder / "ramp.txt").open("w") as told:
+        ramp = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=told)
+        try:
+            simulated(world, service, FAIR, until=lambda: ramp.poll() is not None, seed=3, rate=300.0)
+        finally:
+            ramp.kill()
+            code = ramp.wait()
+    assert code == 0, (played.folder / "ramp.txt").read_text()
+    (progress,) = json.loads((played.folder / "e.yaml.ramp.json").read_text())["experiments"]
+    assert [step["after"] for step in progress["steps"]] == [0.5, 1.0]
+    clean = progress["steps"][1]["evidence"]
+    assert min(clean["impressions"].values()) >= SAMPLE
+    assert [rail["crossed"] for rail in clean["guard_rails"]] == [False, False]
+    assert service.request("GET", f"/experiments/{FAIR}").json()["coverage"] == 1.0
+
+    half = simulated(world, service, FAIR, 300, seed=4)
+    assert [list(arm["models"]) for arm in half["arms"]] == [["student/2"], ["student/1"]]
+    found = played.results(FAIR)
+    assert found["split"]["reasons"] == []
+    assert found["split"]["units_misplaced"] == 0
+    assert found["decisions"][0]["action"] in ("keep running", "ship")
+    assert halted_arms(service, FAIR) == []
+
+    live = played.change("POST", "/v2/repository/models/student/load", {"parameters": {"version": "2"}})
+    assert live.status == 200
+    assert version_of(played) == 2
+    again = played.change("PUT", f"/experiments/{FAIR}", {**before.json()["spec"], "phase": 3, "salt": "fair-3"})
+    assert again.status == 200, again.body
     answers = [
-        played.service.request("POST", "/predict", {**request, "unit_id": f"u{number}"}).json() for number in range(20)
+        service.request("POST", "/predict", {"candidates": [{"ad_id": "a00001"}], "unit_id": f"u{number}"}).json()
+        for number in range(20)
     ]
     assert {(answer["arm"], answer["version"]) for answer in answers} == {("ensemble", 1), ("student", 2)}
-    assert all(0 < answer["pctr"][0] < 1 for answer in answers)

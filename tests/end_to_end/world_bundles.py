@@ -21,15 +21,24 @@ KNOWS, GUESSES = 1.0, 0.0
 
 
 def write_world_bundle(
-    repository: Path, name: str, world: World, auctions: list[Auction], *, skill: float, teachers: int = 0
+    repository: Path,
+    name: str,
+    world: World,
+    auctions: list[Auction],
+    *,
+    skill: float,
+    spread: float = 0.5,
+    teachers: int = 0,
+    golden_error: float = 0.0,
 ) -> Path:
-    """The next version of `name`: an ad's score is its mean true logit, as far as there is `skill`, else chance."""
+    """The next version of `name`: an ad's score is its mean true logit, as far as there is `skill`, else chance, with
+    that `spread`. `golden_error`: by how much its golden rows have another logit than it gives."""
     schema = FeatureSchema.model_validate({**world.schema().model_dump(mode="json"), "truth": None})
     codes = world.impressions(np.random.default_rng(5), world.days - 1, 20_000)
     logit, ads = world.true_logit(codes), codes["ad"]
     seen = np.unique(ads)
     quality = np.array([logit[ads == ad].mean() for ad in seen])
-    score = skill * quality + (1 - skill) * np.random.default_rng(6).normal(-1.8, 0.5, len(seen))
+    score = skill * quality + (1 - skill) * np.random.default_rng(6).normal(-1.8, spread, len(seen))
     encoder = Encoder(schema, {field.name: _values(field) for field in schema.fields} | {"ad_id": _names(seen)})
     starts, total = {}, 0
     for field in schema.fields:
@@ -44,7 +53,7 @@ def write_world_bundle(
         name,
         encoder=encoder,
         card=tiny_card(model, teachers=teachers),
-        golden=Golden(requests=tuple(_golden(model, json.loads(auction.body)) for auction in auctions[:3])),
+        golden=Golden(requests=tuple(_golden(model, json.loads(one.body), golden_error) for one in auctions[:3])),
         model=tiny_graph(model, teachers=teachers),
     )
 
@@ -57,9 +66,9 @@ def _names(ads: np.ndarray) -> list[str]:
     return [f"a{ad:05d}" for ad in ads]
 
 
-def _golden(model: TinyModel, body: dict[str, Any]) -> GoldenRequest:
+def _golden(model: TinyModel, body: dict[str, Any], error: float) -> GoldenRequest:
     context, candidates = body["context"], body["candidates"]
     logit, pctr = model.score(model.encoder.encode_context(context), model.encoder.encode_candidates(candidates))
     return GoldenRequest(
-        context=context, candidates=tuple(candidates), logit=tuple(logit.tolist()), pctr=tuple(pctr.tolist())
+        context=context, candidates=tuple(candidates), logit=tuple((logit + error).tolist()), pctr=tuple(pctr.tolist())
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from training.pipeline import plan
+from training.pipeline import _READING, plan
 from training.recipe import load_recipe
 from training.stages import Step, in_order, reached
 
@@ -66,6 +66,11 @@ def test_the_key_of_a_step_knows_every_file_that_the_step_uses(name: str):
     assert used, name
     # stages.py is named for the type of a report alone.
     assert used - reached(step.code) - {"training/stages.py"} == set()
+
+
+def test_reading_does_not_depend_on_what_is_made_of_its_rows():
+    """Hours of reading are not done again because a recipe can say one thing more of a student."""
+    assert not reached(_READING) & {"training/recipe.py", "training/distill.py", "training/loop.py"}
 
 
 def test_what_a_file_imports_is_reached_through_it():

@@ -53,4 +53,5 @@ def test_a_log_of_ones_own_is_refused_in_its_own_words(tmp_path: Path):
 @pytest.mark.parametrize("kind", PUBLIC_LOGS)
 def test_the_document_has_each_file_and_where_it_comes_from(kind: str):
     assert all(names[0] in DOCUMENT for names in PUBLIC_LOGS[kind].files)
+    assert all(Path(name).name in DOCUMENT for name in PUBLIC_LOGS[kind].originals)
     assert kind in DOCUMENT

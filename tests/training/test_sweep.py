@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
+from training.ablate.variations import Variations
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, RecipeError
 from training.metrics import logloss, sigmoid
 from training.pipeline import plan
 from training.recipe import load_recipe
-from training.stages import Step
+from training.stages import Step, run_steps
 from training.sweep import best_of, edges_of, sweep
 
 
@@ -123,6 +124,52 @@ def test_a_side_left_out_stays_as_the_recipe_has_it(tmp_path: Path) -> None:
 
     assert set(found["best"]) == {"control"}
     assert load_recipe(tiny_recipe(tmp_path), found["settings"]).recipe.student.fit.learning_rate == 0.02
+
+
+STUDENTS = "students={fm: {network: fm, options: {dim: 2}, fit: {max_epochs: 2}}}"
+
+
+def test_students_of_other_networks_are_tuned_on_the_ensemble_as_ablate_trains_them(tmp_path: Path) -> None:
+    """Each pair is a distillation of the recipe's ensemble by that network. The recipe's own student and what was found
+    for it stay as they are, its teachers are those of the run in the folder; a table of the recipe found finds its
+    students done."""
+    run = plan(load_recipe(tiny_recipe(tmp_path)), [1], runs=tmp_path / "out", data=None).seeds[0]
+    (tmp_path / "out").mkdir()
+    run_steps([run.gate], tmp_path / "out", workers=1, watcher=Silence())
+    (tmp_path / "out" / "sweep.json").write_text("{}")
+
+    found = swept(tmp_path, sides=["students"], seeds=[1], overrides=[STUDENTS])
+
+    assert [(trial["side"], trial["learning_rate"]) for trial in found["trials"]] == [
+        ("students.fm", 0.01),
+        ("students.fm", 0.03),
+    ]
+    assert {path.name for path in (tmp_path / "out" / "teachers").iterdir()} == {
+        fit.first.folder(tmp_path / "out").name for fit in run.teachers.values()
+    }
+    assert len(list((tmp_path / "out" / "student").iterdir())) == 2
+    loaded = load_recipe(tiny_recipe(tmp_path), found["settings"])
+    best = load_recipe(tiny_recipe(tmp_path), [*found["settings"], *Variations(loaded.recipe).student("fm")])
+    (of_table,) = plan(best, [1], runs=tmp_path / "out", data=None).seeds
+    assert of_table.fits["student"].first.is_done(tmp_path / "out")
+    assert best.recipe.student.fit.learning_rate == found["best"]["students.fm"]["learning_rate"]
+    assert json.loads((tmp_path / "out" / "sweep_students.json").read_text()) == found
+    assert (tmp_path / "out" / "sweep.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "side students: expected networks under the recipe's students, got none"),
+        (
+            ["students={dnn: {network: dnn, options: {dim: 2, hidden: [8]}, fit: {}}}"],
+            "dnn is the recipe's own student, which the side student tunes; say --set students.dnn=null",
+        ),
+    ],
+)
+def test_students_that_cannot_be_tuned_are_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        swept(tmp_path, sides=["students"], overrides=overrides)
 
 
 def test_with_fewer_negatives_trials_are_judged_as_they_would_be_served(tmp_path: Path) -> None:

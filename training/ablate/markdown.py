@@ -78,6 +78,12 @@ def section(filled: Mapping[str, Any]) -> Iterator[str]:
     notes = list(filled["notes"])
     if filled["untuned"]:
         notes.append(f"nobody tuned {', '.join(filled['untuned'])} on this log: the recipe's zoo does not name them")
+    if filled.get("untuned_students"):
+        names = ", ".join(filled["untuned_students"])
+        notes.append(
+            f"nobody tuned a student {names} on this log: the recipe's students do not name them, and they distil by "
+            "what was best on clicks"
+        )
     by_reason: dict[str, list[str]] = {}
     for each in filled.get("left_out", ()):
         by_reason.setdefault(each["reason"], []).append(_name(each["cells"]))

@@ -59,7 +59,8 @@ def ablate(
         vary = Variations(loaded.recipe)
         wanted = table(name, vary, log)
         steps, left_out = planned(wanted, lambda row: _steps_of(row, recipe, overrides, seeds, out, data))
-        laid_out.append((wanted.without(left_out), steps, left_out, sorted(vary.untuned)))
+        untuned = {"untuned": sorted(vary.untuned), "untuned_students": sorted(vary.untuned_students)}
+        laid_out.append((wanted.without(left_out), steps, left_out, untuned))
     every_step = in_order(step for _, steps, _, _ in laid_out for row in steps.values() for step in row)
     expects(step for step in every_step if not step.is_done(out))
     paths = []
@@ -87,9 +88,9 @@ def ablate(
             "seeds": list(seeds),
             "created": datetime.now(UTC).replace(microsecond=0).isoformat(),
             "conditions": {key: value for key, value in conditions().items() if key in ("cpu", "python", "system")},
-            "untuned": untuned,
+            **untuned,
             "left_out": [{"cells": list(cells), "reason": reason} for cells, reason in left_out.items()],
-            **filled(wanted, figures, untuned),
+            **filled(wanted, figures, **untuned),
         }
         paths.append(write_table(out, facts))
     return paths
@@ -135,11 +136,12 @@ def filled(
     wanted: Table,
     figures: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]],
     untuned: Sequence[str] = (),
+    untuned_students: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A table with what was measured of each row: a list of one entry a seed, as `steps.measure_fit` gives them.
 
-    Compared is AUC, under the truth where it is known. A pair with one of the networks `untuned` in it is not judged:
-    the other side may have won by its tuning.
+    Compared is AUC, under the truth where it is known. A pair with one of the networks `untuned` in it, or with a
+    student of `untuned_students`, is not judged: the other side may have won by its tuning.
     """
     first = next(iter(figures.values()))[0]
     metric = "xauc" if first["test"].get("xauc") is not None else "auc"
@@ -147,7 +149,7 @@ def filled(
     def values(cells: tuple[str, ...]) -> list[float]:
         return [entry["test"][metric] for entry in figures[cells]]
 
-    made_up = {row.cells for row in wanted.rows if row.uses(untuned)}
+    made_up = {row.cells for row in wanted.rows if row.uses(untuned) or row.is_student(untuned_students)}
     rows = []
     for row in wanted.rows:
         entry: dict[str, Any] = {

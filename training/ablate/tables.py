@@ -91,6 +91,11 @@ class Row:
             return name in networks
         return any(f'"network": "{network}"' in setting for network in networks for setting in self.settings)
 
+    def is_student(self, networks: Collection[str]) -> bool:
+        """Whether its model is a student of one of these networks, in place of the recipe's own."""
+        own = [setting for setting in self.settings if self.model == "student" and setting.startswith("student={")]
+        return any(f'"network": "{network}"' in setting for network in networks for setting in own)
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -1,9 +1,9 @@
 """Other recipes made of one: its networks, as tuned there, in other roles.
 
 A network's settings come from the recipe's `zoo`, else from a teacher of that network, else they are made up from the
-control's: then the table says that nobody tuned them. A student of another network has that network's sizes and
-learning rate and the recipe's way of distilling; its control is the same network on clicks, with a student's budget
-of epochs.
+control's: then the table says that nobody tuned them. A student of another network distils as the recipe's own does, by
+the settings that the recipe's `students` have for it; where they do not name it, by those found for its network on
+clicks, and the table says that nobody tuned it. Its control is the same network on clicks, with as many epochs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.loop import FitOptions
-from training.recipe import Distilled, Recipe, Teacher
+from training.recipe import TUNED_OPTIONS, Distilled, Recipe, Teacher, sizes
 from training.shares import By
 from training.zoo import default_of, options_of
 
@@ -32,13 +32,14 @@ class Variations:
         self.recipe = recipe
         self.untuned: set[str] = set()
         """Networks whose settings were made up."""
+        self.untuned_students: set[str] = set()
+        """Networks that distil by settings that were found on clicks."""
 
     def network(self, name: str) -> dict[str, Any]:
         """The settings of a network as a teacher."""
-        tuned = [self.recipe.zoo[name]] if name in self.recipe.zoo else []
-        tuned += [teacher for teacher in self.recipe.teachers.values() if teacher.network == name]
-        if tuned:
-            return _plain(tuned[0]) | {"copies": None}
+        tuned = self.recipe.on_clicks(name)
+        if tuned is not None:
+            return _plain(tuned) | {"copies": None}
         self.untuned.add(name)
         options = self._made_up(name)
         if name in FIELD_AWARE and "dim" in options:
@@ -78,13 +79,21 @@ class Variations:
         own = self.recipe.student
         if name == own.network:
             return []
-        tuned = self.network(name)
-        learned = {key: value for key, value in tuned["fit"].items() if key in FitOptions.model_fields}
-        budget = {key: getattr(own.fit, key) for key in BUDGET}
-        shape = {"network": name, "options": tuned["options"]}
+        clicks = self.network(name)
+        learned = {key: value for key, value in clicks["fit"].items() if key in FitOptions.model_fields}
+        on_clicks: dict[str, Any] = clicks["options"]
+        if name in self.recipe.students:
+            taught = self.recipe.students[name]
+            options, fit = dict(taught.options), _plain(taught)["fit"]
+            tuned = {option: value for option, value in on_clicks.items() if option in TUNED_OPTIONS}
+            on_clicks = sizes(taught) | tuned
+        else:
+            self.untuned_students.add(name)
+            options, fit = on_clicks, learned | {key: getattr(own.fit, key) for key in BUDGET}
+        budget = {key: fit[key] for key in BUDGET}
         return [
-            _set("student", shape | {"fit": _plain(own)["fit"] | learned | budget}),
-            _set("control", shape | {"fit": learned | budget}),
+            _set("student", {"network": name, "options": options, "fit": _plain(own)["fit"] | fit}),
+            _set("control", {"network": name, "options": on_clicks, "fit": learned | budget}),
         ]
 
 

@@ -17,11 +17,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.documents import parse_document
 from training.data.chunks import Chunk
 from training.data.faults import Faults, shown
 from training.data.readers import FileSource
@@ -29,6 +31,8 @@ from training.data.split import FoldsSplit, parts_by_folds
 from training.data.text_files import TextFormat, first_line_of
 from training.encoded_log import Part
 from training.errors import DataError, TrainingError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 CRITEO = "criteo_kaggle"
 AVAZU = "avazu_kaggle"
@@ -162,7 +166,6 @@ def md5_of_parts(source: KaggleSource, split: FoldsSplit) -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Compare a log's validation and test rows with the benchmark's; 0 where both are the same."""
     from training.data.sources import DATA_VARIABLE, KaggleSettings, open_source
-    from training.recipe import load_recipe
 
     parser = argparse.ArgumentParser(
         prog="python -m training.data.kaggle",
@@ -172,12 +175,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help=f"as for `run`; default: {DATA_VARIABLE}")
     options = parser.parse_args(argv)
     try:
-        recipe = load_recipe(options.recipe).recipe
-        assert isinstance(recipe.source, KaggleSettings)
-        assert isinstance(recipe.split, FoldsSplit)
-        source = open_source(recipe.source, data=options.data)
+        # Not by `load_recipe`: what reads a log would depend on all that a recipe can say, and be redone with it.
+        recipe: Any = parse_document((RECIPES / f"{options.recipe}.yaml").read_text(encoding="utf-8"))
+        source = open_source(KaggleSettings.model_validate(recipe["source"]), data=options.data)
         assert isinstance(source, KaggleSource)
-        found = md5_of_parts(source, recipe.split)
+        found = md5_of_parts(source, FoldsSplit.model_validate(recipe["split"]))
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

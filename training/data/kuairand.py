@@ -1,25 +1,38 @@
-"""KuaiRand-Pure (Gao et al., CIKM 2022, arXiv:2208.08696): 14 days of exposures of a short-video feed,
-three tables joined.
+"""KuaiRand-Pure (Gao et al., CIKM 2022, arXiv:2208.08696): exposures of a short-video feed, joined with users, videos
+and what each user had watched before.
 
-Each row of train/valid/test.csv.gz is an exposure; users.csv.gz, videos.csv.gz and history.csv.gz are looked up by user
-and video. All that is only known after the exposure (is_click apart, the label) never becomes a column: a model must
-not read the answer. `split` holds the file's own split, `dow` and `hour` the wall clock in Beijing.
+All that is only known after the exposure (is_click apart, the label) never becomes a column: a model must not read the
+answer. `split` is by day, as in `SPLITS`; `dow` and `hour` are the wall clock in Beijing. Read are the publisher's
+files as unpacked, or files parted by day and packed, with histories counted: the same columns of the same rows.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.data.chunks import Chunk, require_columns
+from training.data.chunks import Chunk, Source, require_columns
 from training.data.faults import Faults
 from training.data.readers import FileSource
-from training.data.tables import LookUp, floor_divide
+from training.data.tables import LookUp, end_of_line, floor_divide, whole_numbers
 
-SPLITS = ("train", "valid", "test")
+SPLITS = {"train": (20220425, 20220504), "valid": (20220505, 20220506), "test": (20220507, 20220508)}
+"""First and last day of each, yyyymmdd. What was before is history."""
+ORIGINALS = (
+    "log_standard_4_08_to_4_21_pure.csv",
+    "log_standard_4_22_to_5_08_pure.csv",
+    "user_features_pure.csv",
+    "video_features_basic_pure.csv",
+)
+"""The publisher's files, of those in KuaiRand-Pure/data/, that are read."""
+LAST_WATCHED = 50
 
 _LOG = ("is_click", "time_ms", "user_id", "video_id", "tab", "duration_ms")
 _USER = (
@@ -50,15 +63,29 @@ _VIDEO = (
 _HISTORY = ("history_len", "watch_seq")
 
 
+def open_kuairand(folder: Path) -> Source:
+    """The log in a folder, in whichever form it lies there."""
+    return KuaiRandOriginal(folder) if any((folder / name).is_file() for name in ORIGINALS) else KuaiRandSource(folder)
+
+
+class _Table(Protocol):
+    """Columns by key."""
+
+    def take(self, keys: pa.Array, columns: Sequence[str]) -> Mapping[str, pa.Array]: ...
+
+
 @dataclass(frozen=True)
 class KuaiRandSource:
-    """The joined exposures, train then valid then test. `folder` holds the six .csv.gz files. A `Source`."""
+    """The joined exposures, train then valid then test, of files parted by day. A `Source`.
+
+    `folder` holds train, valid, test, users, videos and history, each .csv.gz.
+    """
 
     folder: Path
     _exposures: FileSource = field(init=False, repr=False)
     _users: LookUp = field(init=False, repr=False)
     _videos: LookUp = field(init=False, repr=False)
-    _history: LookUp = field(init=False, repr=False)
+    _history: _Table = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -83,6 +110,7 @@ class KuaiRandSource:
         own = [c for c in columns if c in _LOG]
         needed = dict.fromkeys([*own, "user_id", "video_id", "hourmin", "date"])
         for chunk in self._exposures.chunks(tuple(needed), faults):
+            chunk, split = self._parted(chunk)
             got = chunk.columns
             joined: dict[str, pa.Array] = {c: got[c] for c in own}
             for table, key, names in (
@@ -90,17 +118,93 @@ class KuaiRandSource:
                 (self._videos, "video_id", _VIDEO),
                 (self._history, "user_id", _HISTORY),
             ):
-                joined |= table.take(got[key], [c for c in columns if c in names])
+                asked = [c for c in columns if c in names]
+                joined |= table.take(got[key], asked) if asked else {}
             if "history_len" in joined:  # a user without a history has one of length 0
                 joined["history_len"] = joined["history_len"].fill_null("0")
             if "hour" in columns:
                 joined["hour"] = floor_divide(got["hourmin"], 100)
             if "dow" in columns:
                 joined["dow"] = _weekdays(got["date"])
-            if "split" in columns:
-                split = Path(chunk.file).name.removesuffix(".csv.gz")
-                joined["split"] = pa.repeat(split, chunk.rows)
+            joined["split"] = split
             yield replace(chunk, columns={c: joined[c] for c in columns})
+
+    def _parted(self, chunk: Chunk) -> tuple[Chunk, pa.Array]:
+        """Rows that are exposures of the log, and the split of each."""
+        return chunk, pa.repeat(Path(chunk.file).name.removesuffix(".csv.gz"), chunk.rows)
+
+
+@dataclass(frozen=True)
+class KuaiRandOriginal(KuaiRandSource):
+    """The joined exposures of the publisher's own files, in the order of the later log. A `Source`.
+
+    `folder` holds the four of `ORIGINALS`. Exposures before the first day of training, in both logs, are no rows: they
+    are counted into each user's history.
+    """
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for path in self.files:
+            end_of_line(path)
+        before, later, users, videos = self.files
+        put(self, "_exposures", FileSource((later,)))
+        put(self, "_users", LookUp(users, "user_id", _USER))
+        put(self, "_videos", LookUp(videos, "video_id", _VIDEO))
+        put(self, "_history", _Watched(FileSource((before, later))))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.folder / name for name in ORIGINALS)
+
+    def _parted(self, chunk: Chunk) -> tuple[Chunk, pa.Array]:
+        days = _days(chunk)
+        keep = days >= SPLITS["train"][0]
+        kept = {name: column.filter(pa.array(keep)) for name, column in chunk.columns.items()}
+        last_days = [last for _, last in SPLITS.values()]
+        places = np.searchsorted(last_days, days[keep])
+        return replace(chunk, columns=kept, numbers=chunk.numbers[keep]), pa.array(np.array(list(SPLITS))[places])
+
+
+class _Watched:
+    """What each user was shown before the first day of training, counted from the logs when first asked for:
+    `history_len`, how many videos, and `watch_seq`, the last of them by time, separated by blanks."""
+
+    def __init__(self, logs: FileSource) -> None:
+        self._logs = logs
+        logs.require(dict.fromkeys(("user_id", "video_id", "time_ms", "date"), "the users' histories"))
+
+    @functools.cached_property
+    def _table(self) -> pa.Table:
+        wanted = ("user_id", "time_ms", "video_id")
+        nothing = np.array([], np.int64)
+        parts: list[list[npt.NDArray[np.int64]]] = [[nothing] * len(wanted)]
+        for chunk in self._logs.chunks((*wanted, "date"), Faults()):
+            is_before = _days(chunk) < SPLITS["train"][0]
+            parts.append([whole_numbers(chunk, column)[is_before] for column in wanted])
+        user, time, video = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.lexsort((time, user))
+        users, starts = np.unique(user[order], return_index=True)
+        ends = np.append(starts[1:], len(user))
+        videos = video[order]
+        columns = {
+            "user_id": users.astype(str),
+            "history_len": (ends - starts).astype(str),
+            "watch_seq": [
+                " ".join(videos[max(start, end - LAST_WATCHED) : end].astype(str))
+                for start, end in zip(starts, ends, strict=True)
+            ],
+        }
+        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+    def take(self, keys: pa.Array, columns: Sequence[str]) -> Mapping[str, pa.Array]:
+        """These columns for each user, null for one without a history."""
+        rows = pc.index_in(keys, value_set=self._table["user_id"].combine_chunks())
+        return {c: self._table[c].combine_chunks().take(rows) for c in columns}
+
+
+def _days(chunk: Chunk) -> npt.NDArray[np.int64]:
+    """The day of each row [n], yyyymmdd; a day that is none of the log's refuses it, because the split is by day."""
+    return whole_numbers(chunk, "date", least=20220408, most=SPLITS["test"][1])
 
 
 def _weekdays(dates: pa.Array) -> pa.Array:

@@ -8,13 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from training.data.chunks import Source
 from training.data.kaggle import KaggleSource
-from training.data.kuairand import KuaiRandSource
+from training.data.kuairand import open_kuairand
 from training.data.movielens import MovieLensSource
+from training.data.open_bandit import OpenBanditOriginal
 from training.data.readers import FileSource
 from training.data.text_files import TextFormat
 from training.errors import DataError
 
 DATA_VARIABLE = "RETORT_TRAINING_DATA"
+UNPACKED = {
+    "kuairand_pure": ("KuaiRand-Pure/data",),
+    "ml_latest_small": ("ml-latest-small",),
+    "obd_small": ("obd", "open_bandit_dataset"),
+}
+"""Other names of a public log's folder: what its publisher's archive unpacks to."""
 
 
 class _Settings(BaseModel):
@@ -42,7 +49,8 @@ class KuaiRandSettings(_Settings):
 
     kind: Literal["kuairand_pure"]
     folder: str | None = None
-    """The folder that contains kuairand_pure/; null takes --data or RETORT_TRAINING_DATA."""
+    """The folder that contains kuairand_pure/, or KuaiRand-Pure/data/ as unpacked; null takes --data or
+    RETORT_TRAINING_DATA."""
 
 
 class MovieLensSettings(_Settings):
@@ -50,7 +58,8 @@ class MovieLensSettings(_Settings):
 
     kind: Literal["ml_latest_small"]
     folder: str | None = None
-    """The folder that contains ml_latest_small/; null takes --data or RETORT_TRAINING_DATA."""
+    """The folder that contains ml_latest_small/, or ml-latest-small/ as unpacked; null takes --data or
+    RETORT_TRAINING_DATA."""
 
 
 class KaggleSettings(_Settings):
@@ -64,15 +73,29 @@ class KaggleSettings(_Settings):
 
 
 class OpenBanditSettings(_Settings):
-    """Open Bandit, small version: impressions of two policies of a fashion shop, a randomised experiment."""
+    """Open Bandit: impressions of two policies of a fashion shop, a randomised experiment. Joined in one file, or the
+    publisher's own folders, of the small version or the whole."""
 
     kind: Literal["obd_small"]
     folder: str | None = None
-    """The folder that contains obd_small/; null takes --data or RETORT_TRAINING_DATA."""
+    """The folder that contains obd_small/, or as unpacked obd/ or open_bandit_dataset/; null takes --data or
+    RETORT_TRAINING_DATA."""
+    campaigns: tuple[Literal["all", "men", "women"], ...] = Field(default=("men", "women"), min_length=1)
+    """Of the publisher's folders, which are read; a joined file is read whole."""
 
 
 RealSettings = KuaiRandSettings | MovieLensSettings | KaggleSettings | OpenBanditSettings
 """The public logs that Retort knows by name."""
+
+
+class Unlabelled(_Settings):
+    """Rows without clicks, that the student learns from as the ensemble labels them: no teacher, no encoder does."""
+
+    source: FilesSettings
+    """Files with the columns of the log's schema. A label is not asked for, nor looked at."""
+    stopping_share: float = Field(default=0.0, ge=0, lt=1)
+    """So much of them, by unit, stops the student by its distillation loss, in place of validation part A."""
+
 
 SourceSettings = Annotated[FilesSettings | RealSettings, Field(discriminator="kind")]
 
@@ -90,22 +113,29 @@ def open_source(settings: SourceSettings, *, base: Path = Path(), data: Path | N
     if isinstance(settings, KaggleSettings):
         return KaggleSource(settings.kind, folder, settings.rows)
     if isinstance(settings, OpenBanditSettings):
-        return FileSource((folder / "obd.csv.gz",))
-    return KuaiRandSource(folder) if isinstance(settings, KuaiRandSettings) else MovieLensSource(folder)
+        if (folder / "obd.csv.gz").is_file():
+            return FileSource((folder / "obd.csv.gz",))
+        return OpenBanditOriginal(folder, settings.campaigns)
+    return open_kuairand(folder) if isinstance(settings, KuaiRandSettings) else MovieLensSource(folder)
 
 
 def real_log(name: str, data: Path | None = None) -> Path:
-    """The folder of the real log `name`, in `data` or else in what RETORT_TRAINING_DATA names."""
+    """The folder of the real log `name`, in `data` or else in what RETORT_TRAINING_DATA names: the one of its name,
+    else what its publisher's archive unpacks to."""
     said = data or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
     if said is None:
         raise DataError(
             f"{name}: the log's folder is not known; give --data FOLDER or set {DATA_VARIABLE}, "
             f"either to the folder that contains {name}/"
         )
-    if not (said / name).is_dir():
-        meant = f". Say the folder that contains it: {said.parent}" if said.name == name and said.is_dir() else ""
-        raise DataError(f"{said / name}: no such folder; expected {name}/ with its files in {said}{meant}")
-    return said / name
+    names = (name, *UNPACKED.get(name, ()))
+    there = next((said / folder for folder in names if (said / folder).is_dir()), None)
+    if there is None:
+        contains = next((said.parents[folder.count("/")] for folder in names if said.match(folder)), None)
+        meant = f". Say the folder that contains it: {contains}" if contains is not None and said.is_dir() else ""
+        wanted = " or ".join(f"{folder}/" for folder in names)
+        raise DataError(f"{said / name}: no such folder; expected {wanted} with its files in {said}{meant}")
+    return there
 
 
 def _matches(paths: tuple[str, ...], base: Path) -> tuple[Path, ...]:

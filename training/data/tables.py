@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.data.faults import Faults
+from training.data.chunks import Chunk
+from training.data.faults import Faults, shown
 from training.data.text_files import TextFile, TextFormat
 from training.errors import DataError
 
@@ -52,3 +54,32 @@ def floor_divide(text: pa.Array, by: int) -> pa.Array:
     numbers = pc.if_else(good, text, pa.scalar(None, pa.string())).cast(pa.int64())
     filled = np.floor_divide(numbers.fill_null(0).to_numpy(zero_copy_only=False), by)
     return pa.array(filled, mask=numbers.is_null().to_numpy(zero_copy_only=False))
+
+
+def whole_numbers(chunk: Chunk, column: str, *, least: int = 0, most: int = 2**62) -> npt.NDArray[np.int64]:
+    """A column of a chunk as int64 [n]; `DataError` with the first place of what is none, or not within the bounds.
+
+    For what a source itself must know of a row, where a value that is missing would be a guess.
+    """
+    text = chunk.columns[column]
+    is_good = pc.match_substring_regex(text, r"^[0-9]{1,18}$").fill_null(False)
+    numbers = pc.if_else(is_good, text, pa.scalar("-1")).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero((numbers < least) | (numbers > most))
+    if len(wrong):
+        row = int(wrong[0])
+        bounds = f" from {least} to {most}" if most < 2**62 else ""
+        raise DataError(
+            f"{chunk.place(row)}: column {column!r}: expected a whole number{bounds}, got {shown(text[row].as_py())}"
+        )
+    found: npt.NDArray[np.int64] = numbers
+    return found
+
+
+def end_of_line(path: Path) -> None:
+    """`DataError` for a text file that ends within a line: a download that broke off. Packed files tell by themselves;
+    a file that is not there, or empty, is for its reader to refuse."""
+    if path.suffix == ".csv" and path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, 2)
+            if file.read() != b"\n":
+                raise DataError(f"{path}: ends in the middle of a line; is the download or the unpacking incomplete?")

@@ -11,7 +11,7 @@ from training.report.values import find, pointer
 
 Tree = dict[str, Any]
 
-_NO_CHOICE = frozenset({"description", "schema_file", "zoo"})
+_NO_CHOICE = frozenset({"description", "schema_file", "zoo", "students"})
 """What a recipe may leave out and yet says nothing of the method."""
 
 

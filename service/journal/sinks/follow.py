@@ -65,14 +65,17 @@ class Follower:
         self._read_bytes = read_bytes
         self._positions: dict[str, Position] | None = None
         self._sizes: dict[str, int] = {}
-        """Of each segment that is not done, how long it was when one last looked."""
+        """Of each segment that is not done, how long it was when it was read last."""
+        self._there: dict[str, int] = {}
+        """The same, when one last looked: also of those whose turn has not come yet."""
         self._oldest: str | None = None
 
     @property
     def unread_bytes(self) -> int:
         """What was there at the last look and was not read, or could not be yet."""
         positions = self._positions or {}
-        return sum(max(size - positions[name].place, 0) for name, size in self._sizes.items() if name in positions)
+        read = {name: max(positions.get(name, Position()).place, len(FILE_MAGIC)) for name in self._there}
+        return sum(max(size - read[name], 0) for name, size in self._there.items())
 
     def look(self) -> Generator[Batch, None, None]:
         """Everything that is new, oldest segment first. A batch counts as read when the next one is asked for; until
@@ -80,9 +83,10 @@ class Follower:
         paths = {path.stem: path for path in segment_paths(self._folder)}
         removed = {name: size for name, size in removed_segments(self._folder).items() if name not in paths}
         positions = self._begin(paths, removed)
-        for name, path in paths.items():
-            if not positions.setdefault(name, Position()).is_done:
-                yield from self._read(name, path, positions)
+        waiting = [(name, path) for name, path in paths.items() if not positions.setdefault(name, Position()).is_done]
+        self._there = {name: _size(path) for name, path in waiting}
+        for name, path in waiting:
+            yield from self._read(name, path, positions)
         for name in removed:
             if self._oldest is not None and name > self._oldest:
                 positions.setdefault(name, Position())
@@ -112,7 +116,7 @@ class Follower:
                     return
                 with file:
                     size = os.fstat(file.fileno()).st_size
-                    self._sizes[name] = size
+                    self._sizes[name] = self._there[name] = size
                     is_sealed = file.name.endswith(SEALED)
                     end = size if is_sealed else min(size, before)
                     place = positions[name].place
@@ -135,6 +139,7 @@ class Follower:
                 yield batch
                 positions[name] = batch.position
         self._sizes.pop(name, None)
+        self._there.pop(name, None)
 
     def _lost(
         self, paths: Collection[str], removed: Mapping[str, int], positions: dict[str, Position]
@@ -153,6 +158,16 @@ class Follower:
             is_empty = size <= len(FILE_MAGIC)  # its writer removed it: there was nothing in it
             yield Batch(name, [], done, lost_bytes=0 if is_empty else max(size - position.place, 0))
             positions[name] = done
+
+
+def _size(path: Path) -> int:
+    """Of the segment under the name it has now; 0 where it is gone."""
+    for now in (path, path.with_suffix(SEALED)):
+        try:
+            return now.stat().st_size
+        except FileNotFoundError:
+            pass
+    return 0
 
 
 def _open(path: Path) -> BinaryIO | None:

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from service.errors import ConfigError
 from service.journal.sinks.follow import Batch, Follower, Known
+from service.journal.sinks.lag import Standing, is_sink_name, read_standing, standing_path, write_standing
 from service.journal.sinks.tables import read_source
 from service.logs import configure_logging
 
@@ -37,7 +38,8 @@ examples:
 
 One process a folder and target, beside the service or where the folder is mounted for writing (it takes turns with
 erase-unit by a lock there). Killed, or with the other side away, it goes on where it was. What is told: a line every
---status-seconds with what was shipped, how many bytes are not yet, and for how long it has been behind.
+--status-seconds with what was shipped, how many bytes are not yet, and for how long it has been behind; and to the
+service, which shows the last two as metrics (retort_ship_lag_seconds).
 
 exit codes  0 stopped as asked, or --once is done; 1 --once could not be done, or segments were removed unread;
             2 wrong option or folder, a schema of another version, or another follower ships this
@@ -71,7 +73,8 @@ class Target(Protocol):
 class Shipper:
     """One folder to one target, until told to stop."""
 
-    def __init__(self, folder: Path, target: Target, *, poll_seconds: float, status_seconds: float) -> None:
+    def __init__(self, folder: Path, target: Target, *, sink: str, poll_seconds: float, status_seconds: float) -> None:
+        """`sink`: what metrics call the target."""
         self.stopping = threading.Event()
         self.records = 0
         self.bytes = 0
@@ -86,6 +89,13 @@ class Shipper:
         self._behind_since: float | None = None
         self._next_status = 0.0
         self._told = 0, 0
+        self._standing = standing_path(folder, sink)
+        self._before = read_standing(self._standing) or Standing(shipped_until=time.time())
+        """What those before this one have left."""
+        self._shipped_until, self._unread = self._before.shipped_until, self._before.unread_bytes
+        self._last_look: float | None = None
+        self._next_standing = 0.0
+        self._has_said_why = False
 
     def run(self, *, once: bool) -> bool:
         """Ships until `stopping` is set, or, `once`, until nothing is left: whether everything was. Raises
@@ -99,6 +109,7 @@ class Shipper:
                     self._target.open(source)
                     self._follower = Follower(self._folder, self._target.remember)
                     looks = 0
+                    self._last_look = None
                     logger.info("ships %s (%s) to %s", self._folder, source, self._target.name)
                 found = self._ship(self._follower)
                 looks += 1
@@ -108,6 +119,7 @@ class Shipper:
                 self._behind_since = self._behind_since or time.monotonic()
                 self._target.close()
                 self._follower = None
+                self._write_standing()
                 if once:
                     return False
                 self.stopping.wait(wait)
@@ -128,6 +140,7 @@ class Shipper:
     def _ship(self, follower: Follower) -> int:
         """What one look found: the number of batches."""
         found = 0
+        began = time.time()
         with contextlib.closing(follower.look()) as batches:
             for batch in batches:
                 found += 1
@@ -146,12 +159,34 @@ class Shipper:
                         *(batch.segment, batch.lost_bytes, self._target.name),
                     )
                 self._tell_status()
+                self._write_standing()
                 if self.stopping.is_set():
                     break
             else:
                 self._behind_since = None
+                # Of a segment that is written to, what came since the look before is left for the next one.
+                until = began if follower.unread_bytes == 0 else self._last_look
+                self._shipped_until = max(self._shipped_until, until or 0.0)
+                self._last_look = began
+                self._write_standing(at_once=True)
                 return found
         return found
+
+    def _write_standing(self, *, at_once: bool = False) -> None:
+        """Says how far it is, for the service's metrics: at once, or where that was not said for a second."""
+        if not at_once and time.monotonic() < self._next_standing:
+            return
+        self._next_standing = time.monotonic() + 1.0
+        if self._follower is not None:
+            self._unread = self._follower.unread_bytes
+        lost = self._before.lost_bytes + self.lost_bytes
+        try:
+            write_standing(self._standing, Standing(self._shipped_until, self._unread, lost))
+            self._has_said_why = False
+        except OSError as error:  # shipping goes on, and the metrics say that nobody knows of it
+            if not self._has_said_why:
+                logger.warning("how far it is cannot be written to %s: %s", self._standing, error.strerror or error)
+            self._has_said_why = True
 
     def _tell_status(self) -> None:
         now = time.monotonic()
@@ -172,18 +207,21 @@ class Shipper:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, target: str) -> Iterator[None]:
-    """Raises `ConfigError` where another process of this machine ships the folder to that target."""
-    path = folder / f"ship-{target_id(target)}.lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another follower ships it there ({path.name} is locked)") from None
+def alone(folder: Path, target: str, sink: str) -> Iterator[None]:
+    """Raises `ConfigError` where another process ships the folder to that target, or calls its own so."""
+    with contextlib.ExitStack() as stack:
+        for name, what in (
+            (target_id(target), "another follower ships it there"),
+            (sink, f"another follower of it is called {sink}: --name tells the two apart"),
+        ):
+            path = folder / f"ship-{name}.lock"
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{folder}: {what} ({path.name} is locked)") from None
         yield
-    finally:
-        os.close(lock)
 
 
 def target_id(target: str) -> str:
@@ -227,6 +265,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--kafka-options", type=Path, metavar="PATH", help="options of librdkafka, name=value a line: security, say"
     )
+    parser.add_argument("--name", metavar="NAME", help="what metrics call the target [postgresql, or kafka]")
     parser.add_argument("--once", action="store_true", help="stop when nothing is left; exit code 1 if that cannot be")
     parser.add_argument("--poll-seconds", type=float, default=1.0, metavar="X", help="between two looks [1]")
     parser.add_argument("--status-seconds", type=float, default=10.0, metavar="X", help="between two lines [10]")
@@ -241,10 +280,14 @@ def main(arguments: Sequence[str]) -> int:
         for name in ("poll_seconds", "status_seconds"):
             if not 0 < getattr(options, name) <= 3600:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected a number above 0, at most 3600")
-        with alone(options.folder, options.to):
+        sink = options.name or ("postgresql" if is_database(options.to) else "kafka")
+        if not is_sink_name(sink):
+            raise ConfigError("--name: expected at most 64 lower-case letters, digits, `.`, `_` and `-`")
+        with alone(options.folder, options.to, sink):
             shipper = Shipper(
                 options.folder,
                 make_target(options.to, options.folder, options.kafka_options),
+                sink=sink,
                 poll_seconds=options.poll_seconds,
                 status_seconds=options.status_seconds,
             )

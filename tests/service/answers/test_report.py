@@ -166,6 +166,33 @@ def test_what_is_no_evidence_is_left_out_and_counted(change: Record, count: str)
     assert sum(arm["impressions"] for arm in tree["arms"]) == 1
 
 
+def test_before_any_unit_is_enrolled_the_shadow_says_already_which_model_predicts_better():
+    """Units outside get control, so their impressions are chosen by control: they count for the paired difference, as
+    those of enrolled units do, and for nothing else."""
+    inside = [{**one, "arm": "ensemble", "shadow_arm": "student"} for one in traffic(100)]
+    outside = [{**one, "enrolled": False} for one in inside]
+
+    trees = [answer(rows, assigner=None) for rows in (inside, outside)]
+
+    first, second = (tree["comparisons"][0]["paired"] for tree in trees)
+    assert second == first
+    assert second["by_chooser"]["ensemble"]["impressions"] == len(outside)
+    assert second["by_chooser"]["ensemble"]["always"] is not None
+    assert [arm["impressions"] for arm in trees[1]["arms"]] == [0, 0]
+    assert trees[1]["log"]["not_enrolled"] == len(outside)
+
+
+def test_a_unit_that_was_outside_and_is_enrolled_later_is_one_unit_of_the_shadow():
+    """Its impressions are added before anything is squared, whenever they were made; one that was sent twice is one."""
+    rows = [{**one, "arm": "ensemble", "shadow_arm": "student"} for one in traffic(100)]
+    some = [{**one, "enrolled": number % 3 > 0} for number, one in enumerate(rows)]
+    twice = [one for one in some if not one["enrolled"]][:5]
+
+    found, whole = (answer(given, assigner=None) for given in (some + twice, rows))
+
+    assert found["comparisons"][0]["paired"] == whole["comparisons"][0]["paired"]
+
+
 def test_a_click_counts_within_its_window_and_not_after():
     tree = answer([record("a", click=True, click_time=99.0), record("b", click=True, click_time=101.0)])
 

@@ -81,6 +81,21 @@ def test_a_pair_with_a_network_that_nobody_tuned_is_not_judged():
     assert "| the student beats both | 0 | 1 | 0 | 1 |" in said
 
 
+def test_a_pair_with_a_student_that_nobody_tuned_is_not_judged():
+    """Its control, the same network on clicks, is: that one was tuned."""
+    student = 'student={"network": "dcn"}'
+    rows = (replace(TABLE.rows[0], settings=(student,)), TABLE.rows[1], replace(TABLE.rows[2], settings=(student,)))
+    claims = (*TABLE.claims, Claim("the ensemble beats the control", ((ENSEMBLE, CONTROL),)))
+    measured = {CONTROL: figures(0.7, 0.7, 0.7), ENSEMBLE: figures(0.8, 0.8, 0.8), STUDENT: figures(0.8, 0.8, 0.9)}
+
+    found = filled(replace(TABLE, rows=rows, claims=claims), measured, untuned_students=["dcn"])
+
+    verdicts = [[pair["verdict"] for pair in claim["pairs"]] for claim in found["claims"]]
+    assert verdicts == [[UNTUNED], [UNTUNED, UNTUNED], ["holds"]]
+    said = "\n".join(section(made_up() | found | {"untuned_students": ["dcn"]}))
+    assert "Nobody tuned a student dcn on this log: the recipe's students do not name" in said
+
+
 def test_the_markdown_has_the_command_the_numbers_and_what_nobody_tuned():
     text = "\n".join(section(made_up()))
 

@@ -92,6 +92,35 @@ def test_a_student_of_another_network_distils_as_the_recipes_own_and_has_a_contr
     assert other.control.fit.max_epochs == recipe.student.fit.max_epochs
 
 
+STUDENT_DCN = "students.dcn={network: dcn, options: {dim: 4, hidden: [16], init_sd: 0.7}, fit: {learning_rate: 0.001}}"
+
+
+def test_a_student_of_another_network_is_taken_as_tuned_for_distilling_and_its_control_as_tuned_on_clicks():
+    """What is best on clicks is not what is best on soft labels; weights, losses and temperature stay the recipe's."""
+    settings = [*ZOO, "zoo.dcn.options.init_sd=0.2", STUDENT_DCN, "student.fit.kd_weight=0.4"]
+    vary = Variations(load_recipe("synthetic", settings).recipe)
+    other = load_recipe("synthetic", [*settings, *vary.student("dcn")]).recipe
+
+    assert (other.student.fit.learning_rate, other.student.options["init_sd"]) == (0.001, 0.7)
+    assert (other.control.fit.learning_rate, other.control.options["init_sd"]) == (0.003, 0.2)
+    assert other.student.fit.kd_weight == 0.4
+    assert other.control.fit.max_epochs == other.student.fit.max_epochs == 30
+    assert not vary.untuned_students
+
+
+def test_a_student_that_the_recipe_does_not_name_is_said_to_be_untuned():
+    """Its network may be tuned on clicks and judged there; only as a student it is not."""
+    vary = Variations(load_recipe("synthetic", [*ZOO, STUDENT_DCN]).recipe)
+    rows = {row.cells: row for row in table("teachers", vary, LOG).rows}
+
+    assert vary.untuned_students == {"deepfm", "xdeepfm"}
+    assert not vary.untuned
+    assert rows["DeepFM", "DCN"].is_student(vary.untuned_students)
+    assert not rows["DeepFM", "no KD"].is_student(vary.untuned_students)
+    assert not rows["DCN", "DeepFM"].is_student(vary.untuned_students)
+    assert not rows["DNN", "DeepFM"].is_student(vary.untuned_students)
+
+
 def rows_of(name: str, *overrides: str) -> dict[tuple[str, ...], Any]:
     """Of a table, each row's recipe."""
     rows = made(name, overrides=overrides).rows
@@ -172,8 +201,13 @@ def test_tables_share_what_they_have_in_common(tmp_path: Path):
     [
         ("zoo={deep: {network: lr, fit: {}}}", r"zoo.deep: expected the network's own name, lr"),
         ("zoo={lr: {network: lr, fit: {}, copies: {by: seeds, count: 2}}}", r"zoo.lr: expected no copies"),
+        ("students={deep: {network: lr, fit: {}}}", r"students.deep: expected the network's own name, lr"),
+        (
+            "students={dcnv2: {network: dcnv2, options: {dim: 8, hidden: [16]}, fit: {}}}",
+            r"students.dcnv2: expected the sizes that dcnv2 has on clicks.*\[128, 64\].*got.*\[16\]",
+        ),
     ],
 )
-def test_a_zoo_is_of_plain_networks(override: str, said: str):
+def test_a_zoo_is_of_plain_networks_and_students_of_the_size_of_their_controls(override: str, said: str):
     with pytest.raises(RecipeError, match=said):
         load_recipe("synthetic", [override])

@@ -32,7 +32,7 @@ def main(folder: Path, url: str, times: int) -> None:
 
     KafkaTarget._write_state = watched  # type: ignore[method-assign]
     target = KafkaTarget(url, folder / "ship-state.json")
-    Shipper(folder, target, poll_seconds=0.01, status_seconds=3600).run(once=True)
+    Shipper(folder, target, sink="sink", poll_seconds=0.01, status_seconds=3600).run(once=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def ship(folder: Path, url: str, killed_before: int | None) -> bool:
             return opened(self, *arguments)
 
         PostgresTarget.remember = remember  # type: ignore[method-assign]
-        Shipper(folder, PostgresTarget(url), poll_seconds=0.001, status_seconds=3600).run(once=True)
+        Shipper(folder, PostgresTarget(url), sink="sink", poll_seconds=0.001, status_seconds=3600).run(once=True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):

@@ -43,7 +43,7 @@ def url(brokers: str, request: pytest.FixtureRequest) -> str:
 
 def shipper(folder: Path, url: str, options: Path | None = None) -> Shipper:
     target = KafkaTarget(url, folder / "ship-state.json", options)
-    return Shipper(folder, target, poll_seconds=0.02, status_seconds=3600)
+    return Shipper(folder, target, sink="sink", poll_seconds=0.02, status_seconds=3600)
 
 
 def ship(folder: Path, url: str, options: Path | None = None) -> Shipper:
@@ -165,7 +165,7 @@ def test_with_nobody_there_nothing_is_forgotten(tmp_path: Path, url: str):
     options.write_text("message.timeout.ms=200\nsocket.timeout.ms=200\nlog_level=0\n")
     nobody = KafkaTarget("kafka://127.0.0.1:1/topic", folder / "ship-state.json", options)
 
-    with contextlib.closing(Shipper(folder, nobody, poll_seconds=0.02, status_seconds=3600)) as one:
+    with contextlib.closing(Shipper(folder, nobody, sink="sink", poll_seconds=0.02, status_seconds=3600)) as one:
         assert not one.run(once=True)
 
     assert ship(folder, url).records == 1

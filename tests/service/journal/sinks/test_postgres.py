@@ -47,7 +47,7 @@ def url(running: Server) -> str:
 
 
 def shipper(folder: Path, url: str) -> Shipper:
-    return Shipper(folder, PostgresTarget(url), poll_seconds=0.02, status_seconds=0.02)
+    return Shipper(folder, PostgresTarget(url), sink="sink", poll_seconds=0.02, status_seconds=0.02)
 
 
 def ship(folder: Path, url: str) -> Shipper:
@@ -214,7 +214,7 @@ def test_one_follower_a_journal(tmp_path: Path, url: str, monkeypatch: pytest.Mo
     """On this machine by a lock in the folder, from another by one in the database."""
     folder = tmp_path / "log"
     log(folder, 0, 1)
-    with alone(folder, url):
+    with alone(folder, url, "postgresql"):
         assert main(["ship", str(folder), "--to", url, "--once"]) == 2
     source = (folder / "source.id").read_text() if (folder / "source.id").exists() else None
     ship(folder, url)
