@@ -10,7 +10,22 @@ from pathlib import Path
 
 from service.bench.machine import cpu_seconds, descendants, pin, siblings, two_cores
 
-__all__ = ["commit", "cpu_seconds", "descendants", "facts", "pin", "siblings", "threads", "two_cores"]
+__all__ = [
+    "FIRST",
+    "commit",
+    "cpu_seconds",
+    "descendants",
+    "facts",
+    "pin",
+    "put_first",
+    "put_workers_first",
+    "siblings",
+    "threads",
+    "two_cores",
+]
+
+FIRST = 10
+"""The real-time priority of what comes before all other work."""
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +33,19 @@ ROOT = Path(__file__).parent.parent
 def threads(pid: int) -> int:
     """Threads of a process and its descendants."""
     return sum(len(list(Path(f"/proc/{process}/task").iterdir())) for process in (pid, *descendants(pid)))
+
+
+def put_first(thread: int, priority: int = FIRST) -> None:
+    """Lets a thread come before all other work; not the threads and children that it starts. Takes root."""
+    os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+
+
+def put_workers_first(supervisor: int) -> None:
+    """The same for the processes of a service that score: their event loops, and behind these their other threads."""
+    for worker in descendants(supervisor):
+        if "onnxruntime" in Path(f"/proc/{worker}/maps").read_text(encoding="utf-8"):
+            for task in Path(f"/proc/{worker}/task").iterdir():
+                put_first(int(task.name), FIRST if int(task.name) == worker else FIRST // 2)
 
 
 def facts() -> dict[str, object]:

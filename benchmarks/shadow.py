@@ -13,7 +13,6 @@ which take root): as on a machine of their own, but for caches and memory.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import socket
 import sys
@@ -27,8 +26,8 @@ from numpy.typing import NDArray
 
 from benchmarks.contenders import serve
 from benchmarks.load import closed_loop, http_request
-from benchmarks.machine import descendants, facts, pin, two_cores
-from benchmarks.overload import CALLERS, open_loop
+from benchmarks.machine import facts, pin, put_first, put_workers_first, two_cores
+from benchmarks.overload import CALLERS, REST_SECONDS, open_loop
 from benchmarks.results import conditions, latency_rows, publish
 from benchmarks.workload import make_requests
 from models.bundle import Bundle, read_bundle
@@ -36,7 +35,6 @@ from models.versions import Repository
 
 WITHOUT, WITH = "without", "with"
 EXPERIMENT = "shadow"
-REST_SECONDS = 2e-5
 
 
 def experiment(served: Bundle, unseen: Bundle, sample: float) -> dict[str, object]:
@@ -57,16 +55,6 @@ def counted(port: int) -> tuple[float, float]:
     found = (re.findall(rf"^retort_shadow_{what}_total{{.*}} (\S+)$", text, re.M) for what in ("scored", "dropped"))
     scored, dropped = (sum(map(float, values)) for values in found)
     return scored, dropped
-
-
-def put_first(thread: int, priority: int) -> None:
-    """Lets a thread come before all other work; not the threads and children that it starts."""
-    os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-
-
-def workers_of(supervisor: int) -> list[int]:
-    """Those of a service's processes that score."""
-    return [pid for pid in descendants(supervisor) if "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,22 +88,21 @@ def main(arguments: Sequence[str]) -> int:
     latencies: dict[tuple[float, str], list[NDArray[np.float64]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-bench-")))
-        ports, workers = {}, []
+        ports, services = {}, []
         for name, sample in ((WITHOUT, 0.0), (WITH, options.sample)):
             stated = [experiment(served, unseen, sample)]
             log = ["--log", str(folder / name)]
             process, ports[name] = stack.enter_context(
                 serve(options.repository, [served], server, folder, log, experiments=stated)
             )
-            workers += workers_of(process.pid)
+            services.append(process.pid)
         capacity = 0.0
         for name in (WITH, WITHOUT):  # caches fill, too
             capacity = closed_loop(ports[name], sent, CALLERS, options.seconds).requests_per_second
-        for worker in workers if options.first else ():
-            for task in Path(f"/proc/{worker}/task").iterdir():
-                put_first(int(task.name), 10 if int(task.name) == worker else 5)
         if options.first:
-            put_first(0, 10)
+            for supervisor in services:
+                put_workers_first(supervisor)
+            put_first(0)
         before = counted(ports[WITH])
         for number in range(options.rounds):
             for load in options.loads:

@@ -9,6 +9,7 @@ within a round. Variants differ by a header or an option, nothing else:
     no cache            --candidate-cache-bytes 0: every candidate is decoded and encoded
     every one new       a cache too small for two candidates: looked up in vain, decoded, encoded, learned
     one request a run   --max-run-rows 1: nobody shares a run
+    64 candidates a run --max-run-rows 64: a quick model's runs are shared no further than a slow one's
     by ids              candidates are in the catalogue, requests name them
     session.run         the same runs on ready-made inputs, without a service
 """
@@ -35,6 +36,8 @@ from models.versions import Repository
 from service.catalogue.keeper import HEADER
 
 CALLERS = 8
+Found = dict[int, dict[str, list[tuple[float, float]]]]
+"""(requests/s, CPU us a request) by number of candidates, variant and round."""
 JSON_TYPE = "Content-Type: application/json\r\n"
 
 
@@ -55,6 +58,7 @@ VARIANTS = (
     Variant("no cache", ("--candidate-cache-bytes", "0")),
     Variant("every one new", ("--candidate-cache-bytes", "2048")),
     Variant("one request a run", ("--max-run-rows", "1")),
+    Variant("64 candidates a run", ("--max-run-rows", "64")),
     Variant("by ids", by_ids=True),
 )
 
@@ -87,14 +91,12 @@ def request_bytes(body: bytes, headers: str) -> bytes:
     return head.encode() + body
 
 
-def measure(
-    bundle: Bundle, repository: Path, counts: Sequence[int], rounds: int, seconds: float
-) -> dict[int, dict[str, list[tuple[float, float]]]]:
-    """(requests/s, CPU us a request) by number of candidates, variant and round."""
+def measure(bundle: Bundle, repository: Path, counts: Sequence[int], rounds: int, seconds: float) -> Found:
+    """Every variant's turns."""
     server, generator = two_cores()
     pin(generator)
     names = [*(variant.name for variant in VARIANTS), FLOOR]
-    found: dict[int, dict[str, list[tuple[float, float]]]] = {n: {name: [] for name in names} for n in counts}
+    found: Found = {n: {name: [] for name in names} for n in counts}
     workload = {count: make_requests(bundle, count, 200) for count in counts}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-bench-")))
@@ -130,13 +132,15 @@ def measure(
     return found
 
 
-def table(found: dict[int, dict[str, list[tuple[float, float]]]]) -> str:
-    """Markdown: a row a variant and number of candidates."""
+def table(found_by_model: Mapping[str, Found]) -> list[str]:
+    """Markdown: a row a model, variant and number of candidates."""
     lines = [
-        "| candidates | variant | requests/s | service / it | CPU us a request | it / service | it / session.run |",
-        "|---:|---|---:|---:|---:|---:|---:|",
+        "| model | candidates | variant | requests/s | service / it | CPU us a request | it / service "
+        "| it / session.run |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for count, turns in found.items():
+    cells = ((model, count, turns) for model, found in found_by_model.items() for count, turns in found.items())
+    for model, count, turns in cells:
         ours = turns[VARIANTS[0].name]
         for name, own in turns.items():
             rate, cpu = Spread.of([turn[0] for turn in own]), Spread.of([turn[1] for turn in own])
@@ -150,7 +154,7 @@ def table(found: dict[int, dict[str, list[tuple[float, float]]]]) -> str:
                 dearer.text(lambda x: f"{x:.2f}"),
                 above.text(lambda x: f"{x:.2f}"),
             )
-            lines.append(f"| {count} | {name} | {' | '.join(figures)} |")
+            lines.append(f"| {model} | {count} | {name} | {' | '.join(figures)} |")
     return lines
 
 
@@ -163,16 +167,19 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--repository", type=Path, default=Path("models/repository"), metavar="DIR", help="bundles")
-    parser.add_argument("--model", default="student", metavar="NAME", help="live version of")
+    parser.add_argument("--models", nargs="+", default=["student"], metavar="NAME", help="live versions of [student]")
     parser.add_argument("--candidates", nargs="+", type=int, default=[1, 50, 200], metavar="N", help="ads a request")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each variant [5]")
     parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of one turn [0.8]")
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace the block `variants` of this document")
     options = parser.parse_args(arguments)
     repository = Repository(options.repository)
-    bundle = read_bundle(repository.path(options.model, repository.live(options.model)))
+    bundles = [read_bundle(repository.path(name, repository.live(name))) for name in options.models]
     machine = facts()
-    found = measure(bundle, options.repository, options.candidates, options.rounds, options.seconds)
+    found = {
+        bundle.name: measure(bundle, options.repository, options.candidates, options.rounds, options.seconds)
+        for bundle in bundles
+    }
     more = f"{CALLERS} callers, rounds: {options.rounds}, median (least-greatest)"
     publish([conditions("variants", arguments, machine, more), "", *table(found)], options.write, "variants")
     return 0

@@ -48,7 +48,7 @@ from service.plan import Plan, Served
 from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
 from service.registry import Registry
 from service.results.keeper import Results
-from service.scorer import Scorer
+from service.scorer import FEW_ROWS, Scorer
 from service.settings import Settings
 from service.shadow import ShadowLane
 from service.watch import Watcher
@@ -126,7 +126,7 @@ class Service(FastAPI):
         self.shadow = ShadowLane(
             self.predictor,
             metrics,
-            max_rows=settings.max_run_rows,
+            max_rows=min(settings.max_run_rows, FEW_ROWS),
             record=None if self.journal is None else self.journal.record_shadow,
             note_kl=self.drift.note_kl,
         )

@@ -255,7 +255,7 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
     Code.OUTSIDE_EXPERIMENT: Refusal(
         Code.OUTSIDE_EXPERIMENT, "a model's own route is outside any experiment", field="arm"
     ),
-    Code.OVERLOADED: Refusal(Code.OVERLOADED, "64 requests are in flight: try again"),
+    Code.OVERLOADED: Refusal(Code.OVERLOADED, "too many requests are in flight: try again"),
     Code.VERSION_DEFERRED: Refusal(
         Code.VERSION_DEFERRED, "versions that are not live are loaded one after the other: try again", field="version"
     ),

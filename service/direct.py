@@ -42,6 +42,8 @@ class Direct:
         self._lengths: dict[bytes, int] = {}
         self._default_headers: Any = None
         self._ok = b""
+        self._refusal_headers: Any = None
+        self._refusal = b""
 
     @property
     def is_open(self) -> bool:
@@ -76,6 +78,14 @@ class Direct:
             if len(self._lengths) >= MAX_HEADS:
                 self._lengths.clear()
             self._lengths[head] = length
+
+    def turn_away(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The whole answer to a request beyond what is admitted, which is counted."""
+        answer = self.predictor.turn_away_from(PREDICT)
+        if default_headers is not self._refusal_headers:
+            self._refusal_headers = default_headers
+            self._refusal = self.head_of(answer, default_headers, keep_alive=True) + answer.body
+        return self._refusal
 
     def head_of(self, answer: Answer, default_headers: list[tuple[bytes, bytes]], keep_alive: bool) -> bytes:
         """Status line and headers as uvicorn writes them. `default_headers` is a new list each second: the date."""

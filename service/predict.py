@@ -50,6 +50,10 @@ MAX_DEADLINE_MS = 3_600_000.0
 LONG_BODY = 1 << 15
 """Shorter bodies cost little whatever is in them."""
 MANY_EXPONENTS = 3000
+ROWS_A_PLACE = 12
+MOST_PLACES = 5
+"""A request takes a place among those in flight, one of many candidates up to five: what waits beside it waits for
+all of them."""
 RETRY_AFTER = (b"retry-after", b"1")
 RENEWAL_SECONDS = 1.0
 """The shortest time after which what a model takes is measured again, while it is not asked for being too slow."""
@@ -341,7 +345,7 @@ class Call(Job):
 
     __slots__ = (
         *("answer", "body", "chosen", "decoded", "encoding", "is_noted", "late", "logged"),
-        *("parent", "pieces", "plan", "reason", "request", "served", "started", "target", "unknown", "way"),
+        *("parent", "pieces", "places", "plan", "reason", "request", "served", "started", "target", "unknown", "way"),
     )
 
     request: PredictRequest
@@ -367,6 +371,8 @@ class Call(Job):
         self.started = started
         self.answer = answer
         self.plan = plan
+        self.places = 1
+        """Of those that may be in flight, how many it takes."""
         self.parent = parent
         """The `traceparent` it came with, where somebody wants to know."""
         self.pieces: list[bytes] | None = None
@@ -417,6 +423,7 @@ class Predictor:
         own. `shadow(call, route)` takes a sample of what was answered, for another model to score."""
         self.plan: Plan | None = None
         self.in_flight = 0
+        """Places taken by requests that are admitted and not answered."""
         self.max_body_bytes = max_body_bytes
         self._metrics = metrics
         self._max_candidates = max_candidates
@@ -441,7 +448,7 @@ class Predictor:
         numbers = itertools.count()
         self.new_id: Callable[[], str] = lambda: f"{prefix}-{next(numbers):x}"
         self._overloaded = refuse(
-            Refusal(Code.OVERLOADED, f"{max_in_flight} requests are in flight: try again", headers=(RETRY_AFTER,))
+            Refusal(Code.OVERLOADED, "too many requests are in flight: try again", headers=(RETRY_AFTER,))
         )
 
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
@@ -604,6 +611,9 @@ class Predictor:
             call.queued = perf_counter()
             call.encoding = call.queued - began
             if call.rows:
+                places = min(1 + call.rows // ROWS_A_PLACE, MOST_PLACES)
+                self.in_flight += places - call.places
+                call.places = places
                 self.queue.submit(call)
                 return None
             call.began = call.ended = call.queued  # the catalogue knows none of them
@@ -766,7 +776,7 @@ class Predictor:
         return Answer(200, body)
 
     def _end(self, call: Call, answer: Answer | None) -> None:
-        self.in_flight -= 1
+        self.in_flight -= call.places
         if answer is not None and not call.is_abandoned:
             call.answer(answer)
             if self.tracer is not None:

@@ -216,6 +216,10 @@ class GuardedProtocol(HttpToolsProtocol):
             head = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
             length = self._direct.known_length(head)
             if length is not None and len(head) + length == len(data) and self._direct.is_open:
+                if self._direct.predictor.is_full and self._is_in_exchanges(before):
+                    self.transport.write(self._direct.turn_away(self.server_state.default_headers))
+                    self._note_answer()
+                    return
                 started = perf_counter()
                 self._expect(length).begin(self._direct.predictor, data[len(head) :], started)
                 return
@@ -252,11 +256,19 @@ class GuardedProtocol(HttpToolsProtocol):
         exchange.response_complete = True
         if not exchange.keep_alive:
             self.transport.close()
-        if self.pipeline or not exchange.keep_alive or self.timeout_keep_alive_task is None:
+        if exchange.keep_alive and self._is_in_exchanges(exchange):
+            self._note_answer()
+        else:
             self.on_response_complete()
-        else:  # the same, with the timer left as it is: its handler looks when the last answer was
-            self.server_state.total_requests += 1
-            self._last_answer = self.loop.time()
+
+    def _is_in_exchanges(self, last: RequestResponseCycle | Exchange | None) -> bool:
+        """Whether nothing waits behind this answer, and the timer, left as it is, knows what to look at."""
+        return type(last) is Exchange and self.timeout_keep_alive_task is not None and not self.pipeline
+
+    def _note_answer(self) -> None:
+        """`on_response_complete` for an exchange, without a new timer: its handler looks when the last answer was."""
+        self.server_state.total_requests += 1
+        self._last_answer = self.loop.time()
 
     def _feed(self, data: bytes) -> bytes | None:
         """Parses what has arrived; returns what is to be parsed anew."""

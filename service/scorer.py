@@ -4,8 +4,10 @@ A session has one intra-op thread, runs sequentially and never spins: with one p
 only take turns (the defaults burn several times the CPU and ruin the neighbours' p99).
 
 The queue. A worker is one event loop. What arrives in one of its turns is decoded and encoded in that turn
-and scored together in the next, one run a turn, so that at few candidates a request the cost of a run is
-shared. Scores do not depend on the company a request keeps, beyond the last bits of float32.
+and scored together in the next, one run a turn, so that what a run costs beside its arithmetic is shared: the
+weights come into the caches once, and the service's own code and data leave them once. A long run keeps everybody
+waiting, so beyond a few rows only models join that are known to be quick. Scores do not depend on the company a
+request keeps, beyond the last bits of float32.
 """
 
 from __future__ import annotations
@@ -38,6 +40,11 @@ logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
+FEW_ROWS = 64
+"""So many candidates share a run of any model."""
+QUICK_SECONDS = 0.003
+"""More share it only where the whole run takes no longer."""
+
 
 class TimeEstimate:
     """How long a run of n candidates takes: a running mean for each power of two of n, filled in between.
@@ -65,13 +72,11 @@ class TimeEstimate:
 
         A size never seen is taken from the nearest that was: in proportion upward, and unchanged downward.
         """
-        if not self._seconds:
-            return 0.0
-        size = (rows - 1).bit_length()
-        if size in self._seconds:
-            return self._seconds[size]
-        nearest = min(self._seconds, key=lambda seen: (abs(seen - size), seen))
-        return self._seconds[nearest] * (2.0 ** (size - nearest) if nearest < size else 1.0)
+        return _nearest(self._seconds, (rows - 1).bit_length())
+
+    def best_seconds(self, rows: int) -> float:
+        """The same of the quickest runs: what the model takes where nothing else keeps the core busy."""
+        return _nearest(self._best, (rows - 1).bit_length())
 
     def renew(self, rows: int, seconds: float) -> None:
         """Replaces the estimate for a size by one run that was made to find it out."""
@@ -88,6 +93,14 @@ class TimeEstimate:
         for size, best in self._best.items():
             if best <= limit_seconds < self._seconds[size]:
                 self._seconds[size] = best
+
+
+def _nearest(by_size: Mapping[int, float], size: int) -> float:
+    found = by_size.get(size)
+    if found is not None or not by_size:
+        return found or 0.0
+    nearest = min(by_size, key=lambda seen: (abs(seen - size), seen))
+    return by_size[nearest] * (2.0 ** (size - nearest) if nearest < size else 1.0)
 
 
 class Scorer:
@@ -240,7 +253,8 @@ class ScoringQueue:
     """Scores what waits: one run each turn of the event loop, models in turn, requests in order of arrival."""
 
     def __init__(self, max_rows: int) -> None:
-        """A run joins waiting requests of one model up to `max_rows` candidates; one request is never split."""
+        """A run joins waiting requests of one model up to `max_rows` candidates, as long as it is quick; one request is
+        never split."""
         self._max_rows = max_rows
         self._waiting: dict[Scorer, deque[Job]] = {}
         self._scheduled = False
@@ -305,7 +319,7 @@ class ScoringQueue:
         rows = 0
         due = math.inf
         now = perf_counter()
-        while jobs and (not batch or rows + jobs[0].rows <= self._max_rows):
+        while jobs and (not batch or self._may_join(scorer, rows + jobs[0].rows)):
             job = jobs[0]
             if job.is_abandoned:
                 vain.append(jobs.popleft())
@@ -321,6 +335,12 @@ class ScoringQueue:
             batch.append(jobs.popleft())
             rows += job.rows
         return batch, vain
+
+    def _may_join(self, scorer: Scorer, rows: int) -> bool:
+        """Whether requests with so many candidates in all may share a run."""
+        if rows <= FEW_ROWS:
+            return rows <= self._max_rows
+        return rows <= self._max_rows and scorer.estimate.best_seconds(rows) <= QUICK_SECONDS
 
     def _score(self, scorer: Scorer, batch: list[Job]) -> None:
         began = perf_counter()

@@ -9,7 +9,7 @@
 
 z_E is the ensemble's logit after its scale and bias, tau the temperature; labels meet the un-tempered sigmoid. A
 student trains beside the labels it is judged by, and is stopped by the distillation loss alone, on rows that it does
-not train on: those need no labels.
+not train on: those need no labels. Nor do rows that it learns from as the ensemble says, beta L_KD, without a click.
 
 `Imitation` is L_S of one batch, whoever gives the target: the stored ensemble here, teachers that still learn in
 `together.py`.
@@ -220,9 +220,13 @@ class Imitation(nn.Module):
         student_width: int | None,
         teacher_widths: Sequence[int] = (),
         correction: float = 0.0,
+        *,
+        has_unlabelled: bool = False,
     ) -> None:
         super().__init__()
         self.options = options
+        self.has_unlabelled = has_unlabelled
+        """Whether labels may be NaN: of such rows the ensemble alone is learned."""
         self.correction = correction
         """Of logits on rows that were not sampled, the ensemble's and the student's, see `negatives.py`."""
         if options.needs_student_hint and student_width is None:
@@ -260,8 +264,16 @@ class Imitation(nn.Module):
     def forward(
         self, logit: Tensor, hint: Tensor | None, label: Tensor, target: Target
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_S with beta = kd_weight and gamma = 1 - kd_weight, mean over [B], and what to show of it."""
-        task_loss = functional.binary_cross_entropy_with_logits(logit, label)
+        """L_S with beta = kd_weight and gamma = 1 - kd_weight, mean over [B], and what to show of it.
+
+        A row without a label has no first term, and the same share in the second as any.
+        """
+        if self.has_unlabelled:
+            is_known = ~label.isnan()
+            each = functional.binary_cross_entropy_with_logits(logit, label.nan_to_num(), reduction="none")
+            task_loss = (each * is_known).mean()
+        else:
+            task_loss = functional.binary_cross_entropy_with_logits(logit, label)
         distilled, shown = self.distill(logit, hint, target)
         weight = self.options.kd_weight
         return (1 - weight) * task_loss + weight * distilled, shown
@@ -278,11 +290,14 @@ class StudentLearner(Learner):
         targets: EnsembleTargets,
         place: str = "",
         correction: float = 0.0,
+        *,
+        has_unlabelled: bool = False,
     ) -> None:
         super().__init__(spec, spec.build(log.fields), options, place)
         self.options, self.targets = options, targets
         width = spec.hint_width(log.fields) if options.needs_student_hint else None
-        self.imitation = Imitation(options, width, [hint.shape[1] for hint in targets.hints], correction)
+        widths = [hint.shape[1] for hint in targets.hints]
+        self.imitation = Imitation(options, width, widths, correction, has_unlabelled=has_unlabelled)
         self._labels = log.labels
 
     def loss(self, batch: Encoded, rows: NDArray[np.int64]) -> Loss:
@@ -376,30 +391,36 @@ def fit_student(
     train: Sequence[Part],
     valid: Sequence[Part] | None,
     epochs: int | None = None,
+    unlabelled: Sequence[Part] = (),
     negatives: Negatives = EVERY_ROW,
     start: Start | None = None,
     place: str = "",
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
-    """Train on clicks and on what the ensemble says.
+    """Train on clicks and on what the ensemble says, and of the parts `unlabelled` on the latter alone.
 
     With `valid`, stops on those parts as the options say; without, runs exactly `epochs`. Fine-tuning comes after
-    either. `negatives`, `start`, `place` and `checkpoint` as for `loop.fit`.
+    either, on rows with clicks. `negatives`, `start`, `place` and `checkpoint` as for `loop.fit`.
     """
     if targets.logit.shape != (len(log),):
         raise ValueError(f"targets: expected a logit for each of {len(log)} rows, got {targets.logit.shape}")
     if ("hint" in options.losses) != bool(targets.hints):
         raise ValueError(f"targets: expected hints where losses has hint, got {len(targets.hints)} teachers' hints")
     train_rows = rows_to_learn_from(log, train, negatives=negatives)
+    further = log.rows(unlabelled)
     needs_labels = options.stop_by == "valid_auc"
     valid_rows = None if valid is None else rows_to_learn_from(log, valid) if needs_labels else log.rows(valid)
     result = fit_to(
         log,
-        lambda: started(StudentLearner(log, spec, options, targets, place, negatives.correction), start, log.fields),
+        lambda: started(
+            StudentLearner(log, spec, options, targets, place, negatives.correction, has_unlabelled=len(further) > 0),
+            start,
+            log.fields,
+        ),
         options,
         seed=seed,
-        train_rows=train_rows,
+        train_rows=np.concatenate([train_rows, further]),
         valid_rows=valid_rows,
         better=better_student(options),
         epochs=epochs,
@@ -474,7 +495,8 @@ def fine_tuned(
     """
     if options.fine_tune is None:
         return result
-    slower = options.model_copy(update={"learning_rate": options.fine_tune.learning_rate})
+    own = {"learning_rate": options.fine_tune.learning_rate, "schedule": "constant", "warmup_epochs": 0.0}
+    slower = options.model_copy(update=own)
     with seeded(seed):
         learner = FineTuning(log, spec, slower, place)
         learner.network.load_state_dict(result.state)

@@ -46,6 +46,10 @@ class Part(IntEnum):
     VALID_C = 3
     """Decides gate against average, and fits the calibration."""
     TEST = 4
+    UNLABELLED = 5
+    """No clicks are known, and its label is NaN: the student learns what the ensemble says of it."""
+    UNLABELLED_STOP = 6
+    """Likewise, and stops the student in place of part A where a recipe says so."""
 
 
 VALID = (Part.VALID_A, Part.VALID_B, Part.VALID_C)

@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from training import steps
 from training.data.fingerprint import fingerprint
-from training.data.sources import FilesSettings
+from training.data.sources import FilesSettings, Unlabelled, open_source
 from training.devices import gpus
+from training.encoded_log import Part
 from training.errors import RecipeError
 from training.export import export as export_models
 from training.export import graph as draw_graph
@@ -205,6 +206,7 @@ def _reading_steps(
     arguments: dict[str, Any] = {"schema": loaded.schema.model_dump(mode="json")}
     contents: dict[str, Any] = {"split": recipe.split.model_dump(mode="json")}
     log: Step | None = None
+    files: tuple[Path, ...] = ()
     if isinstance(recipe.source, SyntheticSettings):
         world = recipe.source.model_dump(exclude={"kind"})
         log = Step(
@@ -219,6 +221,10 @@ def _reading_steps(
         files = open_log(recipe.source, base=loaded.base, data=data).files
         arguments["source"] = recipe.source.model_dump(mode="json")
         contents["fingerprint"] = fingerprint(files, cache=fingerprints)
+    if recipe.unlabelled is not None:
+        further = _unlabelled_files(recipe.unlabelled, loaded.base, files)
+        settings = recipe.unlabelled.model_dump(mode="json")
+        arguments["unlabelled"] = settings | {"fingerprint": fingerprint(further, cache=fingerprints)}
     needs = {"log": log} if log else {}
 
     # Three passes over the log, each kept: a large one takes an hour, and what was done is not lost.
@@ -241,6 +247,18 @@ def _reading_steps(
         extended = {"earlier": earlier.prepared, "is_refitted": recipe.merge_validation}
     fitted = reading("encoder", steps.fit_the_encoder, extended, {"surveyed": surveyed})
     return log, reading("prepare", steps.prepare_log, {}, {"surveyed": surveyed, "fitted": fitted})
+
+
+def _unlabelled_files(settings: Unlabelled, base: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files of rows without clicks; `RecipeError` where one is the log's own."""
+    further = open_source(settings.source, base=base).files
+    twice = sorted({path.resolve() for path in further} & {path.resolve() for path in files})
+    if twice:
+        raise RecipeError(
+            f"unlabelled.source: {twice[0]}: expected other files than the log's own, got one of those; "
+            "write the rows without clicks to a file of their own"
+        )
+    return further
 
 
 def own_seed(seed: int, name: str) -> int:
@@ -421,6 +439,9 @@ class _SeedPlan:
         arguments = (
             _network(self.recipe.student) | {"seed": own_seed(self.seed, "student")} | self.sampled | self.hidden
         )
+        if self.recipe.unlabelled is not None:
+            stops = [Part.UNLABELLED_STOP.name] if self.recipe.unlabelled.stopping_share else []
+            arguments |= {"unlabelled": [Part.UNLABELLED.name, *stops]}
         return self._twice(
             "student",
             "student",

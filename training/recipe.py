@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from models.documents import DocumentError, parse_document
 from models.problems import problems_of, shown
 from models.schema import FeatureSchema
-from training.data.sources import FilesSettings, RealSettings
+from training.data.sources import FilesSettings, RealSettings, Unlabelled
 from training.data.split import Split
 from training.devices import SETTING
 from training.distill import DistillOptions
@@ -112,6 +112,8 @@ class Recipe(_Settings):
     """The log's FeatureSchema, relative to the recipe file. The synthetic log brings its own."""
     split: Split
     """Which rows train, validate and test."""
+    unlabelled: Unlabelled | None = None
+    """Further rows, without clicks, that the student learns from as the ensemble labels them."""
     scheme: Scheme = Pretrain()
     """When teachers and student train: pretrain, cotrain or mutual."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Teacher] = Field(min_length=1)
@@ -238,6 +240,21 @@ class Recipe(_Settings):
                 f"for_teachers: expected teachers that see rows of their own, got scheme {self.scheme.kind}, where all "
                 "networks share a batch; say scheme: pretrain"
             )
+        if self.unlabelled is not None:
+            if self.scheme.kind != "pretrain":
+                raise ValueError(
+                    "unlabelled: expected scheme pretrain, where the ensemble is there before a student learns what it "
+                    f"says, got {self.scheme.kind}"
+                )
+            if fit.kd_weight == 0:
+                raise ValueError(
+                    "unlabelled: expected student.fit.kd_weight above 0; such rows have no clicks to teach"
+                )
+            if self.unlabelled.stopping_share and fit.stop_by != "kd":
+                raise ValueError(
+                    "unlabelled.stopping_share: expected student.fit.stop_by: kd, rows without clicks have no AUC; "
+                    "say stop_by: kd, or stopping_share: 0"
+                )
         if self.scheme.kind == "cotrain" and self.gate.form == "stacking":
             raise ValueError("scheme cotrain: expected a gate that is a softmax, got stacking; say gate.form: static")
         if self.scheme.kind == "mutual":

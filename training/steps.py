@@ -180,6 +180,7 @@ def distil(
     options: Any,
     seed: int,
     negatives: Any = None,
+    unlabelled: Sequence[str] = (),
     start: str | None = None,
     places: Mapping[str, str] | None = None,
     hidden: Sequence[str] = (),
@@ -187,7 +188,10 @@ def distil(
     device: str = "cpu",
     **teachers: Path,
 ) -> None:
-    """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit."""
+    """The student of the teachers in `teachers` (as for `fit_the_gate`); with `first`, its refit.
+
+    `unlabelled` are the parts of rows without clicks that the log has beside; the second of them stops the student.
+    """
     network, settings = NetworkSpec(**spec), DistillOptions(**options)
     log = _log(prepared, hidden)
     _say_what_to_lower(folder, log, {"student": network}, ("student.fit.batch_rows", settings.batch_rows), device)
@@ -198,13 +202,18 @@ def distil(
         out_of_sample=settings.taught_by == "unseen",
         with_hints="hint" in settings.losses,
     )
+    when, further = _when(first), [Part[name] for name in unlabelled]
+    if first is None and Part.UNLABELLED_STOP in further:
+        when["valid"] = [Part.UNLABELLED_STOP]
+        further.remove(Part.UNLABELLED_STOP)
     result = fit_student(
         log.on(torch.device(device)),
         network,
         settings,
         targets,
         seed=seed,
-        **_when(first),
+        **when,
+        unlabelled=further,
         negatives=Negatives(**negatives or {}),
         start=_start(start, places),
         place="student",
@@ -588,16 +597,29 @@ def survey_log(
     places: Mapping[str, str],
     log: Path | None = None,
     fingerprint: str = "",
+    unlabelled: Any = None,
 ) -> None:
     """Part the rows of a log (`data/prepare.py`); a synthetic one is read from the step before.
 
-    `fingerprint` of a real log's contents is here to be part of the step's key.
+    `fingerprint` of a real log's contents is here to be part of the step's key. Here and below, `unlabelled` is the
+    recipe's, with its own `fingerprint`.
     """
     from training.data.prepare import survey
     from training.data.split import Split
 
     opened, meaning, cache = _open(source, schema, places, log)
-    survey(opened, meaning, TypeAdapter(Split).validate_python(split), folder, report, fingerprint_cache=cache)
+    parted = TypeAdapter(Split).validate_python(split)
+    further, share = _open_unlabelled(unlabelled, places)
+    survey(
+        opened,
+        meaning,
+        parted,
+        folder,
+        report,
+        fingerprint_cache=cache,
+        unlabelled=further,
+        stopping_share=share,
+    )
 
 
 def fit_the_encoder(
@@ -611,6 +633,7 @@ def fit_the_encoder(
     log: Path | None = None,
     earlier: str | None = None,
     is_refitted: bool = True,
+    unlabelled: Any = None,
 ) -> None:
     """Vocabularies and edges from training rows; those of an earlier run, extended.
 
@@ -625,7 +648,10 @@ def fit_the_encoder(
         refuse_rows_seen_before(ended, first_times(surveyed), name, is_refitted=is_refitted)
     opened, meaning, cache = _open(source, schema, places, log)
     try:
-        fit_encoder(opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before)
+        further, _ = _open_unlabelled(unlabelled, places)
+        fit_encoder(
+            opened, meaning, surveyed, folder, report, fingerprint_cache=cache, earlier=before, unlabelled=further
+        )
     except SchemaError as error:
         raise RecipeError(f"warm_start: {error}; or leave warm_start out") from None
 
@@ -640,12 +666,14 @@ def prepare_log(
     surveyed: Path,
     fitted: Path,
     log: Path | None = None,
+    unlabelled: Any = None,
 ) -> None:
     """Encode the log."""
     from training.data.prepare import encode
 
     opened, meaning, cache = _open(source, schema, places, log)
-    found = encode(opened, meaning, surveyed, fitted, folder, report, fingerprint_cache=cache)
+    further, _ = _open_unlabelled(unlabelled, places)
+    found = encode(opened, meaning, surveyed, fitted, folder, report, fingerprint_cache=cache, unlabelled=further)
     rows = sum(n for part, n in found.rows.items() if part != "unused")
     report(1, 1, f"{rows} rows, {found.bad_rows} unreadable")
 
@@ -658,3 +686,13 @@ def _open(source: Any, schema: Any, places: Mapping[str, str], log: Path | None)
     data = Path(places["data"]) if places.get("data") else None
     opened = open_source(TypeAdapter(SourceSettings).validate_python(source), base=base, data=data)
     return opened, FeatureSchema.model_validate(schema), Path(places["fingerprints"])
+
+
+def _open_unlabelled(unlabelled: Any, places: Mapping[str, str]) -> tuple[Source | None, float]:
+    """Rows without clicks, beside the recipe also where the log itself is made; and the share that stops."""
+    from training.data.sources import Unlabelled, open_source
+
+    if unlabelled is None:
+        return None, 0.0
+    settings = Unlabelled.model_validate({key: value for key, value in unlabelled.items() if key != "fingerprint"})
+    return open_source(settings.source, base=Path(places["base"])), settings.stopping_share

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.load import LoadError
-from benchmarks.overload import open_loop
+from benchmarks.overload import OpenLoad, open_loop, row, turn
 from benchmarks.variants import with_catalogue
 from benchmarks.workload import make_requests
 from models.bundle import read_bundle
@@ -47,6 +48,21 @@ def port() -> Iterator[int]:
         yield server.server_address[1]
         server.shutdown()
         accepting.join()
+
+
+def test_a_refusal_costs_what_answers_do_not_explain():
+    """Ten answers of 1 ms each and forty refusals in 10.4 ms of processor time: 10 us a refusal. Goodput is a share of
+    capacity, and where nothing was refused there is no cost to tell."""
+    seen = OpenLoad(np.full(10, 3.0), refused=40, seconds=0.01)
+
+    overloaded = turn(seen, cpu=0.0104, capacity=1250.0, own=0.001)
+    usual = turn(OpenLoad(np.full(10, 2.0), refused=0, seconds=0.01), cpu=0.01, capacity=1250.0, own=0.001)
+
+    assert overloaded.goodput == pytest.approx(0.8)
+    assert overloaded.refused == pytest.approx(0.8)
+    assert overloaded.refusal_us == pytest.approx(10)
+    assert row("| m", [overloaded], [usual]).endswith("| 3.00 | 3.00 | 1.50 (1.50-1.50) | 80% | 10 |")
+    assert row("| m", [usual], [usual]).endswith("| 1.00 (1.00-1.00) | 0% |  |")
 
 
 def test_an_open_loop_sends_every_request_and_tells_scores_from_refusals(port: int):

@@ -394,6 +394,23 @@ def test_what_waits_for_its_turn_counts_as_in_flight(repository: Path):
     assert statuses.count(429) == 42
 
 
+@pytest.mark.parametrize(("candidates", "admitted"), [(11, 8), (12, 4), (24, 3), (48, 2), (500, 2)])
+def test_many_candidates_take_more_room(repository: Path, candidates: int, admitted: int):
+    """What waits behind them waits for each of theirs. At most five times the room, and all of it is given back."""
+
+    async def burst() -> tuple[list[int], int]:
+        async with started(make_app(repository, max_in_flight=8)) as app:
+            body = json.dumps(request_of(*range(candidates))).encode()
+            replies = await asyncio.gather(*(ask(app, "/predict", body) for _ in range(20)))
+            return [reply.status for reply in replies if reply is not None], app.predictor.in_flight
+
+    statuses, left = asyncio.run(burst())
+
+    assert statuses.count(200) == admitted
+    assert statuses.count(429) == 20 - admitted
+    assert left == 0
+
+
 def test_nothing_is_answered_before_the_models_are_proven(repository: Path):
     """503 with Retry-After, and readiness says why."""
 

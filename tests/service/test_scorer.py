@@ -159,6 +159,43 @@ def test_a_run_is_not_joined_beyond_its_rows_and_no_request_is_split():
     assert scorer.runs == [[3], [2, 1], [6], [1]]
 
 
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0005, [[50] * 5, [50]]), (0.002, [[50]] * 6)])
+def test_beyond_a_few_rows_only_requests_of_a_quick_model_share_a_run(seconds: float, runs: list[list[int]]):
+    """64 rows in half a millisecond: 250 in two, and six requests of 50 are two runs. In two: a run of 100 would keep
+    everybody waiting for four."""
+    scorer = CountingScorer()
+    scorer.estimate.observe(64, seconds)
+
+    async def burst() -> list[Any]:
+        queue = ScoringQueue(max_rows=256)
+        return await asyncio.gather(*(submit(queue, scorer, *range(50 * n, 50 * n + 50)) for n in range(6)))
+
+    assert asyncio.run(burst()) == [[float(i) for i in range(50 * n, 50 * n + 50)] for n in range(6)]
+    assert scorer.runs == runs
+
+
+def test_a_slow_model_takes_a_few_rows_together_all_the_same():
+    """At one candidate a request even its runs are mostly not arithmetic."""
+    scorer = CountingScorer(seconds=1.0)
+
+    async def burst() -> list[Any]:
+        queue = ScoringQueue(max_rows=256)
+        return await asyncio.gather(*(submit(queue, scorer, n) for n in range(70)))
+
+    assert asyncio.run(burst()) == [[float(n)] for n in range(70)]
+    assert scorer.runs == [[1] * 64, [1] * 6]
+
+
+def test_a_busy_moment_is_not_the_model_s_slowness():
+    """What it may share is judged by its quickest runs: else a busy machine would join less, and be busier for it."""
+    scorer = CountingScorer()
+    scorer.estimate.observe(256, 0.002)
+    scorer.estimate.observe(256, 0.5)
+
+    assert scorer.estimate.best_seconds(200) == pytest.approx(0.002)
+    assert scorer.estimate.seconds(200) > 0.05
+
+
 def test_models_take_turns():
     """A burst for one model does not keep another's request waiting for all of it."""
     order: list[str] = []

@@ -7,7 +7,8 @@ everything that can be known from the headers is refused before the first row is
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ class Clicks:
     chunk: Chunk
     """The raw columns and the place of each row."""
     label: npt.NDArray[np.float32]
-    """1 for a click, else 0 [n]; NaN where the log is read without labels."""
+    """1 for a click, else 0 [n]; NaN of rows that are read without labels."""
     time: npt.NDArray[np.int64]
     """Microseconds since the epoch [n]; zeros where the schema names no timestamp."""
     unit: npt.NDArray[np.uint64]
@@ -58,7 +59,8 @@ class Clicks:
 class ClickLog:
     """A source and the schema it is read by. Raises `DataError` when their columns do not fit each other.
 
-    `has_labels=False` reads a file without the label's column: rows to be scored, not learned from.
+    `has_labels=False` reads a file without the label's column: rows to be scored, not learned from. `unlabelled` are
+    such rows behind those of the source.
     """
 
     def __init__(
@@ -68,8 +70,13 @@ class ClickLog:
         extra_columns: tuple[str, ...] = (),
         *,
         has_labels: bool = True,
+        unlabelled: Source | None = None,
     ) -> None:
         self.source = source
+        self._unlabelled = None
+        if unlabelled is not None:
+            without_truth = schema.model_copy(update={"truth": None})
+            self._unlabelled = ClickLog(unlabelled, without_truth, has_labels=False)
         self.schema = schema
         self._has_labels = has_labels
         self.zone = zone_of(schema.timestamp.timezone if schema.timestamp else "UTC")
@@ -79,6 +86,11 @@ class ClickLog:
         fields = [f.source_column for f in schema.fields if f.source_column is not None]
         self._all_columns = tuple(dict.fromkeys([*self._own_columns, *fields]))
         self._check_columns()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file the rows come from."""
+        return self.source.files + (self._unlabelled.files if self._unlabelled else ())
 
     def _check_columns(self) -> None:
         schema = self.schema
@@ -112,11 +124,19 @@ class ClickLog:
 
     def survey(self, faults: Faults) -> Iterator[Clicks]:
         """Every readable row without its fields; `chunk` holds label, timestamp, unit, truth and extra columns."""
-        return self._read(self._own_columns, faults)
+        yield from self._read(self._own_columns, faults)
+        if self._unlabelled is not None:
+            yield from map(self._without_truth, self._unlabelled.survey(faults))
 
     def read(self, faults: Faults) -> Iterator[Clicks]:
         """Every readable row with all that `fields` needs. The same rows as `survey` gives."""
-        return self._read(self._all_columns, faults)
+        yield from self._read(self._all_columns, faults)
+        if self._unlabelled is not None:
+            yield from map(self._without_truth, self._unlabelled.read(faults))
+
+    def _without_truth(self, clicks: Clicks) -> Clicks:
+        """The same; NaN is the truth of a row where others of the log have one."""
+        return clicks if self.schema.truth is None else replace(clicks, truth=np.full_like(clicks.label, np.nan))
 
     def _read(self, columns: tuple[str, ...], faults: Faults) -> Iterator[Clicks]:
         schema = self.schema

@@ -35,6 +35,7 @@ from training.data.fingerprint import facts_of, fingerprint
 from training.data.golden_rows import Row, golden_requests, raw_rows, spread_out, to_text
 from training.data.split import (
     PART_NAMES,
+    UNLABELLED_NAMES,
     UNUSED,
     ColumnSplit,
     FilesSplit,
@@ -43,6 +44,7 @@ from training.data.split import (
     Split,
     TimeSplit,
     named_files,
+    part_unlabelled,
     part_validation,
     parts_by_folds,
     parts_by_time,
@@ -83,7 +85,7 @@ class _Survey(BaseModel):
     """sha256 over the contents of the files."""
     files: tuple[str, ...]
     rows: dict[str, int]
-    """By part, and `unused`: rows the split leaves out."""
+    """By part, and `unused`: rows the split leaves out; `unlabelled` and `unlabelled_stop` where there are such."""
     label_rate: dict[str, float]
     first_time: dict[str, str]
     """The earliest moment by part, ISO 8601 in the schema's timezone; empty without a timestamp."""
@@ -127,9 +129,11 @@ def prepare(
     progress: Report | None = None,
     *,
     fingerprint_cache: Path | None = None,
+    unlabelled: Source | None = None,
+    stopping_share: float = 0.0,
 ) -> PrepareReport:
     """Encode a log into `folder` (absent, or an empty one): log/, schema.json, vocabularies/,
-    golden_rows.json, report.json.
+    golden_rows.json, report.json. `unlabelled` and `stopping_share` as for `survey`.
 
     Raises `DataError` for a log that is not what the schema says and `SplitError` for a split that leaves a
     part without rows of both labels. Whatever stops it, `folder` stays as it was.
@@ -143,9 +147,10 @@ def prepare(
         place.mkdir(parents=True)
     cache = fingerprint_cache or building / "fingerprints.json"
     try:
-        survey(source, schema, split, surveyed, _third(progress, 0), fingerprint_cache=cache)
-        fit_encoder(source, schema, surveyed, fitted, _third(progress, 1), fingerprint_cache=cache)
-        report = encode(source, schema, surveyed, fitted, whole, _third(progress, 2), fingerprint_cache=cache)
+        rows: dict[str, Any] = {"fingerprint_cache": cache, "unlabelled": unlabelled}
+        survey(source, schema, split, surveyed, _third(progress, 0), stopping_share=stopping_share, **rows)
+        fit_encoder(source, schema, surveyed, fitted, _third(progress, 1), **rows)
+        report = encode(source, schema, surveyed, fitted, whole, _third(progress, 2), **rows)
         whole.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -218,7 +223,7 @@ class _Pass:
         self._progress = progress
         self._rows = rows
         self._done = 0
-        files = log.source.files
+        files = log.files
         self._facts = facts_of(files)
         self.fingerprint = fingerprint(files, fingerprint_cache, progress)
         if surveyed is not None and self.fingerprint != surveyed:
@@ -236,13 +241,18 @@ class _Pass:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        files = ", ".join(map(str, self.log.source.files))
+        files = ", ".join(map(str, self.log.files))
         if error is not None:
             return
-        if facts_of(self.log.source.files) != self._facts:
+        if facts_of(self.log.files) != self._facts:
             raise DataError(f"a file of {files} changed while it was read; prepare it again")
         if self._rows is not None and self._done != self._rows:
             raise DataError(f"{files}: had {self._rows} rows at first and {self._done} later; prepare it again")
+
+    @property
+    def rows(self) -> int:
+        """Dealt with so far."""
+        return self._done
 
     @property
     def seconds(self) -> float:
@@ -257,15 +267,18 @@ def survey(
     progress: Report | None = None,
     *,
     fingerprint_cache: Path | None = None,
+    unlabelled: Source | None = None,
+    stopping_share: float = 0.0,
 ) -> None:
     """First pass, into `folder`: the part of every readable row (parts.npy), and what needs no encoder (survey.json).
 
-    Raises as `prepare` does.
+    `unlabelled` are rows without clicks, behind all others; a `stopping_share` of them, by unit, is to stop the
+    student. Raises as `prepare` does.
     """
     if isinstance(split, TimeSplit) and schema.timestamp is None:
         raise SplitError("split: by time needs a timestamp, and the schema names none; split by a column or files")
     stated = _StatedParts(split, [str(f) for f in source.files])
-    log = ClickLog(source, schema, stated.columns)
+    log = ClickLog(source, schema, stated.columns, unlabelled=unlabelled)
     faults = Faults(schema.max_bad_rows)
     labels: list[npt.NDArray[np.bool_]] = []
     times: list[npt.NDArray[np.int64]] = []
@@ -273,36 +286,42 @@ def survey(
     said: list[Parts] = []
     with _Pass(log, progress, fingerprint_cache) as reading:
         for clicks in log.survey(faults):
-            labels.append(clicks.label > 0)
             if schema.timestamp is not None:
                 times.append(clicks.time)
             if schema.unit is not None:
                 units.append(clicks.unit)
-            said.append(stated.of(clicks.chunk))
+            if not np.isnan(clicks.label).any():  # behind these come those without
+                labels.append(clicks.label > 0)
+                said.append(stated.of(clicks.chunk))
             reading.done(clicks, "looking at labels and times")
-    if not labels or not sum(map(len, labels)):
+    n = sum(map(len, labels))
+    if not n:
         raise DataError(f"{source.files[0]}: no rows that can be read; expected at least one")
-    label, moment = _joined(labels), _joined(times) if times else None
+    label, every_moment = _joined(labels), _joined(times) if times else None
+    moment = None if every_moment is None else every_moment[:n]
     if isinstance(split, TimeSplit):
         assert moment is not None
         parts = parts_by_time(split, moment, log.zone)
     else:
         parts = parts_by_folds(split, label) if isinstance(split, FoldsSplit) else _joined(said)
-    unit = _joined(units) if units else scramble(np.arange(len(parts), dtype=np.uint64))
-    parts = thin_training(part_validation(parts, unit, split), split)
+    unit = _joined(units) if units else scramble(np.arange(reading.rows, dtype=np.uint64))
+    parts = thin_training(part_validation(parts, unit[:n], split), split)
     refuse_useless_parts(parts, label, moment)
-    rows = {name: int((parts == part).sum()) for part, name in PART_NAMES.items()}
+    if unlabelled is not None:
+        parts = np.concatenate([parts, part_unlabelled(unit[n:], stopping_share, split)])
+    names = _names_of(parts)
+    rows = {name: int((parts == part).sum()) for part, name in names.items()}
     first, last = {}, {}
-    for part, name in PART_NAMES.items() if moment is not None else ():
-        assert moment is not None
-        own = moment[parts == part]
+    for part, name in names.items() if every_moment is not None else ():
+        assert every_moment is not None
+        own = every_moment[parts == part]
         first[name], last[name] = to_iso(int(own.min()), log.zone), to_iso(int(own.max()), log.zone)
     np.save(folder / "parts.npy", parts)
     found = _Survey(
         fingerprint=reading.fingerprint,
         files=tuple(str(f) for f in source.files),
         rows=rows | {"unused": int((parts == UNUSED).sum())},
-        label_rate={name: float(label[parts == part].mean()) for part, name in PART_NAMES.items()},
+        label_rate={name: float(label[parts[:n] == part].mean()) for part, name in PART_NAMES.items()},
         first_time=first,
         last_time=last,
         bad_rows=faults.bad_rows,
@@ -311,6 +330,11 @@ def survey(
         seconds=reading.seconds,
     )
     _write(folder / _Survey.FILE, found.model_dump_json(indent=1) + "\n")
+
+
+def _names_of(parts: Parts) -> dict[int, str]:
+    """Names of the parts there are; those of rows with labels are always there."""
+    return {**PART_NAMES, **{part: name for part, name in UNLABELLED_NAMES.items() if (parts == part).any()}}
 
 
 def first_times(surveyed: Path) -> dict[str, str]:
@@ -365,6 +389,7 @@ def fit_encoder(
     *,
     fingerprint_cache: Path | None = None,
     earlier: Path | None = None,
+    unlabelled: Source | None = None,
 ) -> None:
     """Second pass, into `folder`: vocabularies and edges from the training rows of a survey.
 
@@ -373,7 +398,7 @@ def fit_encoder(
     parts, facts = np.load(surveyed / "parts.npy", mmap_mode="r"), _Survey.read(surveyed)
     scratch = folder / "counts"
     fitter = EncoderFitter(schema, scratch=scratch, earlier=load_encoder(earlier) if earlier else None)
-    log = ClickLog(source, schema)
+    log = ClickLog(source, schema, unlabelled=unlabelled)
     with _Pass(log, progress, fingerprint_cache, len(parts), facts.fingerprint) as reading:
         for clicks in log.read(Faults(None)):
             keep = parts[reading.done(clicks, "learning vocabularies from training rows")] == int(Part.TRAIN)
@@ -398,16 +423,17 @@ def encode(
     progress: Report | None = None,
     *,
     fingerprint_cache: Path | None = None,
+    unlabelled: Source | None = None,
 ) -> PrepareReport:
     """Third pass, into `folder`: ids of every row, the golden rows, and the report; all that `prepare` promises."""
     parts, facts = np.load(surveyed / "parts.npy", mmap_mode="r"), _Survey.read(surveyed)
     encoder = load_encoder(fitted)
     fields = fields_of(encoder)
     plain = [f.name for f in fields if not f.is_sequence]
-    tally = _Tally(schema, fields)
+    tally = _Tally(schema, fields, _names_of(np.asarray(parts)))
     golden = spread_out(np.flatnonzero(parts == int(Part.TEST)), GOLDEN_SAMPLE)
     sample: list[Row] = []
-    log = ClickLog(source, schema)
+    log = ClickLog(source, schema, unlabelled=unlabelled)
     with (
         _Pass(log, progress, fingerprint_cache, len(parts), facts.fingerprint) as reading,
         EncodedLog.writer(folder / "log", fields) as writer,
@@ -453,12 +479,13 @@ def encode(
 class _Tally:
     """Counts over encoded chunks: missing and unknown by field and part, bad cells, ids of training rows."""
 
-    def __init__(self, schema: FeatureSchema, fields: Fields) -> None:
+    def __init__(self, schema: FeatureSchema, fields: Fields, names: Mapping[int, str]) -> None:
         self._schema = schema
+        self._names = names
         self._counts = {f.name: np.zeros(f.size, np.int64) for f in fields}
-        self._values = {f.name: dict.fromkeys(PART_NAMES, 0) for f in fields}
-        self._missing = {f.name: dict.fromkeys(PART_NAMES, 0) for f in fields}
-        self._unknown = {f.name: dict.fromkeys(PART_NAMES, 0) for f in fields}
+        self._values = {f.name: dict.fromkeys(names, 0) for f in fields}
+        self._missing = {f.name: dict.fromkeys(names, 0) for f in fields}
+        self._unknown = {f.name: dict.fromkeys(names, 0) for f in fields}
         self._bad: dict[str, Count] = {}
 
     def add(self, clicks: Clicks, parts: Parts, encoded: EncodedColumns) -> None:
@@ -495,7 +522,7 @@ class _Tally:
 
     def _rates(self, counts: Mapping[str, Mapping[int, int]]) -> dict[str, dict[str, float]]:
         return {
-            name: {PART_NAMES[part]: count / max(1, self._values[name][part]) for part, count in by_part.items()}
+            name: {self._names[part]: count / max(1, self._values[name][part]) for part, count in by_part.items()}
             for name, by_part in counts.items()
         }
 

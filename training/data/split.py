@@ -263,6 +263,25 @@ PART_NAMES: Mapping[int, str] = {
 }
 
 
+UNLABELLED_NAMES: Mapping[int, str] = {
+    int(Part.UNLABELLED): "unlabelled",
+    int(Part.UNLABELLED_STOP): "unlabelled_stop",
+}
+
+
+def part_unlabelled(units: npt.NDArray[np.uint64], stopping_share: float, split: _Split) -> Parts:
+    """Of rows without labels, by their unit's hash [n], which teach the student and which stop it; `SplitError` where a
+    part that was asked for is empty."""
+    stops = uniform(units, split.validation_seed) < stopping_share
+    parts = np.where(stops, int(Part.UNLABELLED_STOP), int(Part.UNLABELLED)).astype(np.uint8)
+    if not len(parts) or stops.all() or (stopping_share > 0 and not stops.any()):
+        raise SplitError(
+            f"unlabelled: expected rows to learn from{', and rows to stop by' if stopping_share else ''}, got "
+            f"{int((~stops).sum())} and {int(stops.sum())}; give more rows, or another stopping_share"
+        )
+    return parts
+
+
 def refuse_useless_parts(parts: Parts, clicks: npt.NDArray[np.bool_], times: npt.NDArray[np.int64] | None) -> None:
     """`SplitError` naming the first part that is empty or holds one label only."""
     for part, name in PART_NAMES.items():

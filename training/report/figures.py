@@ -25,6 +25,7 @@ from pathlib import PurePath
 from typing import Any
 
 from training.ablate.paired import CONFIDENCE, paired, share_of_gap, verdict
+from training.data.split import PART_NAMES, UNLABELLED_NAMES
 from training.report.choices import unusual
 from training.report.targets import find_difference, judge
 
@@ -260,8 +261,10 @@ def _first(found: tuple[Tree, str] | None) -> Tree | None:
     return None if found is None else found[0]
 
 
+_PARTS = tuple(PART_NAMES.values())
+
+
 def _parts(prepared: Mapping[str, Any]) -> list[Tree]:
-    names = ("train", "valid_a", "valid_b", "valid_c", "test")
     return [
         {
             "part": name,
@@ -271,8 +274,18 @@ def _parts(prepared: Mapping[str, Any]) -> list[Tree]:
             "first": prepared["first_time"].get(name) or None,
             "last": prepared["last_time"].get(name) or None,
         }
-        for name in names
+        for name in _PARTS
     ]
+
+
+def _unlabelled(rows: Mapping[str, int]) -> Tree:
+    """How many rows had no click to learn, where there are any."""
+    found = {name: rows[name] for name in UNLABELLED_NAMES.values() if name in rows}
+    return (
+        {"unlabelled_rows": {"taught": found["unlabelled"], "stopped": found.get("unlabelled_stop", 0)}}
+        if found
+        else {}
+    )
 
 
 def _level_noise(rows: int, click_rate: float | None) -> float | None:
@@ -288,8 +301,9 @@ def _data(prepared: Mapping[str, Any]) -> Tree:
     return {
         "files": [PurePath(file).name for file in prepared["files"]],
         "fingerprint": prepared["fingerprint"],
-        "rows": sum(count for part, count in prepared["rows"].items() if part != "unused"),
+        "rows": sum(count for part, count in prepared["rows"].items() if part in _PARTS),
         "unused_rows": prepared["rows"].get("unused", 0),
+        **_unlabelled(prepared["rows"]),
         "bad_rows": prepared["bad_rows"],
         "bad_cells": {field: fault["count"] for field, fault in prepared["bad_cells"].items()},
     }

@@ -57,6 +57,10 @@ def data(v: Values) -> str:
         ("rows left out by the split", v.show("/data/unused_rows", "count")),
         ("rows that could not be read", v.show("/data/bad_rows", "count")),
     ]
+    if "unlabelled_rows" in v.get("/data"):
+        taught, stopped = (v.show(f"/data/unlabelled_rows/{key}", "count") for key in ("taught", "stopped"))
+        facts.append(("rows without clicks, that taught the student alone", taught))
+        facts.append(("and that stopped it", stopped))
     for field in v.get("/data/bad_cells"):
         count = v.show(pointer("data", "bad_cells", field), "count")
         facts.append((f"cells of {field} that were no value, taken as missing", count))
