@@ -21,12 +21,13 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types, uint64
-from numba.core import cgutils
+from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
 AHEAD, LINE = 8, 16
 """Rows that a loop over rows of a large table asks for before it needs them; float32 numbers of a cache line."""
 
+cgutils: Any = _cgutils  # it says nothing of its types
 Array = Any  # of numpy; numba reads the types from the arrays themselves
 
 
