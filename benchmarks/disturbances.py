@@ -26,6 +26,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -35,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contenders import BenchmarkError, serve
-from benchmarks.load import ask_once, closed_loop, http_request
+from benchmarks.load import LoadError, ask_once, closed_loop, http_request
 from benchmarks.machine import facts, pin, put_first, put_workers_first, two_cores
 from benchmarks.overload import CALLERS, REST_SECONDS, open_loop
 from benchmarks.results import conditions, latency_rows, publish
@@ -45,6 +46,7 @@ from models.manifest import ModelCard
 from models.versions import Repository
 
 ALONE = "alone"
+BESIDE = ("swaps", "rubbish")
 EXPERIMENT = "disturbed"
 REACTION_SECONDS = 30.0
 
@@ -67,14 +69,21 @@ def write_twice(bundle: Bundle, repository: Path) -> None:
 
 def swap_on(line: Connection, repository: Path, model: str, port: int, request: bytes, rest_seconds: float) -> None:
     """Moves `live` between versions 1 and 2 while told to; each time until the new one answers. Says how often."""
-    version = json.loads(ask_once(port, request))["version"]
+
+    def answering() -> int | None:
+        try:
+            return int(json.loads(ask_once(port, request))["version"])
+        except LoadError:  # refused, as others may be
+            return None
+
+    version = answering() or 2
     while line.recv():
         swaps = 0
         while not line.poll():
             version = 3 - version
             Repository(repository).write_live(model, version)
             until = time.monotonic() + REACTION_SECONDS
-            while json.loads(ask_once(port, request))["version"] != version:
+            while answering() != version:
                 if time.monotonic() > until:
                     line.send(f"version {version} did not answer within {REACTION_SECONDS:g} s")
                     return
@@ -164,6 +173,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--candidates", type=int, default=50, metavar="N", help="ads a request [50]")
     parser.add_argument("--loads", nargs="+", type=float, default=[0.2, 0.5], metavar="L", help="in capacities")
     parser.add_argument("--connections", type=int, default=32, metavar="C", help="open connections [32]")
+    parser.add_argument(
+        "--beside", nargs="+", choices=["swaps", "rubbish"], default=["swaps", "rubbish"], help="[both]"
+    )
     parser.add_argument("--rest", type=float, default=0.2, metavar="S", help="seconds from one swap to the next [0.2]")
     parser.add_argument("--rubbish", type=float, default=100.0, metavar="N", help="spoiled bodies a second [100]")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="pairs of turns of each [7]")
@@ -180,6 +192,7 @@ def main(arguments: Sequence[str]) -> int:
     sent = [http_request("/predict", body) for body in bodies]
     latencies: dict[str, dict[tuple[float, str], list[NDArray[np.float64]]]] = {}
     counts: dict[str, int] = {}
+    refused: Counter[tuple[str, float, str]] = Counter()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-bench-")))
         repository = folder / "repository"
@@ -189,8 +202,8 @@ def main(arguments: Sequence[str]) -> int:
         stated = [{"name": EXPERIMENT, "salt": EXPERIMENT, "default": True, "arms": [arm]}]
         process, port = stack.enter_context(serve(repository, [bundle], server, folder, experiments=stated))
         lines = {
-            "swaps": stack.enter_context(disturber(swap_on, repository, bundle.name, port, sent[0], options.rest)),
-            "rubbish": stack.enter_context(disturber(send_rubbish, port, bodies, options.rubbish)),
+            BESIDE[0]: stack.enter_context(disturber(swap_on, repository, bundle.name, port, sent[0], options.rest)),
+            BESIDE[1]: stack.enter_context(disturber(send_rubbish, port, bodies, options.rubbish)),
         }
         if options.first:
             put_workers_first(process.pid)
@@ -199,7 +212,7 @@ def main(arguments: Sequence[str]) -> int:
         for _ in range(2):  # caches fill
             capacity = closed_loop(port, sent, CALLERS, options.seconds).requests_per_second
             time.sleep(options.seconds)
-        for what, line in lines.items():
+        for what, line in ((what, lines[what]) for what in options.beside):
             for number in range(options.rounds):
                 for load in options.loads:
                     for side in (ALONE, what) if number % 2 else (what, ALONE):
@@ -209,16 +222,19 @@ def main(arguments: Sequence[str]) -> int:
                         seen = open_loop(port, sent, options.connections, rate, options.seconds, number, rest)
                         if side == what:
                             counts[what] = counts.get(what, 0) + done(line)
+                        refused[what, load, side] += seen.refused
                         latencies.setdefault(what, {}).setdefault((load, side), []).append(seen.latency_ms)
     if not all(counts.values()):
         raise SystemExit(f"nothing was disturbed, so nothing was measured: {counts}")
     table = [
-        "| beside | load | requests of each | p50 alone, beside, ms | p99 alone, beside, ms | p99, ratio in a round "
-        "| of all |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| beside | load | answers of each | p50 alone, beside, ms | p99 alone, beside, ms | p99, ratio in a round "
+        "| of all | refused alone, beside |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for what, turns in latencies.items():
-        table += [f"| {counts[what]:,} {what} {row}" for row in latency_rows(turns, options.loads, ALONE, what)]
+        rows = latency_rows(turns, options.loads, ALONE, what)
+        for load, row in zip(options.loads, rows, strict=True):
+            table.append(f"| {counts[what]:,} {what} {row} {refused[what, load, ALONE]}, {refused[what, load, what]} |")
     more = (
         f"{bundle.name}, {options.candidates} candidates, capacity {capacity:,.0f} requests/s, rounds of "
         f"{options.seconds:g} s: {options.rounds}"
