@@ -50,9 +50,9 @@ MAX_DEADLINE_MS = 3_600_000.0
 LONG_BODY = 1 << 15
 """Shorter bodies cost little whatever is in them."""
 MANY_EXPONENTS = 3000
-PLACE_SECONDS = 5e-5
-MOST_PLACES = 5
-"""A request takes a place among those in flight, and another for each `PLACE_SECONDS` of its run, up to five in all:
+PLACE_SECONDS = 4e-5
+MOST_PLACES = 6
+"""A request takes a place among those in flight, and another for each `PLACE_SECONDS` of its run, up to six in all:
 what waits behind it waits for that."""
 RETRY_AFTER = (b"retry-after", b"1")
 RENEWAL_SECONDS = 1.0

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
 
     max_in_flight: int = Field(default=64, ge=1, le=100_000)
     """Most requests a worker has admitted and not yet answered; beyond it 429 before any work. One whose
-    run takes 50 us counts for two, and so on, of 200 us or more for five. A request is admitted when its body is there:
+    run takes 40 us counts for two, and so on, of 200 us or more for six. A request is admitted when its body is there:
     who sends slowly holds no place."""
 
     max_run_rows: int = Field(default=256, ge=1, le=100_000)
