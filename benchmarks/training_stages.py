@@ -29,13 +29,13 @@ from training.zoo import pieces
 from training.zoo.embedding import Wanted
 
 STAGES: tuple[tuple[Any, str, str], ...] = (
-    (pieces._HiddenLayer, "forward", "perceptron forth, with its look-ups (bfloat16)"),
-    (pieces._HiddenLayer, "backward", "perceptron back (bfloat16)"),
+    (pieces._HiddenLayer, "forward", "perceptron forth, with its look-ups"),
+    (pieces._HiddenLayer, "backward", "perceptron back, with gradients by rows"),
     (ClickLearner, "loss", "forth, the rest"),
     (torch.Tensor, "backward", "back, the rest"),
     (RowsOfTable, "_number", "numbering the rows of a batch"),
     (RowsOfTable, "_catch_up", "catching rows up"),
-    (Wanted, "gather", "look-ups (float32)"),
+    (Wanted, "gather", "other look-ups"),
     (Wanted, "scatter", "summing gradients by rows"),
     (RowsOfTable, "step", "Adam by rows"),
     (torch.optim.Adam, "step", "Adam of dense layers"),

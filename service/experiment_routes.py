@@ -62,12 +62,12 @@ def add_routes(app: Service) -> None:
     async def put_experiment(name: str, request: Request) -> Response:
         app.require_plan()
         admin = app.gate.admit(*credentials(request))
-        precondition = Precondition(request.headers.get("if-match"), request.headers.get("if-none-match"))
+        precondition = Precondition(_header(request, "if-match"), _header(request, "if-none-match"))
         try:
             body = await read_whole(request, BODY_BYTES)
+            await app.experiment_control.put(admin, name, body, precondition, request.is_disconnected)
         except ClientGoneError:
             return Response(status_code=499)
-        await app.experiment_control.put(admin, name, body, precondition)
         return _described(find(name))
 
     @app.delete(HALT_ROUTE, tags=["administration"], summary="Lift what a guard-rail has halted")
@@ -134,6 +134,12 @@ def changed(spec: Experiment, wanted: list[tuple[str, str]]) -> Experiment:
         return validate_experiment(content, "the change")
     except ExperimentError as error:
         raise Refusal(Code.INVALID_EXPERIMENT, str(error)) from None
+
+
+def _header(request: Request, name: str) -> str | None:
+    """A header that is a list, however many lines it has; None where it was not sent."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
 
 
 def _share(text: str, key: str) -> float:

@@ -25,7 +25,7 @@ from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import Assigner
 from service.experiments.file import Arm, Experiment, ExperimentFile
 from service.experiments.state import Halt, PhaseKey, phase_key
-from service.metrics import Bins, Metrics, adder
+from service.metrics import LateBins, Metrics, adder
 from service.registry import Registry, Version
 from service.scorer import Scorer
 
@@ -104,14 +104,15 @@ class Served:
         self.tail: bytes = b"," + orjson.dumps(members)[1:-1] + b',"pctr":'
         labels = (experiment or "", arm or "", bundle.name)
         outcome = "ok" if fallback is None else "fallback"
-        self.durations = Bins(metrics.request_duration.labels(*labels, outcome))
-        self.refused = Bins(metrics.request_duration.labels(*labels, "refused"))
+        self.durations = LateBins(metrics.request_duration, *labels, outcome)
+        self.refused = LateBins(metrics.request_duration, *labels, "refused")
         self.count_fallback = None if fallback is None else adder(metrics.fallbacks.labels(fallback))
         self.expose: Callable[[float], object] | None = None
         if experiment is not None and arm is not None:
             self.expose = adder(metrics.exposures.labels(experiment, arm))
-        scorer.count_inputs = FieldCounts(bundle.schema, metrics).add
-        scorer.candidates.count = metrics.count_cache
+        if scorer.count_inputs is None:  # once a model, not once an arm
+            scorer.count_inputs = FieldCounts(bundle.schema, metrics).add
+            scorer.candidates.count = metrics.count_cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -117,7 +117,7 @@ class Scorer:
         """Encoded candidates by their raw bytes; theirs is this version's meaning, and its life."""
         self.catalogue = EncodedCatalogue(bundle.encoder)
         """The ad catalogue, encoded likewise."""
-        self.count_inputs: Callable[[Mapping[str, Ids]], object] = lambda inputs: None
+        self.count_inputs: Callable[[Mapping[str, Ids]], object] | None = None
         """Told of what each run was fed."""
         self.sampled: Callable[[Mapping[str, Ids], Floats], object] = lambda inputs, pctr: None
         """Told of each run's pctr too."""
@@ -181,7 +181,8 @@ class Scorer:
         inputs = graph_inputs(contexts, candidates)
         (pctr,) = self._run([PCTR], inputs)
         self.estimate.observe(len(pctr), perf_counter() - started)
-        self.count_inputs(inputs)
+        if self.count_inputs is not None:
+            self.count_inputs(inputs)
         self.sampled(inputs, pctr)
         return pctr
 
@@ -214,7 +215,8 @@ class Scorer:
         started = perf_counter()
         found: list[Floats] = self._run(list(outputs), dict(feeds))
         self.estimate.observe(len(found[0]), perf_counter() - started)
-        self.count_inputs(feeds)
+        if self.count_inputs is not None:
+            self.count_inputs(feeds)
         return found
 
     def look_into(self, feeds: Mapping[str, Ids]) -> dict[str, Floats]:

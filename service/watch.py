@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import models
@@ -192,13 +192,7 @@ class Watcher:
     async def _adopt(self, file: ExperimentFile, write: Callable[[], Fingerprint | None] | None = None) -> None:
         """Brings a valid file into force: settles `latest`, loads what its arms name, publishes the plan. In between,
         `write` puts a file that is not on the disk yet there, and tells what is there then."""
-        fixed: dict[tuple[str, str], int] = {}
-        for experiment in file.experiments:
-            settled = await self._settle(experiment)
-            for arm in experiment.arms:
-                if not arm.follow:
-                    version = settled[arm.name] if arm.version == "latest" else arm.version
-                    fixed[experiment.name, arm.name] = version
+        fixed = await self._settle(file)
         wanted = self._versions(file, fixed)
         try:
             self._registry.pinned |= wanted
@@ -207,11 +201,11 @@ class Watcher:
                     await self._registry.load(model, version)
                 except ModelNotFoundError as error:
                     raise ExperimentError(f"an arm needs model '{model}' version {version}: {error}") from None
-            plan = build_plan(file, fixed, self._registry, self._metrics, self._halts)
+            plan, under = self._build(file, fixed), self._conditions()
             if write is not None:
                 seen = await self._registry.look(write)
-                # Other versions may be live since, and other arms halted.
-                plan = build_plan(file, fixed, self._registry, self._metrics, self._halts)
+                if self._conditions() != under:  # other versions are live since, or other arms halted
+                    plan = self._build(file, fixed)
                 self._seen = seen
             self._file, self._fixed = file, fixed
         finally:
@@ -221,18 +215,32 @@ class Watcher:
                 self._registry.release()
         self._publish(plan)
 
-    async def _settle(self, experiment: Experiment) -> dict[str, int]:
+    def _build(self, file: ExperimentFile, fixed: Mapping[tuple[str, str], int]) -> Plan:
+        return build_plan(file, fixed, self._registry, self._metrics, self._halts)
+
+    def _conditions(self) -> object:
+        """What a plan rests on beside its file."""
+        return dict(self._registry.live), self._halts
+
+    async def _settle(self, file: ExperimentFile) -> dict[tuple[str, str], int]:
+        """(experiment, arm) -> version, of every arm that does not follow the live one."""
+        fixed = {
+            (experiment.name, arm.name): arm.version
+            for experiment in file.experiments
+            for arm in experiment.arms
+            if arm.version != "latest"
+        }
         path = self._settings.state_file
         if path is None:
-            return {}
+            return fixed
 
         def live_version(model: str) -> int:
             version = self._registry.live.get(model)
             if version is None:
-                raise ExperimentError(f"experiment '{experiment.name}' needs model '{model}', which is not live")
+                raise ExperimentError(f"an arm of the experiment file needs model '{model}', which is not live")
             return version
 
-        return await self._registry.look(lambda: settle_latest(path, experiment, live_version))
+        return fixed | await self._registry.look(lambda: settle_latest(path, file.experiments, live_version))
 
     @staticmethod
     def _versions(file: ExperimentFile, fixed: dict[tuple[str, str], int]) -> set[Version]:
@@ -247,7 +255,7 @@ class Watcher:
         """A new plan for the same file, after other versions went live."""
         assert self._file is not None
         try:
-            self._publish(build_plan(self._file, self._fixed, self._registry, self._metrics, self._halts))
+            self._publish(self._build(self._file, self._fixed))
         except ExperimentError as error:
             logger.error("the last good plan stays in force: %s", error)
 

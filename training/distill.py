@@ -495,7 +495,8 @@ def fine_tuned(
     """
     if options.fine_tune is None:
         return result
-    slower = options.model_copy(update={"learning_rate": options.fine_tune.learning_rate})
+    own = {"learning_rate": options.fine_tune.learning_rate, "schedule": "constant", "warmup_epochs": 0.0}
+    slower = options.model_copy(update=own)
     with seeded(seed):
         learner = FineTuning(log, spec, slower, place)
         learner.network.load_state_dict(result.state)

@@ -2,7 +2,8 @@
 
 `index_add` in torch takes 70 ns an element whatever its width, and the gradient of a look-up is nothing else: half of a
 small network's step. Everything here is plain arithmetic in the order written, so the result does not depend on the
-machine's cores. Arrays are numpy's, contiguous, of any floating type; nothing knows of torch or of networks.
+machine's cores. Arrays are numpy's, contiguous, of any floating type; nothing knows of torch or of networks. numpy has
+no bfloat16: it comes as the uint16 of its bits, where a docstring says that it may.
 
 How a loop is written decides whether the compiler makes vector code of it, four times faster: places reckoned in flat
 arrays and without a sign, or rows taken as arrays of their own and one array written a loop; and divisions that do not
@@ -19,7 +20,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types, uint32, uint64
+from numba import types, uint64
 from numba.extending import intrinsic
 
 Array = Any  # of numpy; numba reads the types from the arrays themselves
@@ -36,23 +37,44 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @intrinsic
-def _float_of_bits(context: Any, bits: Any) -> Any:
-    """The float32 whose bits these are, an uint32."""
+def _widened(context: Any, number: Any) -> Any:
+    """A bfloat16, given as the uint16 of its bits, as float32; a floating number as it is."""
+    found = types.float32 if number == types.uint16 else number
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(values[0], context.get_value_type(types.float32))
+        if number != types.uint16:
+            return values[0]
+        bits = builder.zext(values[0], context.get_value_type(types.uint32))
+        return builder.bitcast(builder.shl(bits, bits.type(16)), context.get_value_type(types.float32))
 
-    return types.float32(types.uint32), generate
+    return found(number), generate
 
 
-float_of_bits: Any = _float_of_bits  # numba hands the first argument itself
+@intrinsic
+def _rounded(context: Any, number: Any, like: Any) -> Any:
+    """A float32 as what `like` is: the nearest bfloat16, ties to even, where that is an uint16; else as it is."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if like != types.uint16:
+            return values[0]
+        bits = builder.bitcast(values[0], context.get_value_type(types.uint32))
+        half, is_odd = bits.type(0x7FFF), builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
+        nearest = builder.add(builder.add(bits, half), is_odd)
+        return builder.trunc(builder.lshr(nearest, bits.type(16)), context.get_value_type(types.uint16))
+
+    return (like if like == types.uint16 else number)(number, like), generate
+
+
+widened: Any = _widened  # numba hands the first argument itself
+rounded: Any = _rounded
 
 
 @compiled
 def gather(table: Array, ids: Array, first: Array, size: Array, place: Array, out: Array) -> bool:
     """out[n, place[p]] = table[first[p] + ids[n, p]]: [rows, D], [N, P], [P], [P], [P] -> [N, F, D].
 
-    False, and nothing more, at an id outside 0..size-1: nobody else would stop it from reading anywhere.
+    False, and nothing more, at an id outside 0..size-1: nobody else would stop it from reading anywhere. `out` may be
+    bfloat16.
     """
     weights, found = table.reshape(-1), out.reshape(-1)
     fields, dim = out.shape[1], uint64(table.shape[1])
@@ -63,13 +85,16 @@ def gather(table: Array, ids: Array, first: Array, size: Array, place: Array, ou
             source = uint64(first[p] + ids[n, p]) * dim
             target = uint64(n * fields + place[p]) * dim
             for d in range(dim):
-                found[target + d] = weights[source + d]
+                found[target + d] = rounded(weights[source + d], found[target + d])
     return True
 
 
 @compiled
 def scatter(gradient: Array, ids: Array, first: Array, place: Array, above: Array, start: int, end: int) -> None:
-    """gradient[first[p] + ids[n, p]] += above[n, place[p]] for start <= p < end: the gradient of `gather`."""
+    """gradient[first[p] + ids[n, p]] += above[n, place[p]] for start <= p < end: the gradient of `gather`.
+
+    `above` may be bfloat16.
+    """
     of_weights, given = gradient.reshape(-1), above.reshape(-1)
     fields, dim = above.shape[1], uint64(gradient.shape[1])
     for n in range(ids.shape[0]):
@@ -77,39 +102,7 @@ def scatter(gradient: Array, ids: Array, first: Array, place: Array, above: Arra
             target = uint64(first[p] + ids[n, p]) * dim
             source = uint64(n * fields + place[p]) * dim
             for d in range(dim):
-                of_weights[target + d] += given[source + d]
-
-
-@compiled
-def gather_rounded(table: Array, ids: Array, first: Array, size: Array, place: Array, out: Array) -> bool:
-    """`gather` of float32 into bfloat16, the nearest, ties to even; both as the unsigned integers of their bits."""
-    weights, found = table.reshape(-1), out.reshape(-1)
-    fields, dim = out.shape[1], uint64(table.shape[1])
-    for n in range(ids.shape[0]):
-        for p in range(ids.shape[1]):
-            if not 0 <= ids[n, p] < size[p]:
-                return False
-            source = uint64(first[p] + ids[n, p]) * dim
-            target = uint64(n * fields + place[p]) * dim
-            for d in range(dim):
-                bits = weights[source + d]
-                found[target + d] = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
-    return True
-
-
-@compiled
-def scatter_rounded(
-    gradient: Array, ids: Array, first: Array, place: Array, above: Array, start: int, end: int
-) -> None:
-    """`scatter` of what is above in bfloat16, given as unsigned integers of its bits, to a float32 gradient."""
-    of_weights, given = gradient.reshape(-1), above.reshape(-1)
-    fields, dim = above.shape[1], uint64(gradient.shape[1])
-    for n in range(ids.shape[0]):
-        for p in range(start, end):
-            target = uint64(first[p] + ids[n, p]) * dim
-            source = uint64(n * fields + place[p]) * dim
-            for d in range(dim):
-                of_weights[target + d] += float_of_bits(uint32(given[source + d]) << uint32(16))
+                of_weights[target + d] += widened(given[source + d])
 
 
 @compiled
@@ -160,34 +153,83 @@ def scatter_pooled(
 
 
 @compiled
-def pair_dots(vectors: Array, sums: Array, out: Array) -> None:
-    """out[n] = sum_{i<j} <v_i, v_j> of vectors [N, F, D], by the identity (|sum_i v_i|^2 - sum_i |v_i|^2) / 2.
+def add_shares(shares: Array, ids: Array, first: Array, size: Array, out: Array) -> bool:
+    """out[n] = ReLU(out[n] + sum_p shares[first[p] + ids[n, p]]): [U, H], [N, P], [P], [P], [N, H].
 
-    sums [N, D] becomes sum_i v_i, which the gradient needs.
+    `out` may be bfloat16, which is rounded once. False at an id outside, as `gather`. Four are added at a time, because
+    what is written costs as much as two that are read.
     """
-    squares = np.empty(vectors.shape[2], vectors.dtype)
-    for n in range(vectors.shape[0]):
-        total = sums[n]
-        total[:], squares[:] = 0, 0
-        for f in range(vectors.shape[1]):
-            vector = vectors[n, f]
-            for d in range(len(vector)):
-                total[d] += vector[d]
-            for d in range(len(vector)):
-                squares[d] += vector[d] * vector[d]
-        both = vectors.dtype.type(0)
-        for d in range(len(total)):
-            both += total[d] * total[d] - squares[d]
-        out[n] = both / 2
+    fields, total = ids.shape[1], np.empty(out.shape[1], shares.dtype)
+    for n in range(ids.shape[0]):
+        row = out[n]
+        for p in range(fields):
+            if not 0 <= ids[n, p] < size[p]:
+                return False
+        for h in range(len(row)):
+            total[h] = widened(row[h])
+        p = 0
+        while p + 3 < fields:
+            one, two = shares[first[p] + ids[n, p]], shares[first[p + 1] + ids[n, p + 1]]
+            three, four = shares[first[p + 2] + ids[n, p + 2]], shares[first[p + 3] + ids[n, p + 3]]
+            for h in range(len(total)):
+                total[h] += (one[h] + two[h]) + (three[h] + four[h])
+            p += 4
+        while p < fields:
+            one = shares[first[p] + ids[n, p]]
+            for h in range(len(total)):
+                total[h] += one[h]
+            p += 1
+        for h in range(len(row)):
+            row[h] = rounded(np.float32(0) if total[h] < 0 else total[h], row[h])  # what is no number stays none
+    return True
 
 
 @compiled
-def add_pair_dots_gradient(vectors: Array, sums: Array, above: Array, gradient: Array) -> None:
-    """gradient[n, f] += above[n] (sums[n] - v_f): that of `pair_dots`."""
-    for n in range(vectors.shape[0]):
+def sum_by_id(sums: Array, ids: Array, first: Array, above: Array, start: int, end: int) -> None:
+    """sums[first[p] + ids[n, p]] += above[n] for start <= p < end: the gradient of the shares; [U, H] and [N, H].
+
+    `above` may be bfloat16.
+    """
+    given = np.empty(above.shape[1], sums.dtype)
+    for n in range(ids.shape[0]):
+        row = above[n]
+        for h in range(len(row)):
+            given[h] = widened(row[h])
+        for p in range(start, end):
+            into = sums[first[p] + ids[n, p]]
+            for h in range(len(given)):
+                into[h] += given[h]
+
+
+@compiled
+def add_up(table: Array, ids: Array, first: Array, sums: Array, squares: Array) -> None:
+    """sums[n] += v and squares[n] += |v|^2 for v = table[first[p] + ids[n, p]], all p: [rows, D] -> [N, D] and [N]."""
+    square = np.empty(table.shape[1], table.dtype)
+    for n in range(ids.shape[0]):
+        total = sums[n]
+        square[:] = 0
+        for p in range(ids.shape[1]):
+            vector = table[first[p] + ids[n, p]]
+            for d in range(len(vector)):
+                total[d] += vector[d]
+            for d in range(len(vector)):
+                square[d] += vector[d] * vector[d]
+        for d in range(len(square)):
+            squares[n] += square[d]
+
+
+@compiled
+def add_dots_gradient(
+    gradient: Array, table: Array, ids: Array, first: Array, sums: Array, above: Array, start: int, end: int
+) -> None:
+    """gradient[first[p] + ids[n, p]] += above[n] (sums[n] - v), v as in `add_up`, for start <= p < end.
+
+    That of sum_{i<j} <v_i, v_j> = (|sum_i v_i|^2 - sum_i |v_i|^2) / 2 for rows whose vectors have the `sums`.
+    """
+    for n in range(ids.shape[0]):
         total, by = sums[n], above[n]
-        for f in range(vectors.shape[1]):
-            vector, into = vectors[n, f], gradient[n, f]
+        for p in range(start, end):
+            vector, into = table[first[p] + ids[n, p]], gradient[first[p] + ids[n, p]]
             for d in range(len(vector)):
                 into[d] += by * (total[d] - vector[d])
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from training.metrics import auc, logloss, sigmoid
 from training.negatives import EVERY_ROW, Negatives
 from training.optimizer import Optimizer
 from training.precision import Precision, products_in
+from training.schedule import Schedule, factor
 from training.shares import Share
 from training.warm import Start
 from training.zoo import Encoded, Fields, build, check_options
@@ -100,11 +101,27 @@ class FitOptions(BaseModel):
     averaged_steps: int = Field(default=100, ge=1)
     """Weights are averaged exponentially over about so many last steps; the average is what is measured and kept.
     Adam's own last step is off by up to a fifth in predicted over actual. 1 keeps the last step."""
+    schedule: Schedule = "constant"
+    """How the learning rate falls over max_epochs, wherever training stops: constant, linear or cosine, to 0."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Over so many epochs, a fraction or more, it rises to its full height first."""
     embedding_l2: float = Field(default=0.0, ge=0)
     """Added to the loss: this, times half the squared vectors of the ids of a batch, a row."""
     precision: Precision = "float32"
     """Of matrix products in training: float32; bfloat16, faster where the hardware multiplies it and slower elsewhere;
     auto takes bfloat16 where it is faster, so that machines give other numbers."""
+
+    @model_validator(mode="after")
+    def _the_learning_rate_gets_up(self) -> Self:
+        if self.warmup_epochs >= self.max_epochs:
+            raise ValueError(
+                f"warmup_epochs: expected less than max_epochs, {self.max_epochs}, got {self.warmup_epochs:g}"
+            )
+        return self
+
+    def rate_factor(self, done: float) -> float:
+        """Of the learning rate, in the step that ends after `done` epochs."""
+        return factor(self.schedule, done, warmup_epochs=self.warmup_epochs, max_epochs=self.max_epochs)
 
 
 @dataclass(frozen=True)
@@ -440,7 +457,8 @@ def run_epochs(
             own, weight = parallel.share_of(rows)
             with products_in(options.precision, log.device.type):
                 loss = learner.loss(log.batch(own), own)
-            optimizer.step(loss.objective * weight)
+            done = at.epoch - 1 + (at.rows + len(rows)) / len(train_rows)
+            optimizer.step(loss.objective * weight, options.rate_factor(done))
             figures = parallel.sum_figures({name: value * weight for name, value in _numbers(loss.shown).items()})
             if refusal := divergence.after_step(figures, at.epoch, optimizer.steps):
                 if checkpoint is not None:  # going on from there would end here again

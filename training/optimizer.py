@@ -68,6 +68,7 @@ class Optimizer:
         self._dense = (
             torch.optim.Adam(rest, lr=learning_rate, betas=(B1, B2), eps=EPSILON, fused=True) if rest else None
         )
+        self._rates = [] if self._dense is None else [group["lr"] for group in self._dense.param_groups]
         self._trained: list[Tensor] = [weight for group in rest for weight in group["params"]]
         self._means = [weight.detach().clone() for weight in self._trained]
 
@@ -76,8 +77,8 @@ class Optimizer:
         """How many tables are trained by rows."""
         return len(self._tables)
 
-    def step(self, objective: Tensor) -> None:
-        """Down the gradient of a batch's objective."""
+    def step(self, objective: Tensor, rate_factor: float = 1.0) -> None:
+        """Down the gradient of a batch's objective, at the learning rates times a factor."""
         if self._dense is not None:
             self._dense.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
@@ -86,10 +87,12 @@ class Optimizer:
         # The first steps weigh as in a plain mean, so that the random start is soon forgotten.
         share = max(1 / self.steps, 1 / self.averaged_steps)
         if self._dense is not None:
+            for group, rate in zip(self._dense.param_groups, self._rates, strict=True):
+                group["lr"] = rate * rate_factor
             self._dense.step()
             torch._foreach_lerp_(self._means, [weight.detach() for weight in self._trained], share)
         for table in self._tables:
-            table.step(share)
+            table.step(share, rate_factor)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -199,10 +202,10 @@ class RowsOfTable:
             ),
         )
 
-    def step(self, share: float) -> None:
+    def step(self, share: float, rate_factor: float = 1.0) -> None:
         """Adam for the rows that were looked up; all others wait."""
         self._done += 1
-        rate, scale = self._note(share)
+        rate, scale = self._note(share, rate_factor)
 
         def update(piece: slice) -> None:
             kernels.update(
@@ -244,13 +247,13 @@ class RowsOfTable:
         self._marks[:, 0] = state["met"].numpy()
         self._steps, self._forgotten = state["steps"].numpy().copy(), state["forgotten"].numpy().copy()
 
-    def _note(self, share: float) -> tuple[float, float]:
+    def _note(self, share: float, rate_factor: float) -> tuple[float, float]:
         """What the step just done has multiplied, kept for rows that miss it."""
         t = self._done
         if t >= len(self._forgotten):
             self._steps = np.concatenate([self._steps, np.zeros((3, 1024 + t), dtype=np.float32)], axis=1)
             self._forgotten = np.concatenate([self._forgotten, np.zeros(1024 + t)])
-        rate, scale = self.learning_rate / (1 - B1**t), (1 - B2**t) ** -0.5
+        rate, scale = self.learning_rate * rate_factor / (1 - B1**t), (1 - B2**t) ** -0.5
         self._steps[:, t] = rate, scale, share
         self._forgotten[t] = self._forgotten[t - 1] + math.log(max(1 - share, 1e-300))
         return rate, scale

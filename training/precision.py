@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -31,6 +32,27 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """rows weight^T + bias, perhaps ReLU of it: [n, K], [H, K], [H] -> [n, H]. On a CPU, and not for autograd.
+
+    By oneDNN where torch has it: in float32 a tenth faster than by MKL on a CPU that is not Intel's.
+    """
+    bias = None if bias is None else bias.to(rows.dtype)
+    if rows.numel() and _one_dnn_multiplies(rows.dtype):
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "relu" if relu else "none", [], "")
+        return found
+    found = functional.linear(rows, weight, bias)
+    return found.relu_() if relu else found
+
+
+@functools.cache
+def _one_dnn_multiplies(dtype: torch.dtype) -> bool:
+    has_one = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (has_one and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def in_float32(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -24,8 +24,13 @@ def share_out(work: Callable[[int], None], count: int) -> None:
             work(number)
         return
     workers = min(threads, count)
-    for done in [_pool(workers, threads // workers, threads).submit(work, number) for number in range(count)]:
-        done.result()
+    pool = _pool(workers, threads // workers, threads)
+    torch.set_num_threads(threads // workers)  # MKL has one number for all threads
+    try:
+        for done in [pool.submit(work, number) for number in range(count)]:
+            done.result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

@@ -22,8 +22,8 @@ snapshot. A student's distillation loss against teachers that move cannot be com
 student is measured against that one snapshot, again whenever it changes. Both have an epoch of their own, then, and a
 refit runs as many as the later of the two, keeping teachers and student where they stood at theirs.
 
-Everyone sees the same batches, so `batch_rows`, `max_epochs`, `patience` and `averaged_steps` are the student's;
-learning rate and L2 are each network's own, the gate's are the student's.
+Everyone sees the same batches, so `batch_rows`, `max_epochs`, `patience`, `averaged_steps` and `schedule` are the
+student's; learning rate and L2 are each network's own, the gate's are the student's.
 """
 
 from __future__ import annotations

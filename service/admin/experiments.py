@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,26 @@ from models.values import describe
 from models.versions import is_model_name
 from service.admin import audit
 from service.admin.gate import Admin
+from service.asgi import ClientGoneError
 from service.errors import Code, ConfigError, ExperimentError, ModelLoadError, PhaseError, Refusal
 from service.experiments.file import ExperimentFile, decode_json
 from service.experiments.phases import describe_changes
 from service.experiments.writing import Change, Draft, exclusive
+from service.predict import decode_json as decode_strictly
+from service.predict import refuse_wide_integers
+
+_TAGS = re.compile(r'[ \t]*(?:(?:W/)?"[^"]*"[ \t]*)?(?:,[ \t]*(?:(?:W/)?"[^"]*"[ \t]*)?)*')
+"""A list of entity tags (RFC 9110, section 8.8.3); what is in a tag may be commas and stars."""
+_TAG = re.compile(r'(W/)?"([^"]*)"')
 
 _NO_FILE = Refusal(
     Code.NO_EXPERIMENT_FILE,
     "this service has no experiment file that could be changed: start it with --experiments FILE",
 )
+
+
+async def _stays() -> bool:
+    return False
 
 
 class ExperimentControl:
@@ -40,8 +52,16 @@ class ExperimentControl:
         self._bring_into_force = bring_into_force
         self._turn = asyncio.Lock()
 
-    async def put(self, admin: Admin, name: str, body: bytes, precondition: Precondition) -> None:
-        """Makes the body the experiment of this name. Raises `Refusal`."""
+    async def put(
+        self,
+        admin: Admin,
+        name: str,
+        body: bytes,
+        precondition: Precondition,
+        is_gone: Callable[[], Awaitable[bool]] = _stays,
+    ) -> None:
+        """Makes the body the experiment of this name. Raises `Refusal`; `ClientGoneError`, with nothing changed, where
+        whoever asked has gone before it was their turn."""
         result = str(Code.INTERNAL)
         facts: dict[str, int | str | None] = {"experiment": name if is_model_name(name) else None}
         try:
@@ -49,6 +69,8 @@ class ExperimentControl:
                 raise _NO_FILE.with_traceback(None)
             content = _decode(body)
             async with self._turn, contextlib.AsyncExitStack() as stack:
+                if await is_gone():
+                    raise ClientGoneError
                 lock = exclusive(self._path)
                 try:
                     await asyncio.to_thread(lock.__enter__)
@@ -71,6 +93,9 @@ class ExperimentControl:
         except Refusal as refusal:
             result = str(refusal.code)
             raise
+        except ClientGoneError:
+            result = "client_gone"
+            raise
         finally:
             audit.record(admin.name, admin.address, "experiment", None, result, **facts)
 
@@ -90,6 +115,11 @@ class Precondition:
     """What a request says of the state it was thought of for: `If-Match` and `If-None-Match` (RFC 9110, section 13)."""
 
     def __init__(self, if_match: str | None, if_none_match: str | None) -> None:
+        """Raises `Refusal` for an `If-None-Match` of which nobody knows what it asks for: it would be as if it had not
+        been sent. (An `If-Match` of that kind matches nothing, which is safe.)"""
+        if if_none_match is not None and if_none_match.strip(" \t") != "*" and not _TAGS.fullmatch(if_none_match):
+            detail = "If-None-Match: expected `*`, or tags in quotes, parted by commas"
+            raise Refusal(Code.INVALID_REQUEST, detail, field="If-None-Match")
         self._if_match = if_match
         self._if_none_match = if_none_match
 
@@ -98,7 +128,7 @@ class Precondition:
         if self._if_match is not None and not _matches(self._if_match, tag):
             detail = "the experiment is another by now than If-Match says: get it again, and decide again"
             raise Refusal(Code.STALE_WRITE, detail, headers=_tag_headers(tag))
-        if self._if_none_match is not None and _matches(self._if_none_match, tag):
+        if self._if_none_match is not None and _matches(self._if_none_match, tag, weakly=True):
             detail = "an experiment of this name is there already, and If-None-Match says that none should be"
             raise Refusal(Code.STALE_WRITE, detail, headers=_tag_headers(tag))
 
@@ -107,11 +137,15 @@ def _tag_headers(tag: str | None) -> tuple[tuple[bytes, bytes], ...]:
     return () if tag is None else ((b"etag", b'"%s"' % tag.encode()),)
 
 
-def _matches(header: str, tag: str | None) -> bool:
+def _matches(header: str, tag: str | None, *, weakly: bool = False) -> bool:
+    """Whether one of the tags of a header is the state's, or it says `*`. A weak tag is as good only where one asks
+    whether something is there. Of what is no list of tags nothing matches."""
     if tag is None:
         return False
-    given = [part.strip() for part in header.split(",")]
-    return "*" in given or f'"{tag}"' in given
+    if header.strip(" \t") == "*":
+        return True
+    given = _TAG.findall(header) if _TAGS.fullmatch(header) else []
+    return any(text == tag and (weakly or not is_weak) for is_weak, text in given)
 
 
 def _nothing() -> None:
@@ -119,7 +153,8 @@ def _nothing() -> None:
 
 
 def _decode(body: bytes) -> dict[str, Any]:
-    """The object, read as strictly as a file is."""
+    """The object, read as strictly as any other body is, and as a file is: a name that stands twice is refused."""
+    refuse_wide_integers(decode_strictly(body), body)
     try:
         content = decode_json(body.decode("utf-8"))
     except UnicodeDecodeError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -117,30 +117,42 @@ def _replace(path: Path, state: _State) -> None:
     temporary.replace(path)
 
 
-def settle_latest(path: Path, experiment: Experiment, live_version: Callable[[str], int]) -> dict[str, int]:
-    """Arm name -> version, for the arms that say `latest` without `follow`; the same answer in every process.
+def settle_latest(
+    path: Path, experiments: Iterable[Experiment], live_version: Callable[[str], int]
+) -> dict[tuple[str, str], int]:
+    """(experiment, arm) -> version, for the arms that say `latest` without `follow`; the same answer in every process.
 
-    `live_version(model)` is asked only for what the phase has not settled yet. A phase is known by the experiment's
-    name, its number and its salt. Raises `ExperimentError` where the file cannot be read or written.
+    `live_version(model)` is asked only for what a phase has not settled yet; where it raises, nothing is settled. A
+    phase is known by the experiment's name, its number and its salt. The file is read once, and written once at most.
+    Raises `ExperimentError` where that cannot be.
     """
-    unsettled = [arm for arm in experiment.arms if arm.version == "latest" and not arm.follow]
+    unsettled = [
+        (experiment, arm)
+        for experiment in experiments
+        for arm in experiment.arms
+        if arm.version == "latest" and not arm.follow
+    ]
     if not unsettled:
         return {}
     try:
         with _locked(path):
             state = _read(path)
-            key = phase_key(experiment)
-            phase = next((p for p in state.phases if (p.experiment, p.phase, p.salt) == key), None)
-            if phase is None:
-                phase = _Phase(experiment=key[0], phase=key[1], salt=key[2], versions={})
-                state.phases.append(phase)
+            phases = {(phase.experiment, phase.phase, phase.salt): phase for phase in state.phases}
             settled = {}
-            for arm in unsettled:
+            is_new = False
+            for experiment, arm in unsettled:
+                key = phase_key(experiment)
+                phase = phases.get(key)
+                if phase is None:
+                    phase = phases[key] = _Phase(experiment=key[0], phase=key[1], salt=key[2], versions={})
+                    state.phases.append(phase)
                 place = f"{arm.name} {arm.model}"
                 if place not in phase.versions:
                     phase.versions[place] = live_version(arm.model)
-                    _replace(path, state)
-                settled[arm.name] = phase.versions[place]
+                    is_new = True
+                settled[experiment.name, arm.name] = phase.versions[place]
+            if is_new:
+                _replace(path, state)
             return settled
     except OSError as error:
         raise ExperimentError(

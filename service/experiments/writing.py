@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -32,7 +33,6 @@ from service.experiments.file import (
     ExperimentFile,
     decode_experiments,
     is_json,
-    parse_experiments,
     read_text,
     validate_experiment,
     validate_experiments,
@@ -105,6 +105,14 @@ class Change:
             raise _cannot_write(self.path, error) from None
 
 
+@functools.lru_cache(maxsize=2)
+def _parsed(text: str, source: str) -> tuple[dict[str, Any], ExperimentFile]:
+    """What a file says, as it stands there and valid; `ExperimentError`. Kept, for nobody to change: whoever changes a
+    file again finds what was read when it was written, and YAML takes long to read."""
+    data = decode_experiments(text, source)
+    return data, validate_experiments(data, source)
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """The file as it stands."""
@@ -118,8 +126,7 @@ class Draft:
     def read(cls, path: Path) -> Draft:
         """`ExperimentError` where what stands there is not valid: mend it first."""
         text = read_text(path)
-        data = decode_experiments(text, str(path))
-        return cls(path, text, data, validate_experiments(data, str(path)))
+        return cls(path, text, *_parsed(text, str(path)))
 
     def find(self, name: str) -> Experiment | None:
         """One of its experiments."""
@@ -136,7 +143,7 @@ class Draft:
         data = replaced(self.data, name, content)
         file = validate_experiments(data, self.path.name)
         text = self._text(data)
-        if parse_experiments(text, self.path.name) != file:  # YAML cannot say U+0085, a line's end to it
+        if _parsed(text, str(self.path))[1] != file:  # YAML cannot say U+0085, a line's end to it
             raise ExperimentError(
                 f"experiment '{name}': a text in it does not come back from the file as it was sent; leave out signs "
                 "that end lines, as U+0085, or keep the experiments in a JSON file"

@@ -74,12 +74,12 @@ def test_a_hundred_killed_workers_lose_no_count(own_repository: Path, tmp_path: 
         load.stop()
 
         assert load.wrong == []
-        assert max(away) < 5
         assert load.answered <= metric(running.metrics(), "retort_exposures_total") <= load.answered + len(load.broken)
         assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
         assert len(running.metrics().splitlines()) == series
         assert metric(running.metrics(), "retort_worker_starts_total") == 102
         assert running.stop() == 0
+        assert max(away) < 5, "the counts are right; on a machine with other work, look at this line alone"
 
 
 def metrics_folder(running: Running) -> Path:

@@ -71,8 +71,9 @@ experiments:
 RUNS = itertools.count()
 FAR = "4000000000"
 """A moment at which every window has closed."""
-SHADOWED, SAMPLE = 600, 100
-"""Answers of the old version that the new one scores too; impressions of each arm before a ramp goes on."""
+SHADOWED, TOGETHER, SAMPLE = 256, 64, 100
+"""Answers of the old version that the new one scores too (of five candidates each: KL is shown from a thousand on), and
+how many of them wait for it together; impressions of each arm before a ramp goes on."""
 OLD = {"name": "old", "model": "student", "version": 1, "weight": 0.5}
 TRY_OUT = {
     "name": FAIR,
@@ -181,7 +182,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
         truth = {
             FAIR: simulated(world, service, FAIR, 1400, duplicates=0.05, orphans=0.02),
             HARMED: simulated(
-                world, service, HARMED, until=lambda: bool(halted_arms(service, HARMED)), harm="treatment", rate=300.0
+                world, service, HARMED, until=lambda: bool(halted_arms(service, HARMED)), harm="treatment", rate=200.0
             ),
         }
         yield Played(service, folder, truth)
@@ -296,6 +297,16 @@ def version_of(played: Played) -> int:
     return int(played.service.request("POST", "/models/student/predict", request).json()["version"])
 
 
+def shadowed(service: Running) -> float:
+    """Answers of the experiment that its shadow has scored too."""
+    return metric(service.metrics(), "retort_shadow_scored_total", experiment=FAIR)
+
+
+def coverage(service: Running) -> float:
+    """Of the experiment, as the service has it."""
+    return float(service.request("GET", f"/experiments/{FAIR}").json()["coverage"])
+
+
 def test_what_was_logged_becomes_the_next_version(played: Played, trained: Path):
     """Every impression and click that the simulator knows of is a row, with its propensity; what was trained on it is
     version 2, which nobody meets before its owner says so."""
@@ -338,16 +349,15 @@ def test_the_next_version_goes_out_by_shadow_and_ramp(played: Played, trained: P
     assert stated.status == 200, stated.body
     assert [arm["version"] for arm in stated.json()["arms"]] == [1, 2]
 
-    def is_shadowed() -> bool:
-        return metric(service.metrics(), "retort_shadow_scored_total", experiment=FAIR) >= SHADOWED
-
-    met = simulated(world, service, FAIR, until=is_shadowed, seed=2, rate=250.0)
-    assert [(arm["arm"], list(arm["models"])) for arm in met["arms"]] == [("old", ["student/1"])]
+    for number in range(TOGETHER, SHADOWED + 1, TOGETHER):
+        met = simulated(world, service, FAIR, TOGETHER, seed=number)
+        assert [(arm["arm"], list(arm["models"])) for arm in met["arms"]] == [("old", ["student/1"])]
+        wait_for(lambda number=number: shadowed(service) == number, f"{number} answers are scored in the shadow")
     seen = played.results(FAIR)
     (comparison,) = seen["comparisons"]
     chosen = comparison["paired"]["by_chooser"]["old"]
-    assert chosen["impressions"] >= SHADOWED
-    assert chosen["always"][1] < 0
+    assert chosen["impressions"] == SHADOWED
+    assert chosen["fixed"][1] < 0
     assert [arm["impressions"] for arm in seen["arms"]] == [0, 0]
     wait_for(
         lambda: 0 < metric(service.metrics(), "retort_shadow_kl", experiment=FAIR) < 5, "the shadow's KL is measured"
@@ -358,7 +368,9 @@ def test_the_next_version_goes_out_by_shadow_and_ramp(played: Played, trained: P
     with (played.folder / "ramp.txt").open("w") as told:
         ramp = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=told)
         try:
-            simulated(world, service, FAIR, until=lambda: ramp.poll() is not None, seed=3, rate=300.0)
+            wait_for(lambda: ramp.poll() is not None or coverage(service) == 0.5, "the first step is taken")
+            simulated(world, service, FAIR, 5 * SAMPLE, seed=3)
+            wait_for(lambda: ramp.poll() is not None, "the last step is taken")
         finally:
             ramp.kill()
             code = ramp.wait()
@@ -368,7 +380,7 @@ def test_the_next_version_goes_out_by_shadow_and_ramp(played: Played, trained: P
     clean = progress["steps"][1]["evidence"]
     assert min(clean["impressions"].values()) >= SAMPLE
     assert [rail["crossed"] for rail in clean["guard_rails"]] == [False, False]
-    assert service.request("GET", f"/experiments/{FAIR}").json()["coverage"] == 1.0
+    assert coverage(service) == 1.0
 
     half = simulated(world, service, FAIR, 300, seed=4)
     assert [list(arm["models"]) for arm in half["arms"]] == [["student/2"], ["student/1"]]

@@ -1,17 +1,20 @@
 """The plan: where a request goes, who stands in, and what the evidence will need to know of it."""
 
 import asyncio
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.app import Service
 from service.errors import Code, Refusal
 from service.plan import Chosen, Plan
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_distilled
-from tests.service.running import make_app, started
+from tests.service.running import ask, make_app, metric, request_of, started
 from tests.service.test_watch import arm, experiments_file
 
 
@@ -138,3 +141,37 @@ def test_unknown_names_are_refused_by_kind(plan: Callable[..., Plan]):
         with pytest.raises(Refusal) as caught:
             running.choose(experiment, forced, "u")
         assert caught.value.code == code
+
+
+def test_an_arm_that_nobody_asked_costs_a_scrape_no_histogram(models: Path, tmp_path: Path):
+    """The series of an arm, an outcome each, begin with the first request that counts in them."""
+    arms = (arm("ensemble", 0.5), arm("student", 0.5))
+
+    def series(app: Service) -> set[tuple[str, str]]:
+        text = app.metrics.exposition().decode()
+        found = re.findall(r'retort_request_duration_seconds_count\{.*arm="(\w+)".*outcome="(\w+)"', text)
+        return set(found)
+
+    async def play() -> list[set[tuple[str, str]]]:
+        async with started(make_app(models, experiments_file(tmp_path / "e.json", *arms))) as app:
+            seen = [series(app)]
+            for forced in ("student", "ensemble"):
+                reply = await ask(app, "/predict", json.dumps(request_of(1, arm=forced)).encode())
+                assert reply is not None
+                assert reply.status == 200
+                seen.append(series(app))
+            return seen
+
+    assert asyncio.run(play()) == [set(), {("student", "ok")}, {("student", "ok"), ("ensemble", "ok")}]
+
+
+def test_the_fields_of_a_model_are_counted_once_however_many_arms_have_it(models: Path, tmp_path: Path):
+    arms = (arm("ensemble", 0.5), arm("student", 0.5))
+
+    async def play() -> float:
+        async with started(make_app(models, experiments_file(tmp_path / "e.json", *arms))) as app:
+            body = json.dumps({**request_of(1, arm="student"), "context": {}}).encode()
+            assert await ask(app, "/predict", body) is not None
+            return metric(app.metrics.exposition().decode(), "retort_missing_values_total", field="device")
+
+    assert asyncio.run(play()) == 1.0

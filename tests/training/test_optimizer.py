@@ -17,6 +17,7 @@ from training.distill import DistillOptions, EnsembleTargets, fit_student
 from training.encoded_log import EncodedLog, Part
 from training.loop import FitOptions, NetworkSpec, fit
 from training.optimizer import REPLAYED, Optimizer, RowsOfTable, waits
+from training.precision import Precision
 from training.together import Cotrain, Epochs, TeacherSpec, fit_together
 from training.zoo import NETWORKS, Encoded, FieldEmbedding, FieldSpec, options_of
 
@@ -207,10 +208,13 @@ def test_every_network_may_be_trained_by_rows(log: EncodedLog, by_rows: Callable
         torch.testing.assert_close(found[weight], tensor, rtol=0, atol=1e-5)
 
 
-def test_rows_are_trained_from_pieces_of_a_batch_too(log: EncodedLog, by_rows: Callable[[bool], None]) -> None:
-    """In bfloat16 gradients come piece by piece (`pieces.py`): a step of all rows at once ends where dense Adam's."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rows_are_trained_from_pieces_of_a_batch_too(
+    log: EncodedLog, by_rows: Callable[[bool], None], precision: Precision
+) -> None:
+    """Gradients come piece by piece (`pieces.py`): a step of all rows at once ends where dense Adam's."""
     spec = NetworkSpec(network="deepfm", options={"dim": 3, "hidden": [8, 4], "init_sd": 0.1})
-    options = FitOptions(batch_rows=1500, averaged_steps=5, precision="bfloat16")
+    options = FitOptions(batch_rows=1500, averaged_steps=5, precision=precision)
 
     def state() -> dict[str, torch.Tensor]:
         return fit(log, spec, options, seed=1, train=list(Part), valid=None, epochs=1).state

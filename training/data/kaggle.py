@@ -51,7 +51,7 @@ PUBLISHED_MD5 = {
 """Of the benchmark's own files, as github.com/reczoo/Datasets states them."""
 
 _NAMES = {CRITEO: ("train.txt", "train.txt.gz"), AVAZU: ("train.csv", "train.csv.gz", "train.gz")}
-_ARCHIVES = ("*.tar.gz", "*.tgz", "*.zip", "*.rar", "*.7z")
+ARCHIVES = ("*.tar.gz", "*.tgz", "*.zip", "*.rar", "*.7z")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _find(folder: Path, names: Sequence[str]) -> Path:
         raise DataError(f"{found[0]}: is a folder; expected the file itself")
     if found:
         return found[0]
-    archives = sorted(path.name for pattern in _ARCHIVES for path in folder.glob(pattern))
+    archives = sorted(path.name for pattern in ARCHIVES for path in folder.glob(pattern))
     advice = f"; unpack {archives[0]} there first" if archives else ""
     raise DataError(f"{folder}: expected {' or '.join(names)} in it, got neither{advice}")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from training.data.chunks import Source
-from training.data.kaggle import KaggleSource
+from training.data.kaggle import ARCHIVES, KaggleSource
 from training.data.kuairand import open_kuairand
 from training.data.movielens import MovieLensSource
 from training.data.open_bandit import OpenBanditOriginal
@@ -133,6 +133,8 @@ def real_log(name: str, data: Path | None = None) -> Path:
     if there is None:
         contains = next((said.parents[folder.count("/")] for folder in names if said.match(folder)), None)
         meant = f". Say the folder that contains it: {contains}" if contains is not None and said.is_dir() else ""
+        packed = sorted(path.name for pattern in ARCHIVES for path in said.glob(pattern))
+        meant = meant or (f"; unpack {', '.join(packed)} there first" if packed else "")
         wanted = " or ".join(f"{folder}/" for folder in names)
         raise DataError(f"{said / name}: no such folder; expected {wanted} with its files in {said}{meant}")
     return there

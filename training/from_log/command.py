@@ -28,6 +28,7 @@ features are: the one in the bundle that was served, or an edited copy. Written 
                  propensity, model and version, pctr as it was answered, split, and the features
   schema.json    of that log: the same fields, as they were sent
   recipe.yaml    the networks of --recipe over it
+  unlabelled.parquet      with --unlabelled: the same of candidates of which nobody knows a click, for the student
   report.json    how many rows there are, and of everything that is none, why (docs/journal.md)
 
 Requests that forced an arm are left out: somebody was trying it. An impression whose window has not closed waits for
@@ -47,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--as-of", type=_moment, metavar="S", help="seconds since 1970, or `now` [the time of the last record]")
     add("--experiment", metavar="NAME", help="of this experiment alone [all, and requests outside any]")
     add("--keep-forced", action="store_true", help="requests that forced an arm, too")
+    add(
+        "--unlabelled",
+        type=_share_or_all,
+        default=0.0,
+        metavar="SHARE",
+        help="of the candidates that were scored and make no row, not shown or still waiting: the student learns from "
+        "them what the ensemble says [0]",
+    )
     add("--catalogue", type=Path, metavar="FILE", help="of the service, where requests named candidates by its ids")
     add("--valid", type=_share, default=0.2, metavar="SHARE", help="of the rows, before the test's [0.2]")
     add("--test", type=_share, default=0.1, metavar="SHARE", help="of the rows, the latest [0.1]")
@@ -67,6 +76,13 @@ def _share(text: str) -> float:
     number = _number(text)
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text!r}")
+    return number
+
+
+def _share_or_all(text: str) -> float:
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
     return number
 
 
@@ -91,7 +107,9 @@ def command(arguments: argparse.Namespace) -> int:
         raise DataError(f"--out {arguments.out}: is there already; expected a new folder, since nothing is overwritten")
     schema = FeatureSchema.from_file(arguments.schema)
     template = replace(load_recipe(arguments.recipe), schema=schema)
-    choice = Choice(arguments.window, arguments.as_of, arguments.experiment, arguments.keep_forced)
+    choice = Choice(
+        arguments.window, arguments.as_of, arguments.experiment, arguments.keep_forced, arguments.unlabelled
+    )
     catalogue = None if arguments.catalogue is None else read_catalogue(arguments.catalogue)
     joined = join(arguments.folders, schema, choice, catalogue=catalogue)
     stated = {

@@ -2,7 +2,8 @@
 
 One row an impression: its exposure, its features, and whether it was clicked within the attribution window. An
 impression is written once its window has closed, clicked or not: to write clicks earlier than their absence would make
-every rate too high.
+every rate too high. Candidates of which nobody knows a click, not shown or still waiting, make rows of another table
+where they are asked for: a student learns from them without.
 
 The records are read twice: for events and the times of exposures, then for the exposures. In memory are a time a
 request, the events, and the rows, packed in columns.
@@ -10,8 +11,9 @@ request, the events, and the rows, packed in columns.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,8 @@ class Choice:
     """Of this experiment alone; None: all of them, and requests outside any."""
     keep_forced: bool = False
     """Requests that forced an arm, too."""
+    unlabelled: float = 0.0
+    """So much of the candidates that make no row, because they were not shown or wait, makes one without a click."""
 
 
 @dataclass(slots=True)
@@ -74,6 +78,8 @@ class Joined:
     features: FeatureColumns
     as_of: float
     counts: Counter[str] = field(default_factory=Counter)
+    unlabelled: pa.Table | None = None
+    """The same columns of candidates without a click; None where none were asked for, or are there."""
 
 
 def join(
@@ -91,7 +97,7 @@ def join(
     counts: Counter[str] = Counter()
     first, told, last = _first_reading(folders, counts, progress)
     as_of = last if choice.as_of is None else choice.as_of
-    rows = _Rows(schema)
+    rows, others = _Rows(schema), _Rows(schema)
     total, done = len(first), 0
     for exposure in read_records(folders, Counter()):
         if isinstance(exposure, Event):
@@ -107,6 +113,9 @@ def join(
         left_out = _left_out(exposure, became, choice, as_of)
         if left_out is None:
             left_out = rows.add(exposure, became, choice.window_seconds, catalogue or {}, counts)
+        if choice.unlabelled and left_out in (None, "young", "not_shown"):
+            known = became.shown if left_out is None else frozenset[int]()
+            others.add_unlabelled(exposure, known, choice.unlabelled, catalogue or {})
         if left_out is not None:
             counts[left_out] += 1
             counts[f"{left_out}_impressions"] += len(became.shown)
@@ -122,7 +131,9 @@ def join(
         )
         where = ", ".join(map(str, folders))
         raise DataError(f"{where}: no impression is left to train on: {became_of}. {_advice(counts)}")
-    return Joined(table, rows.features, as_of, counts)
+    if choice.unlabelled:
+        counts["unlabelled"] = others.count
+    return Joined(table, rows.features, as_of, counts, others.table() if others.count else None)
 
 
 def _advice(counts: Counter[str]) -> str:
@@ -191,6 +202,7 @@ class _Rows:
 
     def __init__(self, schema: FeatureSchema) -> None:
         self.features = FeatureColumns(schema, (*FACTS, SPLIT))
+        self._serving = {field.name: field.serving_value for field in schema.training_only_fields}
         self.count = 0
         self._facts: dict[str, list[Any]] = {name: [] for name in FACTS}
         self._packed: list[pa.RecordBatch] = []
@@ -217,20 +229,41 @@ class _Rows:
             if seconds is not None and seconds > window:
                 counts["late_clicks"] += 1
                 seconds = None
-            facts = (
-                *(exposure.request_id, index, round(1e6 * exposure.time), exposure.unit),
-                *(int(seconds is not None), seconds),
-                *(exposure.experiment, exposure.phase, exposure.arm, exposure.served or exposure.arm),
-                *(exposure.enrolled, exposure.propensity, exposure.model, exposure.version, exposure.fallback),
-                exposure.pctr[index],
-            )
-            for column, value in zip(self._facts.values(), facts, strict=True):
-                column.append(value)
-            self.features.add(exposure.context or {}, candidate)
-            self.count += 1
+            self._append(exposure, index, candidate, int(seconds is not None), seconds)
+        return None
+
+    def add_unlabelled(
+        self,
+        exposure: Exposure,
+        known: Collection[int],
+        share: float,
+        catalogue: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """A row for this share of its scored candidates that are not `known`, drawn by request and candidate.
+
+        What is known only of those shown, as the place, is what stands in for it when serving.
+        """
+        serving = {name: value for name, value in self._serving.items() if name not in (exposure.context or {})}
+        for index, candidate in enumerate(_candidates(exposure, catalogue) or ()):
+            is_scored = index < len(exposure.pctr) and exposure.pctr[index] is not None
+            if is_scored and candidate is not None and index not in known and _is_drawn(exposure, index, share):
+                self._append(exposure, index, serving | dict(candidate), None, None)
+
+    def _append(
+        self, exposure: Exposure, index: int, candidate: Mapping[str, Any], click: int | None, seconds: float | None
+    ) -> None:
+        facts = (
+            *(exposure.request_id, index, round(1e6 * exposure.time), exposure.unit, click, seconds),
+            *(exposure.experiment, exposure.phase, exposure.arm, exposure.served or exposure.arm),
+            *(exposure.enrolled, exposure.propensity, exposure.model, exposure.version, exposure.fallback),
+            exposure.pctr[index],
+        )
+        for column, value in zip(self._facts.values(), facts, strict=True):
+            column.append(value)
+        self.features.add(exposure.context or {}, candidate)
+        self.count += 1
         if len(self._facts["time"]) >= FLUSH_ROWS:
             self._flush()
-        return None
 
     def _flush(self) -> None:
         arrays = [pa.array(self._facts[name], kind) for name, kind in FACTS.items()]
@@ -245,6 +278,14 @@ class _Rows:
         for name, column in self.features.table().items():
             table = table.append_column(name, column)
         return table.sort_by([(name, "ascending") for name in ("time", "request_id", "candidate")])
+
+
+def _is_drawn(exposure: Exposure, index: int, share: float) -> bool:
+    """Whoever reads the records in whatever order draws the same."""
+    if share == 1:
+        return True
+    digest = hashlib.sha256(f"{exposure.request_id}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def _candidates(

@@ -23,6 +23,7 @@ from training.from_log.join import SPLIT, Joined
 from training.recipe import LoadedRecipe
 
 LOG, SCHEMA, RECIPE, REPORT = "log.parquet", "schema.json", "recipe.yaml", "report.json"
+UNLABELLED = "unlabelled.parquet"
 ROW_GROUP = 1 << 16
 _NAMES = {int(Part.TRAIN): "train", int(Part.TEST): "test"}
 
@@ -59,7 +60,10 @@ def write(
     try:
         pq.write_table(table, unfinished / LOG, compression="zstd", row_group_size=ROW_GROUP)
         (unfinished / SCHEMA).write_text(schema.to_json(), encoding="utf-8")
-        (unfinished / RECIPE).write_text(recipe_text(template, out.name), encoding="utf-8")
+        if joined.unlabelled is not None:
+            pq.write_table(joined.unlabelled, unfinished / UNLABELLED, compression="zstd", row_group_size=ROW_GROUP)
+        further = joined.unlabelled is not None
+        (unfinished / RECIPE).write_text(recipe_text(template, out.name, unlabelled=further), encoding="utf-8")
         (unfinished / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         unfinished.rename(out)
     finally:
@@ -73,8 +77,9 @@ def _facts(table: pa.Table, micros: npt.NDArray[np.int64], here: npt.NDArray[np.
     return {"rows": len(times), "clicks": int(clicks.sum()), "from_to": span}
 
 
-def recipe_text(template: LoadedRecipe, name: str) -> str:
-    """The template's networks, settings and seeds over the log beside it, as YAML."""
+def recipe_text(template: LoadedRecipe, name: str, *, unlabelled: bool = False) -> str:
+    """The template's networks, settings and seeds over the log beside it, and the rows without clicks if there are
+    any, as YAML."""
     tree = template.recipe.model_dump(mode="json", exclude_unset=True)
     tree |= {
         "name": _as_name(f"{template.recipe.name}-from-{name}"),
@@ -84,6 +89,9 @@ def recipe_text(template: LoadedRecipe, name: str) -> str:
         "split": {"by": "column", "column": SPLIT, "train": ["train"], "valid": ["valid"], "test": ["test"]},
         "warm_start": None,
     }
+    tree.pop("unlabelled", None)  # of the template's own log
+    if unlabelled:
+        tree["unlabelled"] = {"source": {"kind": "files", "paths": [UNLABELLED]}}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 

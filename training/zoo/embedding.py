@@ -15,7 +15,7 @@ D embedding width, K sequence elements.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -127,6 +127,11 @@ class Wanted:
     """First row, number of ids and place of each plain field, [3, P]."""
     segments: tuple[Segments, ...] = ()
 
+    def sequences_alone(self) -> Wanted:
+        """[N, Q, D] of the same batch."""
+        segments = tuple(replace(one, place=place) for place, one in enumerate(self.segments))
+        return Wanted(len(segments), self.plain[:, :0], self.where[:, :0], segments)
+
     def gather(self, table: Tensor) -> Tensor:
         """[rows, D] -> [N, F, D]; IndexError at an id that its field has not."""
         vectors = table.new_empty(len(self.plain), self.fields, table.shape[1])
@@ -134,19 +139,11 @@ class Wanted:
         return vectors
 
     def gather_piece(self, table: Tensor, piece: slice, vectors: Tensor) -> None:
-        """Those of some rows of the batch, into `vectors`, float32 or bfloat16."""
+        """Those of some rows of the batch, into `vectors`, which may be bfloat16 where no sequence is wanted."""
         from training import kernels
 
-        if vectors.dtype == torch.bfloat16 and self.segments:  # means are taken in float32
-            vectors.copy_(self._piece(table, piece, vectors.shape))
-            return
-        plain = self.plain[piece]
-        if vectors.dtype == torch.bfloat16:
-            weights, out = table.numpy().view(np.uint32), vectors.view(torch.uint16).numpy()
-            are_known = [kernels.gather_rounded(weights, plain, *self.where, out)]
-        else:
-            weights, out = table.numpy(), vectors.numpy()
-            are_known = [kernels.gather(weights, plain, *self.where, out)]
+        weights, out = table.numpy(), as_numpy(vectors)
+        are_known = [kernels.gather(weights, self.plain[piece], *self.where, out)]
         for one in self.segments:
             offsets = one.offsets[piece.start : piece.stop + 1]
             numbers = one.first, one.size, one.empty, one.place
@@ -155,35 +152,34 @@ class Wanted:
         if not all(are_known):
             raise unknown_id()
 
-    def _piece(self, table: Tensor, piece: slice, shape: torch.Size) -> Tensor:
-        vectors = table.new_empty(shape)
-        self.gather_piece(table, piece, vectors)
-        return vectors
-
     def scatter(self, gradient: Tensor, above: Tensor) -> None:
-        """The gradient of `gather`: adds what is `above`, [N, F, D], float32 or bfloat16, to a table's, [rows, D].
+        """The gradient of `gather`: adds what is `above`, [N, F, D], to a table's, [rows, D].
 
         Fields have rows of their own, so threads take fields, and a row's sum is in the batch's order.
         """
         from training import kernels
 
-        if above.dtype == torch.bfloat16 and self.segments:
-            above = above.float()
-        into = gradient.numpy()
-        if above.dtype == torch.bfloat16:
-            kernel, given = kernels.scatter_rounded, above.contiguous().view(torch.uint16).numpy()
-        else:
-            kernel, given = kernels.scatter, above.contiguous().numpy()
-        first, _, place = self.where
-        count = self.plain.shape[1]
-        parts = min(torch.get_num_threads(), count) if len(self.plain) >= SCATTER_ROWS else 1
-
-        def scatter(part: int) -> None:
-            kernel(into, self.plain, first, place, given, part * count // parts, (part + 1) * count // parts)
-
-        share_out(scatter, parts)
+        count, given = self.plain.shape[1], above.contiguous()
+        parts = max(1, min(torch.get_num_threads(), count)) if len(self.plain) >= SCATTER_ROWS else 1
+        share_out(
+            lambda part: self.scatter_fields(gradient, given, part * count // parts, (part + 1) * count // parts), parts
+        )
         for one in self.segments:
-            kernels.scatter_pooled(into, one.ids, one.offsets, one.first, one.empty, one.place, given)
+            kernels.scatter_pooled(
+                gradient.numpy(), one.ids, one.offsets, one.first, one.empty, one.place, given.numpy()
+            )
+
+    def scatter_fields(self, gradient: Tensor, above: Tensor, start: int, end: int) -> None:
+        """The part of plain fields start..end-1; what is `above` may be bfloat16."""
+        from training import kernels
+
+        first, _, place = self.where
+        kernels.scatter(gradient.numpy(), self.plain, first, place, as_numpy(above), start, end)
+
+
+def as_numpy(numbers: Tensor) -> NDArray[Any]:
+    """The same memory; bfloat16, which numpy has not, as the uint16 of its bits."""
+    return (numbers.view(torch.uint16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
 
 
 class Source(Protocol):

@@ -1,14 +1,15 @@
-"""A perceptron on a batch's vectors in bfloat16 as one operator that goes through the batch piece by piece.
+"""A perceptron on a batch's vectors as one operator that goes through the batch piece by piece.
 
     a_0 = [v_1; ...; v_F]        a_i = ReLU(a_{i-1} W_i^T + b_i)        hint = a_L
     d_L = dL/dhint               g_i = d_i * [a_i > 0]                  d_{i-1} = g_i W_i
     dL/dW_i = g_i^T a_{i-1}      dL/db_i = sum of g_i over rows
 
-The products are those of autograd under autocast, operand by operand, but for the rows of each: threads take pieces of
-the batch instead of meeting at the end of every operator (`threads.py`), vectors are rounded as they are looked up, and
-gradients go from a product to the rows of the table. Weights stay float32, and so do gradients of weights once a piece
-has made its part, which are summed piece after piece. Pieces have `PIECE` rows whatever the machine, so the result does
-not depend on its cores. In float32 this is not faster than autograd and not used.
+The products are those of autograd, operand by operand, but for the rows of each, and for the first layer, which spares
+itself some (`first_layer.py`): threads take pieces of the batch instead of meeting at the end of every operator
+(`threads.py`), and gradients go from a product to the rows of the table. Under autocast products are made in bfloat16:
+vectors are rounded as they are looked up, weights stay float32, and so do gradients of weights once a piece has made
+its part, which are summed piece after piece. Pieces have `PIECE` rows whatever the machine, so the result does not
+depend on its cores.
 
 Letters: N rows, F fields, D embedding width, H width of the last layer, L layers.
 """
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training import kernels
+from training.precision import linear
 from training.threads import share_out
 from training.zoo.embedding import Encoded, FieldEmbedding, Source, Wanted, have_kernels
+from training.zoo.first_layer import FirstLayer
 
 PIECE = 1024
 """Rows: few enough for a layer of a piece to stay in a core's cache, enough for products at their full speed."""
@@ -34,8 +36,8 @@ Layers = Sequence[tuple[Tensor, Tensor | None]]
 
 
 def applies(embedding: FieldEmbedding, layers: Layers, batch: Encoded) -> bool:
-    """Whether `hidden_layer` is for this batch: in training of all of these, on a CPU, in bfloat16."""
-    if not (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16):
+    """Whether `hidden_layer` is for this batch: in training of all of these, on a CPU, in float32 or bfloat16."""
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
     if not (torch.is_grad_enabled() and batch.request_index is None and have_kernels(embedding.table)):
         return False
@@ -48,7 +50,7 @@ def applies(embedding: FieldEmbedding, layers: Layers, batch: Encoded) -> bool:
 def hidden_layer(
     embedding: FieldEmbedding, layers: Layers, batch: Encoded, *, dots: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The hint, bfloat16 [N, H]; and, in float32, sum_{i<j} <v_i, v_j> [N], or nothing [0]."""
+    """The hint [N, H], bfloat16 under autocast; and, in float32, sum_{i<j} <v_i, v_j> [N], or nothing [0]."""
     found: tuple[Tensor, Tensor] = _HiddenLayer.apply(  # type: ignore[no-untyped-call]
         embedding.table,
         embedding.source(),
@@ -62,95 +64,84 @@ def hidden_layer(
 class _HiddenLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, source: Source, wanted: Wanted, dots: bool, *parameters: Tensor | None
+        ctx: Any, table: Tensor, source: Source, wanted: Wanted, dots: bool, *parameters: Any
     ) -> tuple[Tensor, Tensor]:
-        local = source.locate(wanted)
-        looked_up, rows, dim = source.weights, len(local.plain), table.shape[1]
-        rounded = [
-            None if weight is None else weight.new_empty(weight.shape, dtype=torch.bfloat16) for weight in parameters
-        ]
-        weights, biases = rounded[::2], rounded[1::2]
-        widths = [local.fields * dim, *(len(weight) for weight in weights if weight is not None)]
-        layers = [table.new_empty(rows, width, dtype=torch.bfloat16) for width in widths]
-        sums = table.new_empty(rows if dots else 0, dim)
-        products = table.new_empty(len(sums))
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        weights: list[Tensor] = [weight.detach() for weight in parameters[::2]]
+        biases: list[Tensor | None] = [None if bias is None else bias.detach() for bias in parameters[1::2]]
+        rows, layers = len(wanted.plain), len(weights)
+        first = FirstLayer(weights[0], biases[0], source, wanted, len(table), dtype)
+        transposed = list(weights)
+        activations: list[list[Tensor]] = [[table] * layers for _ in range(_count(rows))]
+        hint = table.new_empty(rows, len(weights[-1]), dtype=dtype)
+        sums, squares = (table.new_zeros(rows if dots else 0, *width) for width in ((table.shape[1],), ()))
 
-        def round_weight(number: int) -> None:
-            given, into = parameters[number], rounded[number]
-            if given is not None and into is not None:
-                into.copy_(given.detach())
+        def prepare(place: int) -> None:
+            if place == 0:
+                first.prepare()
+            else:
+                weights[place] = weights[place].to(dtype)
+                transposed[place] = weights[place].T.contiguous()
 
         def work(number: int) -> None:
-            piece = _piece(number, rows)
-            into = layers[0][piece].view(-1, local.fields, dim)
+            piece, kept = _piece(number, rows), activations[number]
+            kept[0] = first.forth(piece)
             if dots:
-                vectors = looked_up.new_empty(into.shape)
-                local.gather_piece(looked_up, piece, vectors)
-                kernels.pair_dots(vectors.numpy(), sums[piece].numpy(), products[piece].numpy())
-                into.copy_(vectors)
-            else:
-                local.gather_piece(looked_up, piece, into)
-            for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-                before, after = layers[place][piece], layers[place + 1][piece]
-                if bias is None:
-                    torch.mm(before, weight.T, out=after)  # type: ignore[union-attr]
-                else:
-                    torch.addmm(bias, before, weight.T, out=after)  # type: ignore[union-attr]
-                after.relu_()
+                first.add_up(piece, sums[piece], squares[piece])
+            for place in range(1, layers):
+                kept[place] = linear(kept[place - 1], weights[place], biases[place], relu=True)
+            hint[piece] = kept[-1]
 
         with torch.autocast("cpu", enabled=False):
-            share_out(round_weight, len(rounded))
+            share_out(prepare, layers)
             share_out(work, _count(rows))
-        ctx.source, ctx.local, ctx.dots, ctx.sums = source, local, dots, sums
-        ctx.layers, ctx.weights, ctx.biases = layers, weights, biases
-        return layers[-1].view_as(layers[-1]), products
+        ctx.first, ctx.transposed, ctx.activations, ctx.biases = first, transposed, activations, biases
+        ctx.sums = sums if dots else None
+        return hint, (sums.square().sum(1) - squares) / 2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor, above_dots: Tensor) -> tuple[Tensor | None, ...]:
-        source, local, layers, weights = ctx.source, ctx.local, ctx.layers, ctx.weights
-        looked_up, rows = source.weights, len(layers[0])
-        shape = rows, local.fields, looked_up.shape[1]
-        of_vectors = torch.empty(shape, dtype=torch.float32 if ctx.dots else torch.bfloat16)
-        parts = [
-            weight.new_empty(_count(rows), *size) for weight in weights for size in (weight.shape, weight.shape[:1])
-        ]
-        above, above_dots = above.detach(), above_dots.detach().contiguous()
+    def backward(ctx: Any, above_hint: Tensor, above_dots: Tensor) -> tuple[Tensor | None, ...]:
+        first, transposed, activations = ctx.first, ctx.transposed, ctx.activations
+        rows, layers, count = len(above_hint), len(transposed), len(activations)
+        above_hint, above_dots = above_hint.detach(), above_dots.detach().contiguous()
+        dots = None if ctx.sums is None else (above_dots, ctx.sums)
+        below = above_hint.new_empty(rows, len(first.by_field))
+        of_vectors = torch.empty_like(first.vectors_of_rest)
+        parts: list[list[Tensor]] = [[above_hint] * count for _ in range(2 * layers)]
 
         def work(number: int) -> None:
-            piece = _piece(number, rows)
-            gradient = above[piece]
-            for place in reversed(range(len(weights))):
-                gradient = torch.ops.aten.threshold_backward(gradient, layers[place + 1][piece], 0)
-                torch.mm(gradient.T, layers[place][piece], out=parts[2 * place][number])
-                torch.sum(gradient, 0, out=parts[2 * place + 1][number])
-                if place or ctx.dots:
-                    gradient = torch.mm(gradient, weights[place])
-                else:
-                    torch.mm(gradient, weights[place], out=of_vectors[piece].flatten(1))
-            if ctx.dots:
-                of_vectors[piece].flatten(1).copy_(gradient)
-                vectors = torch.empty_like(of_vectors[piece])
-                local.gather_piece(looked_up, piece, vectors)
-                kernels.add_pair_dots_gradient(
-                    vectors.numpy(), ctx.sums[piece].numpy(), above_dots[piece].numpy(), of_vectors[piece].numpy()
-                )
+            piece, kept = _piece(number, rows), activations[number]
+            above = above_hint[piece]
+            for place in reversed(range(layers)):
+                above = torch.ops.aten.threshold_backward(above, kept[place], 0)
+                parts[2 * place + 1][number] = above.sum(0)
+                if place:
+                    parts[2 * place][number] = above.T @ kept[place - 1]
+                    above = linear(above, transposed[place])
+            below[piece] = above
+            parts[0][number] = first.back(piece, above, of_vectors[piece])
 
-        share_out(work, _count(rows))
+        share_out(work, count)
         gradients: list[Tensor | None] = [None] * len(parts)
+        shares = torch.get_num_threads() if count > 1 else 1
 
-        def add_up(number: int) -> None:
-            total = parts[number][0].float()
-            for part in parts[number][1:]:
-                total.add_(part)
-            gradients[number] = total
+        def gather(number: int) -> None:
+            if number < shares:
+                first.fields_back(below, of_vectors, number, shares, dots)
+                return
+            one, *others = parts[number - shares]
+            total = one.float()
+            for other in others:
+                total.add_(other)
+            gradients[number - shares] = total
 
-        share_out(add_up, len(parts))
-        local.scatter(source.gradient, of_vectors)
+        share_out(gather, shares + len(parts))
+        gradients[0] = first.finish(of_vectors, gradients[0], dots)
         for place, bias in enumerate(ctx.biases):
             if bias is None:
                 gradients[2 * place + 1] = None
-        return source.whole_gradient, None, None, None, *gradients
+        return first.source.whole_gradient, None, None, None, *gradients
 
 
 def _count(rows: int) -> int:

@@ -1,5 +1,6 @@
 """Changing experiments through the service: the file's own rules, a phase's promises, nobody's change lost."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -15,12 +16,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from service.admin.experiments import ExperimentControl, Precondition
+from service.admin.gate import Admin
+from service.asgi import ClientGoneError
 from service.experiments.file import read_experiments
 from service.experiments.writing import change_experiment, exclusive
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.admin.test_gate import BEARER, TOKEN, audited
 from tests.service.bundles import write_wrong_golden
-from tests.service.running import make_app, metric, request_of, running_service, wait_for, wait_until_ready
+from tests.service.running import (
+    Reply,
+    ask,
+    make_app,
+    metric,
+    request_of,
+    running_service,
+    started,
+    wait_for,
+    wait_until_ready,
+)
 
 YAML = """\
 # Why there is an experiment at all.
@@ -271,17 +285,20 @@ def test_what_is_wrong_is_refused_and_nothing_is_written(
         (b"{", 400, "malformed_json"),
         (b"\xff\xfe", 400, "malformed_json"),
         (b'{"name": "main", "name": "main"}', 400, "malformed_json"),
-        (b'{"coverage": 1' + b"0" * 5000 + b"}", 400, "malformed_json"),
+        (b'{"coverage": 1' + b"0" * 5000 + b"}", 400, "number_out_of_range"),
+        (b'{"name": "main", "note": 18446744073709551616}', 400, "number_out_of_range"),
         (b"[" * 60_000, 400, "too_deep"),
-        (b'{"name": "\\ud800"}', 422, "invalid_experiment"),
-        (b'{"\\ud800": 1}', 422, "invalid_experiment"),
-        (b'{"name": "main", "salt": "\\ud800", "arms": []}', 422, "invalid_experiment"),
-        (b'{"name": "main", "salt": "s", "coverage": NaN, "arms": []}', 422, "invalid_experiment"),
+        (b'{"name": "\\ud800"}', 400, "malformed_json"),
+        (b'{"\\ud800": 1}', 400, "malformed_json"),
+        (b'{"name": "main", "salt": "\\ud800", "arms": []}', 400, "malformed_json"),
+        (b'{"name": "main", "salt": "s", "coverage": NaN, "arms": []}', 400, "malformed_json"),
+        (b'{"name": "main", "salt": "s", "coverage": -Infinity, "arms": []}', 400, "malformed_json"),
+        (b'{"name": "main", "salt": "s", "coverage": 1e999, "arms": []}', 400, "number_out_of_range"),
         (b" " * 70_000, 413, "body_too_large"),
     ],
 )
 def test_a_hostile_body_gets_a_clear_answer(shared: tuple[TestClient, Path], body: bytes, status: int, name: str):
-    """Not even what UTF-8 cannot say makes it fail."""
+    """As any other body (docs/api.md): numbers and texts that JSON or 64 bits do not have are 400."""
     admin, path = shared
     reply = admin.put("/experiments/main", content=body)
 
@@ -312,6 +329,78 @@ def test_a_change_of_something_else_by_now_is_refused(admin: TestClient, path: P
     assert put(admin, with_(coverage=0.4), **{"if-match": f'"x", {now}'}).status_code == 200
     assert put(admin, with_(coverage=0.5), **{"if-match": "*"}).status_code == 200
     assert code(put(admin, OTHER, "other", **{"if-match": "*"})) == (412, "stale_write")
+
+
+def test_what_is_in_the_quotes_of_a_tag_is_a_tag_and_nothing_else(admin: TestClient):
+    """Commas and stars among it; several lines of a header are one list."""
+    tag = admin.get("/experiments/main").headers["etag"]
+
+    for header in ('"a, *, b"', '"*"', f'"x{tag}', f'"x, {tag.strip(chr(34))}, y"', "*, *", tag + "x"):
+        assert code(put(admin, with_(coverage=0.3), **{"if-match": header})) == (412, "stale_write")
+    lines = [("if-match", '"x,*"'), ("if-match", tag)]
+    assert admin.put("/experiments/main", content=json.dumps(with_(coverage=0.3)), headers=lines).status_code == 200
+
+
+def test_a_weak_tag_says_as_well_as_a_strong_one_that_something_is_there(admin: TestClient):
+    """`If-None-Match` compares weakly (RFC 9110, section 13.1.2), and is refused where it cannot be read: taken for
+    nothing it would let the change pass."""
+    tag = admin.get("/experiments/main").headers["etag"]
+
+    for header in (tag, f"W/{tag}", f'"x", W/{tag}', "*"):
+        assert code(put(admin, with_(coverage=0.3), **{"if-none-match": header})) == (412, "stale_write")
+    for header in ("x", '"x', "W/*", "*, *"):
+        assert code(put(admin, with_(coverage=0.3), **{"if-none-match": header})) == (422, "invalid_request")
+    for header in ('"x"', 'W/"*"', ""):
+        assert put(admin, with_(coverage=0.3), **{"if-none-match": header}).status_code == 200
+
+
+def test_who_has_gone_while_waiting_for_a_turn_changes_nothing(
+    repository: Path, path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Somebody else changes the file; of those who wait for that, two stay and one goes. Told in the audit."""
+    names = ("first", "stays", "goes")
+    gone: set[str] = set()
+
+    async def change(control: ExperimentControl, name: str) -> None:
+        async def is_gone() -> bool:
+            return name in gone
+
+        body = json.dumps({**OTHER, "name": name, "salt": name}).encode()
+        await control.put(Admin("test", "here"), name, body, Precondition(None, None), is_gone)
+
+    async def play() -> list[BaseException | None]:
+        async with started(make_app(repository, path, admin_token=TOKEN)) as app:
+            with exclusive(path):
+                waiting = [asyncio.create_task(change(app.experiment_control, name)) for name in names]
+                await asyncio.sleep(0)
+                gone.add("goes")
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+    with caplog.at_level(logging.INFO):
+        found = asyncio.run(play())
+
+    assert found[:2] == [None, None]
+    assert isinstance(found[2], ClientGoneError)
+    assert [one.name for one in read_experiments(path).experiments] == ["main", "first", "stays"]
+    assert [(one["experiment"], one["result"]) for one in audited(caplog)] == [
+        *(("first", "ok"), ("stays", "ok"), ("goes", "client_gone"))
+    ]
+
+
+def test_the_route_asks_whether_its_client_is_still_there(repository: Path, path: Path):
+    """Here it goes as soon as its body is read."""
+    headers = [("content-type", "application/json"), ("authorization", f"Bearer {TOKEN}")]
+
+    async def play() -> Reply | None:
+        async with started(make_app(repository, path, admin_token=TOKEN)) as app:
+            body = json.dumps(with_(coverage=0.3)).encode()
+            return await ask(app, "/experiments/main", body, method="PUT", headers=headers)
+
+    reply = asyncio.run(play())
+
+    assert reply is not None
+    assert (reply.status, reply.body) == (499, b"")
+    assert path.read_text() == YAML
 
 
 def test_two_changes_at_once_are_both_kept(repository: Path, path: Path):

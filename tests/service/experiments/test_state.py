@@ -1,6 +1,7 @@
 """What `latest` means is settled once a phase, for every process of the machine."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.errors import ExperimentError
+from service.experiments import state
 from service.experiments.file import Experiment
-from service.experiments.state import settle_latest
 
 
 def experiment(**more: Any) -> Experiment:
@@ -22,6 +23,11 @@ def experiment(**more: Any) -> Experiment:
 
 
 LIVE = {"ensemble": 4, "student": 7}
+
+
+def settle_latest(path: Path, one: Experiment, live: Callable[[str], int]) -> dict[str, int]:
+    """Of one experiment, by arm."""
+    return {arm: version for (_, arm), version in state.settle_latest(path, [one], live).items()}
 
 
 def test_latest_is_settled_once(tmp_path: Path):
@@ -105,3 +111,26 @@ def test_workers_that_race_agree(tmp_path: Path):
     assert all(answer == answers[0] for answer in answers)
     assert json.loads(path.read_text())["format_version"] == 1
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["state.json", "state.json.lock"]
+
+
+def test_a_file_of_many_is_settled_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Read once and written once, however many experiments it has; and not at all where one cannot be settled."""
+    path = tmp_path / "state.json"
+    done: list[str] = []
+    for name in ("_read", "_replace"):
+        real = getattr(state, name)
+        monkeypatch.setattr(state, name, lambda *given, name=name, real=real: (done.append(name), real(*given))[1])
+    many = [experiment(name=f"e{number}", salt=f"s{number}") for number in range(50)]
+
+    with pytest.raises(KeyError):
+        state.settle_latest(path, many, {"ensemble": 4}.__getitem__)
+    assert (done, path.exists()) == (["_read"], False)
+    first = state.settle_latest(path, many, LIVE.__getitem__)
+    again = state.settle_latest(path, many, {}.__getitem__)
+
+    assert first == again
+    assert first == {(f"e{number}", arm): LIVE[model] for number in range(50) for arm, model in ARMS_OF_LATEST}
+    assert done == ["_read", "_read", "_replace", "_read"]
+
+
+ARMS_OF_LATEST = (("control", "ensemble"), ("b", "student"))

@@ -92,6 +92,16 @@ def test_a_student_of_another_network_distils_as_the_recipes_own_and_has_a_contr
     assert other.control.fit.max_epochs == recipe.student.fit.max_epochs
 
 
+def test_the_built_in_log_has_every_network_tuned():
+    """DIN among them: its log has a history, and what is compared there is judged."""
+    vary = Variations(load_recipe("synthetic").recipe)
+
+    rows = table("baselines", vary, LOG).rows
+
+    assert {row.model for row in rows} >= {f"zoo.{name}" for name in NETWORKS}
+    assert not vary.untuned
+
+
 STUDENT_DCN = "students.dcn={network: dcn, options: {dim: 4, hidden: [16], init_sd: 0.7}, fit: {learning_rate: 0.001}}"
 
 

@@ -311,6 +311,15 @@ def test_a_day_that_is_none_of_kuairands_is_refused(tmp_path: Path):
         read(open_log(load_recipe("kuairand_pure").recipe.source, base=tmp_path, data=tmp_path))
 
 
+def test_an_archive_that_is_not_unpacked_is_named(tmp_path: Path):
+    (tmp_path / "KuaiRand-Pure.tar.gz").write_bytes(b"\x1f\x8b")
+
+    with pytest.raises(
+        DataError, match=r"KuaiRand-Pure/data/ with its files .*; unpack KuaiRand-Pure\.tar\.gz there first"
+    ):
+        open_log(load_recipe("kuairand_pure").recipe.source, base=tmp_path, data=tmp_path)
+
+
 def test_the_archives_own_folder_is_answered_with_the_one_that_contains_it(tmp_path: Path):
     folder = kuairand(tmp_path)
 

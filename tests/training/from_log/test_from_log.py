@@ -191,6 +191,40 @@ def test_one_experiment_alone_and_forced_requests_on_demand(tmp_path: Path):
     assert rows(joined(tmp_path, *log, experiment="e", keep_forced=True), "request_id") == [("a",), ("c",)]
 
 
+def test_candidates_without_a_click_make_rows_of_their_own_on_demand(tmp_path: Path):
+    """Not shown beside one that was, not shown at all, or waiting; a place that nobody gave them is the serving one."""
+    bare = [{"unit": "x"}, {"unit": "y", "position": 7}]
+    log = [
+        *(exposure("seen"), event("impression", 1, request_id="seen")),
+        exposure("not shown", candidates=bare, pctr=[0.5, None]),
+        *(exposure("young", time=LATER, candidates=bare, pctr=[0.1, 0.2]), event("click", 0, request_id="young")),
+        exposure("forced", forced=True),
+    ]
+
+    found = joined(tmp_path, *log, unlabelled=1.0)
+
+    assert found.unlabelled is not None
+    columns = ("request_id", "candidate", "click", "position", "feature.unit")
+    assert list(zip(*(found.unlabelled[name].to_pylist() for name in columns), strict=True)) == [
+        *(("not shown", 0, None, 1, "x"), ("seen", 0, None, 0, "a0"), ("seen", 2, None, 2, "a2")),
+        *(("young", 0, None, 1, "x"), ("young", 1, None, 7, "y")),
+    ]
+    assert rows(found, "request_id", "candidate") == [("seen", 1)]
+    assert found.counts["unlabelled"] == 5
+    assert joined(tmp_path, *log).unlabelled is None
+
+
+def test_a_share_of_them_is_the_same_in_whatever_order_they_are_read(tmp_path: Path):
+    log = [exposure(f"r{n}") for n in range(200)]
+    log += [event("impression", 0, request_id="r0")]
+
+    one, other = (joined(tmp_path / name, *given, unlabelled=0.25) for name, given in (("a", log), ("b", log[::-1])))
+
+    assert one.unlabelled is not None
+    assert one.unlabelled.equals(other.unlabelled)
+    assert 100 < len(one.unlabelled) < 200
+
+
 def test_order_and_number_of_segments_change_nothing(tmp_path: Path):
     """Rows stand by time, request and candidate, wherever their records lay: events before their exposure, too."""
     log = [exposure(name, time=NOW + at) for at, name in ((3, "c"), (1, "b"), (1, "a"))]
@@ -336,6 +370,28 @@ def test_the_same_log_gives_the_same_bytes(written: Path, tmp_path: Path):
 
     for name in ("log.parquet", "schema.json", "report.json"):
         assert (written / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_the_recipe_reads_the_rows_without_clicks_that_were_asked_for(tmp_path: Path):
+    """And forgets those of the recipe whose networks it takes, which are of another log."""
+    write_log(tmp_path / "log", *(exposure(f"r{n}") for n in range(9)), event("impression", 0, request_id="r0"))
+    (tmp_path / "schema.json").write_text(SCHEMA.to_json())
+    template = load_recipe("synthetic").recipe.model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(template | {"unlabelled": {"source": {"paths": ["old.csv"]}}}))
+
+    def recipe(out: str, *more: str) -> Any:
+        options = ["--schema", str(tmp_path / "schema.json"), "--out", str(tmp_path / out), *more]
+        options += ["--recipe", str(tmp_path / "own.yaml")]
+        assert main(["from-log", str(tmp_path / "log"), *options, "--window", "60", "--as-of", str(LATER)]) == 0
+        return load_recipe(str(tmp_path / out / "recipe.yaml"))
+
+    with_ = recipe("with", "--unlabelled", "1")
+    source = FileSource((tmp_path / "with" / with_.recipe.unlabelled.source.paths[0],))
+    (clicks,) = ClickLog(source, with_.schema, has_labels=False).read(Faults(0.0))
+    assert len(clicks) == 9 * 3 - 1
+    assert recipe("without").recipe.unlabelled is None
+    with pytest.raises(SystemExit):
+        recipe("wrong", "--unlabelled", "1.5")
 
 
 def test_nothing_is_written_over(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
