@@ -50,10 +50,10 @@ MAX_DEADLINE_MS = 3_600_000.0
 LONG_BODY = 1 << 15
 """Shorter bodies cost little whatever is in them."""
 MANY_EXPONENTS = 3000
-PLACE_SECONDS = 4e-5
-MOST_PLACES = 6
-"""A request takes a place among those in flight, and another for each `PLACE_SECONDS` of its run, up to six in all:
-what waits behind it waits for that."""
+ROWS_A_PLACE = 12
+MOST_PLACES = 5
+"""A request takes a place among those in flight, one of many candidates up to five: what waits behind it waits for
+all of them."""
 RETRY_AFTER = (b"retry-after", b"1")
 RENEWAL_SECONDS = 1.0
 """The shortest time after which what a model takes is measured again, while it is not asked for being too slow."""
@@ -611,8 +611,7 @@ class Predictor:
             call.queued = perf_counter()
             call.encoding = call.queued - began
             if call.rows:
-                seconds = served.scorer.estimate.best_seconds(call.rows)
-                places = min(1 + int(seconds / PLACE_SECONDS), MOST_PLACES)
+                places = min(1 + call.rows // ROWS_A_PLACE, MOST_PLACES)
                 self.in_flight += places - call.places
                 call.places = places
                 self.queue.submit(call)

@@ -21,7 +21,6 @@ from service.asgi import refuse
 from service.descriptions import REFUSAL_EXAMPLES
 from service.errors import PROBLEMS, Code, Refusal
 from service.predict import decode_request, refuse_wide_integers
-from service.scorer import TimeEstimate
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
@@ -395,18 +394,14 @@ def test_what_waits_for_its_turn_counts_as_in_flight(repository: Path):
     assert statuses.count(429) == 42
 
 
-@pytest.mark.parametrize(("micros", "admitted"), [(30, 8), (60, 4), (90, 3), (170, 2), (90_000, 2)])
-def test_long_runs_take_more_room(repository: Path, micros: int, admitted: int):
-    """What waits behind them waits for that. At most six times the room, and all of it is given back."""
+@pytest.mark.parametrize(("candidates", "admitted"), [(11, 8), (12, 4), (24, 3), (48, 2), (500, 2)])
+def test_many_candidates_take_more_room(repository: Path, candidates: int, admitted: int):
+    """What waits behind them waits for each of theirs. At most five times the room, and all of it is given back."""
 
     async def burst() -> tuple[list[int], int]:
         async with started(make_app(repository, max_in_flight=8)) as app:
-            assert app.plan is not None
-            for served in app.plan.live.values():
-                served.scorer.estimate = TimeEstimate()
-                served.scorer.estimate.observe(50, micros / 1e6)
-            body = json.dumps(request_of(*range(50))).encode()
-            replies = await asyncio.gather(*(ask(app, "/models/student/predict", body) for _ in range(20)))
+            body = json.dumps(request_of(*range(candidates))).encode()
+            replies = await asyncio.gather(*(ask(app, "/predict", body) for _ in range(20)))
             return [reply.status for reply in replies if reply is not None], app.predictor.in_flight
 
     statuses, left = asyncio.run(burst())
