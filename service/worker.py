@@ -37,6 +37,9 @@ READY = b"ready"
 ALIVE = b"alive"
 HEARTBEAT_SECONDS = 0.5
 HANDSHAKE_SECONDS = 0.1  # more than a client needs to finish opening a connection
+SWITCH_SECONDS = (
+    0.0005  # the event loop waits no longer for Python's lock while a thread loads a version; 5 ms otherwise
+)
 IDLE_SECONDS = 1.0  # when draining, a connection that has been idle for so long is closed
 
 
@@ -178,6 +181,7 @@ def _serve(
                 return
             # Vocabularies never die: keep the collector from walking millions of their strings. And let a decoded
             # body of 100,000 lists be less than one collection; by default it is hundreds.
+            sys.setswitchinterval(SWITCH_SECONDS)
             gc.collect()
             gc.freeze()
             gc.set_threshold(100_000, 50, 100)
