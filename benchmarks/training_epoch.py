@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import training  # isort: skip  # noqa: F401  before torch, as `python -m training` does: it says how threads wait
 import numpy as np
 import torch
 from torch import nn

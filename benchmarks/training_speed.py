@@ -67,6 +67,7 @@ def environment(folder: Path, packages: Sequence[str]) -> Path:
 def turn(command: Sequence[str], threads: int) -> Turn:
     """What one process found."""
     variables = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    variables.pop("OMP_WAIT_POLICY", None)  # `training` has set it for itself, in here too; peers are as they come
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")

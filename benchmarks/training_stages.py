@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import training  # isort: skip  # noqa: F401  before torch, as `python -m training` does
 import torch
 
 from benchmarks import training_log

@@ -123,6 +123,7 @@ class Service(FastAPI):
             tracer=self.tracer,
         )
         self.drift = Drift(metrics)
+        self._registry.build_more = self.drift.prepare
         self.shadow = ShadowLane(
             self.predictor,
             metrics,

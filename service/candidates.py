@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, pairwise, repeat
+from itertools import chain, islice, pairwise, repeat
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ from models.values import LARGEST_INTEGER, SMALLEST_INTEGER
 LONGEST_ENVELOPE = 1 << 15
 """Of a longer one the usual way has to find out whether it is slow to read (`predict.LONG_BODY`)."""
 MOST_NEW_BYTES = 1 << 14
+WARM_TOGETHER = 16
 FEW = 4
 """Where at most one candidate in so many is new, those are decoded one by one; else it is quicker to decode all."""
 ENTRY_BYTES = 33 + 33 + 104
@@ -214,6 +215,18 @@ class CandidateCache:
         # Each object begins where the one before ended: so where the lengths agree, all pieces are objects.
         if lengths == [1 + len(_object_part(piece)) for piece in pieces]:
             self._keep(pieces, values, rows)
+
+    def latest(self, most: int) -> list[bytes]:
+        """The pieces that were put in, or moved up from the old generation, last."""
+        return list(islice(chain(reversed(self._young), reversed(self._old)), most))
+
+    def warm(self, pieces: Sequence[bytes]) -> None:
+        """Encodes pieces that another version's cache knew, before anybody asks: a version that was just swapped in
+        would decode and encode every candidate of every request, at several times the cost, for a while. What does
+        not fit this version's schema is left out."""
+        for start in range(0, len(pieces) if self.is_on else 0, WARM_TOGETHER):
+            part = pieces[start : start + WARM_TOGETHER]
+            self._encode_new(part, [None] * len(part), range(len(part)))
 
     def _look_further(self, pieces: Sequence[bytes], rows: list[Any]) -> list[int]:
         """Fills in what the old generation has; the places of what is new."""

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import orjson
@@ -219,18 +220,24 @@ class Drift:
         self._faded = clock()
         self._watched: dict[str, VersionDrift] = {}
         """By the hash of the bundle. Replaced and not changed, because a scrape reads it in a thread."""
+        self._prepared: WeakKeyDictionary[Scorer, VersionDrift] = WeakKeyDictionary()
         self._kl: dict[str, tuple[float, float]] = {}
         self._gauges: tuple[float, dict[tuple[str, str], float], dict[str, float]] = (-1.0, {}, {})
         metrics.drift_psi.values = lambda: self.gauges()[0].items()
         metrics.shadow_kl.values = lambda: (((name,), value) for name, value in self.gauges()[1].items())
+
+    def prepare(self, scorer: Scorer) -> None:
+        """Makes what counting a version takes. In the thread that loads it: on the loop every request would wait."""
+        if scorer.bundle.sha256 not in self._watched:
+            self._prepared[scorer] = VersionDrift(scorer.bundle, self._clock)
 
     def watch(self, scorers: Iterable[Scorer]) -> None:
         """From now on these are counted, and no others."""
         watched: dict[str, VersionDrift] = {}
         for scorer in scorers:
             sha256 = scorer.bundle.sha256
-            drift = watched.get(sha256) or self._watched.get(sha256) or VersionDrift(scorer.bundle, self._clock)
-            watched[sha256] = drift
+            drift = watched.get(sha256) or self._watched.get(sha256) or self._prepared.pop(scorer, None)
+            watched[sha256] = drift = drift or VersionDrift(scorer.bundle, self._clock)
             scorer.sampled = drift.offer
         self._watched = watched
 

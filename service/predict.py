@@ -52,7 +52,7 @@ LONG_BODY = 1 << 15
 MANY_EXPONENTS = 3000
 ROWS_A_PLACE = 12
 MOST_PLACES = 5
-"""A request takes a place among those in flight, one of many candidates up to five: what waits beside it waits for
+"""A request takes a place among those in flight, one of many candidates up to five: what waits behind it waits for
 all of them."""
 RETRY_AFTER = (b"retry-after", b"1")
 RENEWAL_SECONDS = 1.0

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ LOAD_SHARE = 0.05
 """Share of the time that may go into loading versions for single requests."""
 LOAD_SECONDS = 1.0
 """The shortest time after which a request that came too early is told to try again."""
+MOST_WARMED = 10_000
+"""So many candidates that the version before knows are encoded for the next before it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Registry:
         """Versions that experiments need whatever is live; never released."""
         self.followed: set[str] = set()
         """Models whose live version experiments need; what is live of them stays, also when the folder goes."""
+        self.build_more: Callable[[Scorer], object] = lambda scorer: None
+        """Called in the thread that loads a version."""
         self.prepare: Callable[[Scorer], Awaitable[None]] = _nothing_to_prepare
         """What else has to be done before a version that was just loaded may answer."""
         self.generation = 0
@@ -214,7 +218,7 @@ class Registry:
             raise ModelLoadError(name, *before[1:])
         loop = asyncio.get_running_loop()
         try:
-            scorer = await loop.run_in_executor(self._loader, _build, name, path, self._candidate_cache_bytes)
+            scorer = await loop.run_in_executor(self._loader, self._build, name, path, self._known_candidates(name))
         except ModelLoadError as error:
             self._refused[key] = (signature, error.reason, str(error))
             self._metrics.model_load_failures.labels(name, error.reason).inc()
@@ -224,6 +228,18 @@ class Registry:
         await self.prepare(scorer)
         self._keep(key, scorer)
         logger.info("model %s version %d is loaded and golden-checked", name, version)
+        return scorer
+
+    def _known_candidates(self, name: str) -> list[bytes]:
+        """Those that the live version of a model has met last: the next one is likely to be asked for them."""
+        live = self.loaded.get((name, self.live.get(name, 0)))
+        return [] if live is None else live.candidates.latest(MOST_WARMED)
+
+    def _build(self, name: str, path: Path, candidates: Sequence[bytes]) -> Scorer:
+        """A scorer with all that it needs to be asked in the next moment. In the loader's thread."""
+        scorer = _build(name, path, self._candidate_cache_bytes)
+        scorer.candidates.warm(candidates)
+        self.build_more(scorer)
         return scorer
 
     def _sign(self, key: Version) -> tuple[Path, Signature]:

@@ -21,8 +21,13 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types, uint64
+from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
+AHEAD, LINE = 8, 16
+"""Rows that a loop over rows of a large table asks for before it needs them; float32 numbers of a cache line."""
+
+cgutils: Any = _cgutils  # it says nothing of its types
 Array = Any  # of numpy; numba reads the types from the arrays themselves
 
 
@@ -65,8 +70,32 @@ def _rounded(context: Any, number: Any, like: Any) -> Any:
     return (like if like == types.uint16 else number)(number, like), generate
 
 
+@intrinsic
+def _fetch(context: Any, flat: Any, place: Any) -> Any:
+    """Ask for the cache line of flat[place], which need not be there by then, nor be a place of the array at all."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        numbers = context.make_array(flat)(context, builder, values[0])
+        address = builder.bitcast(builder.gep(numbers.data, [values[1]]), cgutils.voidptr_t)
+        flag = context.get_value_type(types.int32)
+        kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [address.type, flag, flag, flag])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [address, flag(1), flag(3), flag(1)])  # to be written, kept near, data
+        return context.get_dummy_value()
+
+    return types.void(flat, place), generate
+
+
+fetch: Any = _fetch
 widened: Any = _widened  # numba hands the first argument itself
 rounded: Any = _rounded
+
+
+@compiled
+def fetch_row(flat: Array, row: int, width: int) -> None:
+    """Ask for a row of so many float32 numbers: 64 bytes a line, and memory a hundred times as far as the cache."""
+    for line in range(uint64(0), width, uint64(LINE)):
+        fetch(flat, row * width + line)
 
 
 @compiled
@@ -287,7 +316,10 @@ def catch_up(
     """
     dim, most = state.shape[2], decays.shape[1] - 1
     root, tiny = np.empty(dim, np.float32), np.float32(epsilon)
+    flat, width = state.reshape(-1), uint64(state.shape[1] * dim)
     for i in range(len(touched)):
+        if i + AHEAD < len(touched):
+            fetch_row(flat, uint64(touched[i + AHEAD]), width)
         row = state[touched[i]]
         w, m, v, mean = row[0], row[1], row[2], row[3]
         waited = done - since[i]
@@ -366,7 +398,10 @@ def update(
     dim = state.shape[2]
     new_m, old_v, new_v = np.float32(1 - b1), np.float32(b2), np.float32(1 - b2)
     by, times, part, tiny = np.float32(rate), np.float32(scale), np.float32(share), np.float32(epsilon)
+    flat, width = state.reshape(-1), uint64(state.shape[1] * dim)
     for i in range(len(touched)):
+        if i + AHEAD < len(touched):
+            fetch_row(flat, uint64(touched[i + AHEAD]), width)
         row, g = state[touched[i]], gradient[i]
         w, m, v, mean = row[0], row[1], row[2], row[3]
         for d in range(dim):

@@ -19,7 +19,7 @@ import torch
 def share_out(work: Callable[[int], None], count: int) -> None:
     """work(0), ..., work(count - 1), in any order, perhaps at once; an error of one is raised."""
     threads = torch.get_num_threads()
-    if min(threads, count) == 1:
+    if min(threads, count) <= 1:
         for number in range(count):
             work(number)
         return

@@ -245,6 +245,41 @@ def test_the_same_bytes_mean_other_ids_to_another_version(tmp_path: Path):
     assert ids == [[3, 4], [40, 39]]
 
 
+def learned(encoder: Encoder, *numbers: int) -> CandidateCache:
+    cache = CandidateCache(encoder, 1 << 20)
+    rows = [candidate(number) for number in numbers]
+    cache.learn(b"", pieces_of(*numbers), rows, encoder.encode_candidates(rows))
+    return cache
+
+
+def test_the_next_version_knows_the_ads_of_the_one_before_by_its_own_vocabulary():
+    """So that it does not begin by decoding every candidate of every request. What does not fit it is left out, with
+    the few that were encoded together with it."""
+    model = tiny_model()
+    values = model.encoder.to_vocabularies()
+    turned = Encoder(model.encoder.schema, {**values, "ad_id": list(reversed(values["ad_id"]))})
+    before = learned(model.encoder, *range(40)).latest(100)
+    after = CandidateCache(turned, 1 << 20)
+
+    after.warm([*before, b'"price":"much"},'])
+
+    assert len(after) == 32
+    found = after.encode(before[:32])
+    wanted = turned.encode_candidates([candidate(number) for number in reversed(range(8, 40))])
+    assert found is not None
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+
+
+def test_the_latest_of_a_cache_are_told_first_and_no_more_than_asked_for():
+    cache = learned(tiny_model().encoder, 1, 2, 3)
+    off = CandidateCache(tiny_model().encoder, 0)
+
+    off.warm(cache.latest(100))
+
+    assert cache.latest(2) == pieces_of(3)[-1:] + pieces_of(2)[-1:]
+    assert (len(off), off.latest(5)) == (0, [])
+
+
 def test_scores_are_the_same_from_bytes_and_from_values_to_the_byte(tmp_path: Path):
     """An application that remembers and one that does not, the same requests twice: versions old and new, both
     spellings of candidates; and what is counted of values agrees, too."""

@@ -147,6 +147,18 @@ def test_the_same_traffic_does_not_drift_and_another_does(scorer: Scorer, clock:
     assert {field for _, field in indexes} <= {*bundle.manifest.reference.fields, "pctr"}
 
 
+def test_what_was_made_before_a_version_went_live_is_what_counts_it(scorer: Scorer, clock: Clock):
+    """Made in the thread that loads it; made again on the loop it would keep requests waiting."""
+    drift = Drift(Metrics(), clock, clock)
+    drift.prepare(scorer)
+    made = drift._prepared[scorer]
+
+    drift.watch([scorer])
+
+    assert scorer.sampled == made.offer
+    assert len(drift._prepared) == 0
+
+
 def test_what_has_few_values_is_left_out(scorer: Scorer, clock: Clock):
     """Chance alone would look like drift. Candidates are counted one by one, contexts once a request."""
     drift = drift_of(clock, scorer)

@@ -76,6 +76,24 @@ def test_a_new_version_goes_live_without_a_failed_request(own_repository: Path):
     assert set(seen) == {1, 2}
 
 
+def test_a_new_version_knows_the_candidates_of_the_one_before(own_repository: Path):
+    """From its first request on: nobody waits because a version was published."""
+
+    async def publish(app: Service) -> tuple[list[bytes], list[bytes]]:
+        await version_of(app)
+        assert app.plan is not None
+        before = app.plan.live["student"].scorer.candidates.latest(100)
+        await asyncio.to_thread(write_tiny_bundle, own_repository, "student", bias=2.0)
+        while app.plan.live["student"].scorer.bundle.version == 1:
+            await asyncio.sleep(0.001)
+        return before, app.plan.live["student"].scorer.candidates.latest(100)
+
+    before, after = in_app(own_repository, publish)
+
+    assert before
+    assert sorted(after) == sorted(before)
+
+
 def test_an_answer_never_mixes_versions(own_repository: Path):
     """While versions change, the scores of each answer are all of the version that it names."""
     biases = {1: 0.0, 2: 3.0, 3: -3.0}

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.training.test_choices import done
 from training.ablate.variations import Variations
 from training.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, RecipeError
 from training.metrics import logloss, sigmoid
 from training.pipeline import plan
 from training.recipe import load_recipe
-from training.stages import Step, run_steps
+from training.stages import Step
 from training.sweep import best_of, edges_of, sweep
 
 
@@ -134,8 +135,7 @@ def test_students_of_other_networks_are_tuned_on_the_ensemble_as_ablate_trains_t
     for it stay as they are, its teachers are those of the run in the folder; a table of the recipe found finds its
     students done."""
     run = plan(load_recipe(tiny_recipe(tmp_path)), [1], runs=tmp_path / "out", data=None).seeds[0]
-    (tmp_path / "out").mkdir()
-    run_steps([run.gate], tmp_path / "out", workers=1, watcher=Silence())
+    done(run.gate, tmp_path / "out")
     (tmp_path / "out" / "sweep.json").write_text("{}")
 
     found = swept(tmp_path, sides=["students"], seeds=[1], overrides=[STUDENTS])

@@ -36,12 +36,14 @@ Layers = Sequence[tuple[Tensor, Tensor | None]]
 
 
 def applies(embedding: FieldEmbedding, layers: Layers, batch: Encoded) -> bool:
-    """Whether `hidden_layer` is for this batch: in training of all of these, on a CPU, in float32 or bfloat16."""
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+    """Whether `hidden_layer` is for this batch: in training of all of these, on a CPU, in bfloat16 or, from a piece of
+    rows on, in float32, where less is not worth what an operator of Python costs."""
+    rounds = torch.is_autocast_enabled("cpu")
+    if rounds and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
     if not (torch.is_grad_enabled() and batch.request_index is None and have_kernels(embedding.table)):
         return False
-    if len(batch.candidates) == 0:
+    if len(batch.candidates) < (1 if rounds else PIECE):
         return False
     weights = [embedding.table, *(weight for layer in layers for weight in layer if weight is not None)]
     return all(weight.requires_grad and weight.dtype == torch.float32 for weight in weights)

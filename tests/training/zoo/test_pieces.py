@@ -132,9 +132,9 @@ def test_where_there_is_no_onednn_torch_multiplies(name: str, monkeypatch: pytes
         assert (one - other).norm() <= 0.1 * other.norm()
 
 
-@pytest.mark.parametrize("case", ["dropout", "evaluation", "frozen"])
+@pytest.mark.parametrize("case", ["small", "dropout", "evaluation", "frozen"])
 def test_what_is_not_for_pieces_is_left_to_autograd(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout, scoring, and a network of which a part does not learn."""
+    """A few rows in float32, dropout, scoring, and a network of which a part does not learn."""
     monkeypatch.setattr(pieces_module, "hidden_layer", refuse)
     network = build("dnn", PLAIN, dim=8, hidden=[16], dropout=0.5 if case == "dropout" else 0.0)
     assert isinstance(network, nn.Module)
@@ -143,8 +143,9 @@ def test_what_is_not_for_pieces_is_left_to_autograd(case: str, monkeypatch: pyte
     if case == "evaluation":
         torch.set_grad_enabled(False)
     try:
-        with products_in("bfloat16"):
-            network(batch(PLAIN))
+        rows = batch(PLAIN)
+        with products_in("float32" if case == "small" else "bfloat16"):
+            network(Encoded(rows.context[:1000], rows.candidates[:1000]) if case == "small" else rows)
     finally:
         torch.set_grad_enabled(True)
 
