@@ -36,6 +36,9 @@ EXIT_NO_MODEL = 3  # nothing to serve with
 READY = b"ready"
 ALIVE = b"alive"
 HEARTBEAT_SECONDS = 0.5
+SWITCH_SECONDS = 0.0002
+"""How long a thread that computes (a page of the console, a scrape, a file that is read) keeps the interpreter from the
+event loop, each time that a request reads, scores or writes: Python's own 5 ms are several requests."""
 HANDSHAKE_SECONDS = 0.1  # more than a client needs to finish opening a connection
 SWITCH_SECONDS = (
     0.0005  # the event loop waits no longer for Python's lock while a thread loads a version; 5 ms otherwise
@@ -66,6 +69,7 @@ def run_worker(
     SIGTERM and SIGINT, and the supervisor's death, all mean: readiness falls, requests are answered with
     `Connection: close` for `drain_seconds`, the socket closes, what was accepted is answered, exit 0.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: stopping.append(number))

@@ -17,6 +17,7 @@ import yaml
 from service.answers.report import to_json
 from service.app import Service, create_app
 from service.experiments.file import Experiment, ExperimentFile
+from service.experiments.state import Halt, halt_arm, read_halts
 from service.results.keeper import Computed
 from service.settings import Settings
 from tests.models.tiny_bundle import write_tiny_bundle
@@ -267,6 +268,31 @@ def test_an_owner_pauses_and_resumes(site: Site, console: Page):
     confirm(console)
     said(console, "ramp-said", "every arm on")
     assert site.stated()["halted"] == []
+    assert console.complaints() == []
+
+
+def test_an_owner_lifts_what_a_guard_rail_has_halted(site: Site, console: Page):
+    """The page says what was crossed; the button asks, and the arm gets its units again."""
+    state = site.experiments.with_name(site.experiments.name + ".state.json")
+    phase = {"experiment": EXPERIMENT["name"], "phase": 1, "salt": EXPERIMENT["salt"]}
+    found = {"rail": "ctr_loss", "bound": 0.1, "found": 0.4, "evidence": 1.2, "time": 1_795_300_000.0}
+    assert halt_arm(state, Halt.model_validate({**phase, **found, "arm": "student"}))
+    student = lambda: site.app.require_plan().default.arms[1]  # noqa: E731
+    wait_for(lambda: student().halted, "the arm is halted")
+    console.open(f"{site.url}/console")
+    assert "A guard-rail halted student" in said(console, "ramp-now", "ctr loss of 0.4, allowed 0.1")
+    console.type_into("#token", TOKEN)
+
+    console.click("[data-lift=student]")
+    confirm(console, go=False)
+    assert student().halted
+    console.click("[data-lift=student]")
+    assert "student" in confirm(console)
+    said(console, "ramp-said", "The halt of student is lifted.")
+
+    assert not student().halted
+    assert read_halts(state) == {}
+    console.wait("document.querySelector('[data-lift]') === null")
     assert console.complaints() == []
 
 
