@@ -34,6 +34,10 @@ def parent_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return found[0] if len(found) == 1 else b""
 
 
+INPUT_ENDED = "retort.input_ended"
+"""In the scope of a request whose client will send nothing more: it may be gone, or have closed its half and wait."""
+
+
 class ClientGoneError(Exception):
     """The client went away before its request was complete: nobody is left to answer."""
 

@@ -14,7 +14,7 @@ from service import page
 from service.admin import halts
 from service.admin.experiments import Precondition
 from service.admin.gate import BODY_BYTES, credentials
-from service.asgi import ClientGoneError, read_whole
+from service.asgi import INPUT_ENDED, ClientGoneError, read_whole
 from service.errors import Code, ExperimentError, Refusal
 from service.experiments.assignment import BUCKETS
 from service.experiments.file import Experiment, validate_experiment
@@ -65,7 +65,7 @@ def add_routes(app: Service) -> None:
         precondition = Precondition(_header(request, "if-match"), _header(request, "if-none-match"))
         try:
             body = await read_whole(request, BODY_BYTES)
-            await app.experiment_control.put(admin, name, body, precondition, request.is_disconnected)
+            await app.experiment_control.put(admin, name, body, precondition, lambda: _is_gone(request))
         except ClientGoneError:
             return Response(status_code=499)
         return _described(find(name))
@@ -134,6 +134,12 @@ def changed(spec: Experiment, wanted: list[tuple[str, str]]) -> Experiment:
         return validate_experiment(content, "the change")
     except ExperimentError as error:
         raise Refusal(Code.INVALID_EXPERIMENT, str(error)) from None
+
+
+async def _is_gone(request: Request) -> bool:
+    """Whether nobody waits for the answer. Who has gone looks like who has closed its half of the connection, until one
+    writes to it; the latter is not done by who changes an experiment."""
+    return INPUT_ENDED in request.scope or await request.is_disconnected()
 
 
 def _header(request: Request, name: str) -> str | None:

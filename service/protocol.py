@@ -29,7 +29,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.asgi import CLOSE, Answer, refuse
+from service.asgi import CLOSE, INPUT_ENDED, Answer, refuse
 from service.asgi import FIRST_BYTE as FIRST_BYTE
 from service.direct import END_OF_HEAD, Direct, Exchange
 from service.errors import Code, Refusal
@@ -207,6 +207,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._incomplete or cycle is None or cycle.response_complete:
             return False
         cycle.keep_alive = False
+        if not isinstance(cycle, Exchange):
+            cycle.scope[INPUT_ENDED] = True
         return True
 
     def data_received(self, data: bytes) -> None:

@@ -1,18 +1,21 @@
 """The long forms, run by `make soak`: full recipes, a hundred kills, minutes of load. Left out of `make test`."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.disturbances import spoil
 from tests.end_to_end.small_run import training
 from tests.service.conftest import own_repository
-from tests.service.running import Running, metric, running_service, wait_for
+from tests.service.running import Running, metric, request_of, running_service, wait_for
 from tests.service.test_server import BIASES, Load
 
 __all__ = ["own_repository"]  # a fixture, named so that pytest finds it here
@@ -89,20 +92,51 @@ def metrics_folder(running: Running) -> Path:
     return folder
 
 
-def test_ten_minutes_of_load_do_not_grow_memory(own_repository: Path, tmp_path: Path):
+class Rubbish(threading.Thread):
+    """A client that posts spoiled bodies, some hundred a second, until it is stopped; what it minds is a 5xx."""
+
+    def __init__(self, running: Running) -> None:
+        super().__init__()
+        self.running = running
+        self.stopping = False
+        self.sent = 0
+        self.failed: list[bytes] = []
+
+    def run(self) -> None:
+        chooser = random.Random(1)
+        good = json.dumps(request_of(1, 2, 3, unit_id="u")).encode()
+        with contextlib.closing(self.running.connection()) as connection:
+            while not self.stopping:
+                body = spoil(good, chooser)
+                if self.running.request("POST", "/predict", body, connection).status >= 500:
+                    self.failed.append(body)
+                self.sent += 1
+                time.sleep(0.005)
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.join(60)
+
+
+def test_ten_minutes_of_load_and_rubbish_do_not_grow_memory(own_repository: Path, tmp_path: Path):
+    """Good requests from four clients and spoiled ones from a fifth: right answers, no 5xx, and what the worker holds
+    after a minute it holds after ten, to 2%."""
     with running_service(tmp_path / "log", "--repository", str(own_repository), "--workers", "1") as running:
         pid = running.worker_pids()[0]
         loads = [Load(running, number, BIASES) for number in range(4)]
-        for load in loads:
-            load.start()
+        rubbish = Rubbish(running)
+        for client in (*loads, rubbish):
+            client.start()
         time.sleep(60)
         early = resident_bytes(pid)
         time.sleep(540)
         late = resident_bytes(pid)
-        for load in loads:
-            load.stop()
+        for client in (*loads, rubbish):
+            client.stop()
 
         assert [load.wrong for load in loads] == [[]] * 4
+        assert rubbish.failed == []
+        assert rubbish.sent > 1000
         assert late < 1.02 * early
         assert running.stop() == 0
 

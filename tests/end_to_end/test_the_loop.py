@@ -8,7 +8,8 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ experiments:
     {ANALYSIS.strip()}
 """
 RUNS = itertools.count()
+CROWD = 200
+"""Users who come at once."""
 FAR = "4000000000"
 """A moment at which every window has closed."""
 SHADOWED, TOGETHER, SAMPLE = 256, 64, 100
@@ -125,39 +128,49 @@ def simulated(
     world: World,
     service: Running,
     experiment: str,
-    requests: int | None = None,
+    requests: int,
     *,
-    until: Callable[[], bool] | None = None,
     seed: int = 1,
+    tally: Tally | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Everybody is patient, so that it is the same on every machine. `until`: what ends it, looked at ten times a
-    second; `seed`: other users meet other ads."""
+    """So many requests, and all feedback of them. Everybody is patient, so that it is the same on every machine.
+    `seed`: other users meet other ads; `tally`: of those who came before."""
+    tally = tally if tally is not None else Tally()
+    tally.began = None
     run_name = f"{experiment}-{next(RUNS)}"
     auctions = Auctions(replace(TERMS, run=run_name, experiment=experiment, seed=seed), world)
     options = {"rate": 5000.0, "connections": 8, "click_delay_seconds": 0.05, "patience_ms": 1e6, **settings}
-    asked = Play(Address.of(f"http://127.0.0.1:{service.port}"), requests=requests, **options)
+    address = Address.of(f"http://127.0.0.1:{service.port}")
+    asked = Play(address, requests=tally.arrived + requests, **options)
 
     async def run() -> dict[str, Any]:
         async def blocks(number: int) -> Any:
             return auctions.block(number)
 
-        async def stop_when(over: Callable[[], bool]) -> None:
-            while not await asyncio.to_thread(over):
-                await asyncio.sleep(0.1)
-            stop.set()
-
-        tally, stop = Tally(), asyncio.Event()
         controls = await look_at(asked, 60.0)
-        looking = asyncio.create_task(stop_when(until)) if until else None
-        await asyncio.wait_for(play(asked, blocks, tally, stop, lambda line: None), PATIENCE_SECONDS)
-        if looking is not None:
-            await looking
+        await asyncio.wait_for(play(asked, blocks, tally, asyncio.Event(), lambda line: None), PATIENCE_SECONDS)
         return tally.to_json(controls)
 
     found = asyncio.run(run())
     assert found["requests"]["answered"] == found["requests"]["arrived"], found["requests"]
     return found
+
+
+def simulated_until_halted(world: World, service: Running, experiment: str, **settings: Any) -> dict[str, Any]:
+    """Users come in crowds, and whoever judges guard-rails has the machine after each, until an arm is halted."""
+    tally, seed = Tally(), 1
+    judged = "retort_guard_rails_judged_timestamp_seconds"
+    while True:
+        found = simulated(world, service, experiment, CROWD, seed=seed, tally=tally, **settings)
+        came, seed = time.time(), seed + 1
+        wait_for(
+            lambda came=came: bool(halted_arms(service, experiment)) or metric(service.metrics(), judged) > came,
+            "the guard-rails are judged",
+        )
+        if halted_arms(service, experiment):
+            return found
+        assert seed < 50, "nobody is halted"
 
 
 def halted_arms(service: Running, experiment: str) -> list[str]:
@@ -181,9 +194,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     with running_service(folder / "service.txt", *options) as service:
         truth = {
             FAIR: simulated(world, service, FAIR, 1400, duplicates=0.05, orphans=0.02),
-            HARMED: simulated(
-                world, service, HARMED, until=lambda: bool(halted_arms(service, HARMED)), harm="treatment", rate=200.0
-            ),
+            HARMED: simulated_until_halted(world, service, HARMED, harm="treatment"),
         }
         yield Played(service, folder, truth)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -401,6 +402,34 @@ def test_the_route_asks_whether_its_client_is_still_there(repository: Path, path
     assert reply is not None
     assert (reply.status, reply.body) == (499, b"")
     assert path.read_text() == YAML
+
+
+def test_who_has_closed_the_connection_changes_nothing(repository: Path, path: Path, tmp_path: Path):
+    """Over real connections: one waits for the file, one behind it has gone, one behind that waits and is served."""
+    (tmp_path / "token").write_text(TOKEN)
+    options = ["--repository", str(repository), "--experiments", str(path), "--workers", "1"]
+    with running_service(tmp_path / "log", *options, "--admin-token-file", str(tmp_path / "token")) as service:
+
+        def begin(name: str) -> http.client.HTTPConnection:
+            connection = service.connection()
+            body = json.dumps({**OTHER, "name": name, "salt": name})
+            connection.request("PUT", f"/experiments/{name}", body, BEARER)
+            for _ in range(5):  # what was sent before is read before these are answered
+                service.request("GET", "/health/live")
+            return connection
+
+        with exclusive(path):
+            first, gone = begin("first"), begin("gone")
+            gone.close()
+            last = begin("last")
+        statuses = [connection.getresponse().status for connection in (first, last)]
+        first.close()
+        last.close()
+        audit = service.log_text()
+
+    assert statuses[1] == 200
+    assert audit.count('"client_gone"') == 1
+    assert "gone" not in {one.name for one in read_experiments(path).experiments}
 
 
 def test_two_changes_at_once_are_both_kept(repository: Path, path: Path):
