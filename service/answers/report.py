@@ -39,6 +39,7 @@ from service.answers.rows import Rows
 from service.errors import AnswersError
 from service.experiments.assignment import Assigner
 from service.experiments.file import Analysis, Experiment
+from service.journal.units import looks_hashed
 
 FORMAT_VERSION = 1
 SPLIT_ALPHA = 0.001
@@ -298,7 +299,9 @@ def _split(question: Question, arms: Mapping[str, UnitTable]) -> dict[str, Any]:
     if question.assigner is not None:
         misplaced = _misplaced(question, arms)
         if misplaced:
-            reasons.append(f"{misplaced} units are not in the arm that the published hash gives them")
+            hashed = all(looks_hashed(str(unit)) for table in arms.values() for unit in table.units[:1])
+            hint = "; their ids look hashed by --log-unit-key-file: read such a log with --no-replay" if hashed else ""
+            reasons.append(f"{misplaced} units are not in the arm that the published hash gives them{hint}")
     heavy = [
         name
         for name, table in arms.items()

@@ -236,7 +236,7 @@
     if (!button || !ramp) return;
     act(button, find("ramp-said"), async () => {
       const arm = button.dataset.lift;
-      if (!(await sure(`Let the units of ${arm} go to ${arm} again? What it has shown until now is judged no more.`))) {
+      if (!(await sure(`Let the units of ${arm} go to ${arm} again? Guard-rails judge it by what it shows from now on; the answer of this phase keeps what it has shown.`))) {
         return "Left as it is.";
       }
       await ask("DELETE", `${path()}/halts/${encodeURIComponent(arm)}`);
@@ -249,14 +249,15 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-load]");
     if (!button) return;
-    const { load, version } = button.dataset;
+    const { load, version, staying } = button.dataset;
+    const kept = staying ? ` ${staying} does not follow it and keeps its version until its experiment says otherwise.` : "";
     act(button, find("models-said"), async () => {
-      if (!(await sure(`Make ${load} version ${version} live, for every worker and for good?`))) return "Left as it is.";
+      if (!(await sure(`Make ${load} version ${version} live, for every worker and for good?${kept}`))) return "Left as it is.";
       const body = { parameters: { version } };
       await ask("POST", `v2/repository/models/${encodeURIComponent(load)}/load`, { body });
       button.blur(); // or its row would be left as it is
       await refreshTwice();
-      return `${load} ${version} is live.`;
+      return `${load} ${version} is live.${kept}`;
     });
   });
 

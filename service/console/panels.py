@@ -287,10 +287,14 @@ def _dropped(counted: Counted) -> Child:
 def models(facts: Facts) -> Markup:
     """The newest versions and the live one of every model, and a button that makes another one live."""
     users: dict[tuple[str, int], list[str]] = {}
+    staying: dict[str, list[tuple[str, int]]] = {}  # arms that follow no live version, by model
     for experiment in facts.experiments.values():
         for arm in experiment.arms:
-            users.setdefault((arm.model, arm.version), []).append(f"{experiment.name}: {arm.name}")
-    rows = [row for model in facts.models[:MOST_LISTED] for row in _model_rows(model, users)]
+            name = f"{experiment.name}: {arm.name}"
+            users.setdefault((arm.model, arm.version), []).append(name)
+            if not arm.follow:
+                staying.setdefault(arm.model, []).append((name, arm.version))
+    rows = [row for model in facts.models[:MOST_LISTED] for row in _model_rows(model, users, staying)]
     if not rows:
         return panel(
             "models", "Models", missing("No model is there yet: put a bundle into the repository."), size="wide"
@@ -298,14 +302,16 @@ def models(facts: Facts) -> Markup:
     heads = ("model", "version", "state", "", "exported", "answers for")
     note = (
         "Making a version live writes the model's live file, for every worker and for good. It moves the arms that "
-        "follow the live version; an arm with a number keeps it until its experiment says otherwise."
+        "follow the live version (follow: true); any other keeps the version it has until its experiment changes."
     )
     now = tag("div", table("Models", heads, rows, left=6), id="models-now", data_live=True)
     said = tag("p", id="models-said", role="status", class_="said")
     return panel("models", "Models", now, said, note=note, size="wide", live=False)
 
 
-def _model_rows(model: ModelFacts, users: Mapping[tuple[str, int], list[str]]) -> Iterator[tuple[Child, ...]]:
+def _model_rows(
+    model: ModelFacts, users: Mapping[tuple[str, int], list[str]], staying: Mapping[str, list[tuple[str, int]]]
+) -> Iterator[tuple[Child, ...]]:
     newest = model.versions[-MOST_VERSIONS:]
     for one in reversed([one for one in model.versions if one in newest or one.version == model.live]):
         used = users.get((model.name, one.version), [])
@@ -314,7 +320,7 @@ def _model_rows(model: ModelFacts, users: Mapping[tuple[str, int], list[str]]) -
             model.name,
             str(one.version),
             _version_state(one, model.live),
-            "" if one.version == model.live else _load_button(model, one),
+            "" if one.version == model.live else _load_button(model, one, staying.get(model.name, ())),
             tag("span", one.created or "", class_="whole"),
             ", ".join(used[:3]) + more,
         )
@@ -328,8 +334,11 @@ def _version_state(one: VersionFacts, live: int | None) -> Markup:
     return state(one.reason, "no" if one.reason.startswith("refused") else "soft")
 
 
-def _load_button(model: ModelFacts, one: VersionFacts) -> Markup:
+def _load_button(model: ModelFacts, one: VersionFacts, staying: Sequence[tuple[str, int]]) -> Markup:
+    """`staying`: arms of this model that stay where they are when a version is made live, and the version they have."""
     is_older = model.live is not None and one.version < model.live
+    left = [f"{name} ({version})" for name, version in staying if version != one.version]
+    more = f" and {len(left) - 3:,} more" if len(left) > 3 else ""
     return tag(
         "button",
         "Roll back" if is_older else "Make live",
@@ -337,5 +346,6 @@ def _load_button(model: ModelFacts, one: VersionFacts) -> Markup:
         disabled=True,  # until there is a script to do it
         data_load=model.name,
         data_version=str(one.version),
+        data_staying=", ".join(left[:3]) + more,
         aria_label=f"{'Roll back to' if is_older else 'Make live'} {model.name} version {one.version}",
     )

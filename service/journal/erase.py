@@ -26,7 +26,7 @@ from service.journal.sinks.compact import compacted_to
 from service.journal.sinks.parquet import erase_unit as erase_from_parts
 from service.journal.sinks.parquet import is_compacted
 from service.journal.sinks.ship import TargetError, is_database
-from service.journal.units import read_unit_key, unit_hasher
+from service.journal.units import looks_hashed, read_unit_key, unit_hasher
 
 TEACHING = """
 examples:
@@ -35,7 +35,8 @@ examples:
   python -m service erase-unit --log log log-parquet postgresql://… --unit user-831      and where the log went
 
 exit codes  0 nothing is left of it, 1 some is in segments that are being written to: do it again after
-            --log-segment-seconds, or after a restart; or in a folder that was not named, 2 wrong option or folder
+            --log-segment-seconds, or after a restart; or in a folder that was not named, 2 wrong option or folder,
+            or the log holds hashed units and no key was named
 """
 
 
@@ -87,6 +88,15 @@ def erase_unit(folder: Path, unit: str) -> tuple[int, int]:
                 _replace(path, _without(data, found))
                 gone += number
     return gone, left
+
+
+def holds_hashes(folder: Path) -> bool:
+    """Whether the first exposure of a log's segments has a unit that looks hashed; of a folder without any, no."""
+    for payload in read_payloads(folder, Skipped()):
+        record = _read(payload)
+        if isinstance(record, _Exposure):
+            return looks_hashed(record.unit)
+    return False
 
 
 def _without(data: bytes, found: Mapping[int, bool]) -> bytes:
@@ -158,6 +168,12 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except OSError as error:
         print(f"retort: --log {error.filename or folder}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    if not gone and not left and options.log_unit_key_file is None and any(map(holds_hashes, folders)):
+        print(
+            "retort: nothing was found, and the units of this log look hashed: name the key, --log-unit-key-file",
+            file=sys.stderr,
+        )
         return 2
     forgotten = [copy for copy in copies if copy not in {folder.resolve() for folder in folders}]
     for copy in forgotten:

@@ -31,6 +31,11 @@ def read_unit_key(path: Path) -> bytes:
     return key
 
 
+def looks_hashed(unit: str) -> bool:
+    """Whether a log says such a thing instead of a unit. A unit may look so by itself, one of many hardly does."""
+    return len(unit) == HEX_DIGITS and set(unit) <= set("0123456789abcdef")
+
+
 def unit_hasher(key: bytes) -> Callable[[str], str]:
     """Unit -> what the log says instead."""
 

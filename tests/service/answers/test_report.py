@@ -18,6 +18,7 @@ from service.answers.rows import rows_of
 from service.errors import AnswersError
 from service.experiments.assignment import Assigner
 from service.experiments.file import Analysis, Arm, Experiment, GuardRails
+from service.journal.units import unit_hasher
 
 Record = dict[str, Any]
 
@@ -259,6 +260,13 @@ def test_units_that_the_hash_puts_elsewhere_make_it_invalid(records: list[Record
     assert answer(moved)["decisions"][0]["reasons"] == ["1 units are not in the arm that the published hash gives them"]
     assert answer(moved, assigner=None)["decisions"][0]["action"] == "keep running"
     assert "1 units occur in more than one arm" in answer(both)["decisions"][0]["reasons"]
+
+
+def test_units_that_look_hashed_are_not_blamed_without_a_hint(records: list[Record]):
+    hashed = unit_hasher(b"0123456789abcdef")
+    stored = [{**one, "unit": hashed(one["unit"])} for one in records]
+
+    assert "look hashed by --log-unit-key-file: read such a log with --no-replay" in repr(answer(stored)["decisions"])
 
 
 def test_an_arm_at_half_the_click_rate_is_rolled_back_and_one_far_above_is_shipped():

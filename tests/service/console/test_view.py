@@ -165,6 +165,16 @@ def test_without_a_script_nothing_can_be_sent():
     assert "<noscript>" in text
 
 
+def test_a_roll_back_names_the_arms_that_will_not_go_along():
+    """An arm that does not follow the live version keeps the one it has: the button says which one that is."""
+    stays = experiment(arms=(arm("ensemble"), arm("student", 1, follow=False)))
+    buttons = re.findall(r'<button[^>]*data-load="student"[^>]*>', page(facts(stays)))
+
+    assert buttons
+    assert all(f'data-staying="{NAME}: student (2)"' in button for button in buttons)
+    assert "student (2)" not in "".join(re.findall(r"<button[^>]*data-load[^>]*>", page()))
+
+
 def test_every_drawing_has_its_table():
     """Lift at every look, bins of the reliability, gate weights: the figures are there as text."""
     text, report = page(), tree()

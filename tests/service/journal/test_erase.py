@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from models.journal.reading import segment_paths
 from service.__main__ import main
 from service.journal.erase import erase_unit
+from service.journal.units import unit_hasher
 from tests.service.journal.reading import records
 from tests.service.journal.test_joined import event, exposure, join
 from tests.service.journal.test_units import KEY, key_file
@@ -58,3 +59,19 @@ def test_what_is_being_written_to_is_counted_and_left(
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["erase-unit", "--log", str(tmp_path / "nowhere"), "--unit", "u"]) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+def test_a_unit_is_not_said_to_be_gone_from_a_log_of_hashes_without_their_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    hashed = unit_hasher(KEY.encode())("them")
+    join(tmp_path, exposure("r-1", unit=hashed))
+    command = ["erase-unit", "--log", str(tmp_path), "--unit", "them"]
+
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert "--log-unit-key-file" in told.err
+    assert not told.out
+
+    assert main([*command, "--log-unit-key-file", str(key_file(tmp_path, KEY))]) == 0
+    assert records(tmp_path) == []
