@@ -183,10 +183,12 @@
     if (!found.changes.length) return "Nothing to change.";
     const { content, headers } = await ask("GET", path());
     if (!content.spec) throw new Problem("This version of the service cannot change experiments.");
-    if (!(await sure(`${ramp.dataset.experiment}: ${describe(found)}`))) return "Left as it is.";
+    const stopped = off().length ? ` Off: ${off().join(", ")}.` : "";
+    if (!(await sure(`${ramp.dataset.experiment}: ${describe(found)}${stopped}`))) return "Left as it is.";
     const body = { ...content.spec, coverage: Number(decimal(share())), halted: off() };
     await ask("PUT", path(), { body, headers: headers.get("etag") ? { "if-match": headers.get("etag") } : {} });
     await refreshTwice();
+    say(find("preview"), "");
     return `In force: coverage ${Number((100 * share()).toFixed(4))}%, ${off().length ? `off: ${off().join(", ")}` : "every arm on"}.`;
   };
 

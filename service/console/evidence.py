@@ -148,8 +148,8 @@ def paired(tree: Tree) -> Markup:
         if not any(one["impressions"] for one in found["by_chooser"].values()):
             body.append(
                 missing(
-                    f"{named}: no impression was scored by both. `shadow: {{arm, sample}}` in the experiment file lets "
-                    "the other arm score a sample, unseen."
+                    f"{named}: no impression was scored by both yet. `shadow: {{arm, sample}}` in the experiment file "
+                    "lets the other arm score a sample, unseen; what the machine has no time for is left out of it."
                 )
             )
             continue

@@ -10,6 +10,7 @@ from service.console import charts, figures
 from service.console.durations import quantile
 from service.console.gather import BOUNDS, ArmFacts, Counted, ExperimentFacts, Facts, ModelFacts, VersionFacts
 from service.console.html import Child, Markup, table, tag
+from service.drift import ENOUGH
 
 MOST_LISTED = 100
 """Experiments, and fields of a model: who needs more than a page can show asks the route beside it."""
@@ -234,7 +235,8 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
     elif one.shadow is None:
         body.append(missing("KL(ensemble || student) needs `shadow: {arm, sample}` in the experiment file."))
     else:
-        body.append(missing("KL(ensemble || student) has no shadow scores to be measured on yet."))
+        told = f"KL(ensemble || student) is told once both have scored {ENOUGH:,.0f} candidates within an hour or so."
+        body.append(missing(told))
     if one.shadow is not None:
         scored, lost = counted.shadowed.get(one.name, 0.0), counted.unshadowed.get(one.name, 0.0)
         arm, sample = one.shadow
@@ -242,7 +244,8 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
             f"The shadow is {arm}, on {figures.percent(sample)} of requests: {scored:,.0f} scored, {lost:,.0f} dropped."
         )
         body.append(tag("p", told))
-    note = f"PSI against training: below {DRIFT_SEEN} no shift to speak of, from {DRIFT_LARGE} a large one."
+    note = f"PSI against training: below {DRIFT_SEEN} no shift to speak of, from {DRIFT_LARGE} a large one. "
+    note += "Ads come and go, and what is offered is not what was shown: the alert asks what changed in a day."
     return panel("drift", "Drift", body, note=note)
 
 
