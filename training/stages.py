@@ -493,14 +493,25 @@ def _died(beside: Sequence[Step], who: Mapping[str, int], processes: Mapping[int
     for step in beside:
         process = processes.get(who.get(step.key, 0))
         if process is not None:
-            process.join(timeout=1)
-            if process.exitcode not in (None, -signal.SIGTERM):
-                first, ended = step, f" (exit code {process.exitcode})"
+            code = _exit_code(process)
+            if code not in (None, -signal.SIGTERM):
+                first, ended = step, f" (exit code {code})"
                 break
     return (
         f"step {first.stage}/{first.label}: its process died, as one does when memory runs out{ended}, "
         f"{len(beside) - 1} beside it; {_advice(first, runs)}"
     )
+
+
+def _exit_code(process: Any) -> int | None:
+    """How a process ended, or None where that cannot be had. The pool's own thread waits for it too: the system tells
+    one of the two, and the other finds it a moment later."""
+    until = time.monotonic() + 2
+    while process.exitcode is None and time.monotonic() < until:
+        process.join(timeout=0.01)
+        time.sleep(0.01)
+    code: int | None = process.exitcode
+    return code
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from models.journal.units import looks_hashed
 from service.answers import guard_rails, lift, off_policy, paired, sample_ratio
 from service.answers.calibration import ScoreHistogram, quality
 from service.answers.decision import decide
@@ -39,7 +40,6 @@ from service.answers.rows import Rows
 from service.errors import AnswersError
 from service.experiments.assignment import Assigner
 from service.experiments.file import Analysis, Experiment
-from service.journal.units import looks_hashed
 
 FORMAT_VERSION = 1
 SPLIT_ALPHA = 0.001

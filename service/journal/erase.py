@@ -19,6 +19,7 @@ import msgspec
 
 from models.journal.frames import FILE_MAGIC, Skipped, erased, frame, frames
 from models.journal.reading import SEALED, read_payloads, segment_paths
+from models.journal.units import looks_hashed
 from service.errors import AnswersError, ConfigError
 from service.journal.records import Event, Failure, Shadow
 from service.journal.segments import adopt, erasing_lock, retention_lock
@@ -26,7 +27,7 @@ from service.journal.sinks.compact import compacted_to
 from service.journal.sinks.parquet import erase_unit as erase_from_parts
 from service.journal.sinks.parquet import is_compacted
 from service.journal.sinks.ship import TargetError, is_database
-from service.journal.units import looks_hashed, read_unit_key, unit_hasher
+from service.journal.units import read_unit_key, unit_hasher
 
 TEACHING = """
 examples:

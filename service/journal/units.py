@@ -11,10 +11,10 @@ import hmac
 from collections.abc import Callable
 from pathlib import Path
 
+from models.journal.units import HEX_DIGITS
 from service.errors import ConfigError
 
 MIN_KEY_BYTES = 16
-HEX_DIGITS = 32
 
 
 def read_unit_key(path: Path) -> bytes:
@@ -29,11 +29,6 @@ def read_unit_key(path: Path) -> bytes:
             "`openssl rand -hex 32` makes them"
         )
     return key
-
-
-def looks_hashed(unit: str) -> bool:
-    """Whether a log says such a thing instead of a unit. A unit may look so by itself, one of many hardly does."""
-    return len(unit) == HEX_DIGITS and set(unit) <= set("0123456789abcdef")
 
 
 def unit_hasher(key: bytes) -> Callable[[str], str]:

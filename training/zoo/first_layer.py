@@ -91,7 +91,7 @@ class LookUps:
 
 class FirstLayer:
     """ReLU(W a + b) on one batch: `prepare` once, `forth` for every piece of its rows; then `back` for every piece,
-    `fields_back` for every part of its fields, `finish` once.
+    `make_gradient` once, `fields_back` for every part of its fields, `finish` once.
 
     `dtype` is what the dense products are made of. With `dots`, sum_{i<j} <v_i, v_j> of the same vectors too.
     """
@@ -139,6 +139,10 @@ class FirstLayer:
         these rows' part in that of their weights, [H, (R + Q) * D]."""
         torch.mm(above, self.weight_of_rest.flatten(1), out=of_vectors.flatten(1))
         return above.T @ self.vectors_of_rest[piece].flatten(1)
+
+    def make_gradient(self) -> None:
+        """Before threads add to it: a source may make its gradient when it is first asked, which only one may do."""
+        _ = self.source.gradient
 
     def fields_back(
         self, above: Tensor, of_vectors: Tensor, part: int, parts: int, dots: tuple[Tensor, Tensor] | None

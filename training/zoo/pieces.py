@@ -138,6 +138,7 @@ class _HiddenLayer(torch.autograd.Function):
                 total.add_(other)
             gradients[number - shares] = total
 
+        first.make_gradient()
         share_out(gather, shares + len(parts))
         gradients[0] = first.finish(of_vectors, gradients[0], dots)
         for place, bias in enumerate(ctx.biases):

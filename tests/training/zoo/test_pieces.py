@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -118,6 +119,22 @@ def test_threads_do_not_change_the_bits(name: str, numbers: str) -> None:
         torch.set_num_threads(count)
         for one, other in zip(learned(name, WITH_SEQUENCES, numbers), alone, strict=True):
             assert torch.equal(one, other)
+
+
+def test_threads_add_to_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made when it is first asked for: were that by two threads at once, what one adds would be lost."""
+    torch.set_num_threads(1)
+    alone = learned("dnn", WITH_SEQUENCES, "float32")
+    zeros_like = torch.zeros_like
+
+    def slowly(*given: Any, **options: Any) -> Tensor:
+        time.sleep(0.02)
+        return zeros_like(*given, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", slowly)
+    torch.set_num_threads(2)
+    for one, other in zip(learned("dnn", WITH_SEQUENCES, "float32"), alone, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
