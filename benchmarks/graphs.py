@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from benchmarks.machine import facts
 from benchmarks.results import conditions, publish
 from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX
-from training.calibrate import Platt
-from training.cost import CANDIDATES as COUNTS
-from training.cost import Feed, measure_costs, open_session
-from training.gate import average_of
-from training.serving_graph import Head, ServingGraph, Wiring, write_graph
+from training.distillation.calibrate import Platt
+from training.distillation.gate import average_of
+from training.export.cost import CANDIDATES as COUNTS
+from training.export.cost import Feed, measure_costs, open_session
+from training.export.serving_graph import Head, ServingGraph, Wiring, write_graph
 from training.zoo import FieldSpec, build
 from training.zoo.dnn import DNN
 

@@ -19,11 +19,11 @@ import torch
 from benchmarks.machine import facts
 from benchmarks.results import conditions, publish
 from models.graph import LOGIT
-from training.calibrate import Platt
-from training.cost import bytes_of, measure_costs, open_session
-from training.parity import Feed
-from training.quantize import Quantize, quantize_graph
-from training.serving_graph import Head, ServingGraph, Wiring, write_graph
+from training.distillation.calibrate import Platt
+from training.export.cost import bytes_of, measure_costs, open_session
+from training.export.parity import Feed
+from training.export.quantize import Quantize, quantize_graph
+from training.export.serving_graph import Head, ServingGraph, Wiring, write_graph
 from training.zoo import FieldSpec, build
 
 CANDIDATES = (1, 50, 200)

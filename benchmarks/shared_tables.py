@@ -28,10 +28,10 @@ from benchmarks.workload import make_requests
 from models.bundle import Bundle, read_bundle, write_bundle
 from models.graph import LOGIT, PCTR
 from models.manifest import ModelCard
-from training.cost import open_session
-from training.export import encode_request, golden_of
-from training.quantize import Quantize, quantize_graph
-from training.serving_graph import set_apart
+from training.export.bundles import encode_request, golden_of
+from training.export.cost import open_session
+from training.export.quantize import Quantize, quantize_graph
+from training.export.serving_graph import set_apart
 
 DATA = "model.onnx.data"
 WORKERS = (1, 4)

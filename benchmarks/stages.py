@@ -30,11 +30,11 @@ from models.bundle import Bundle, read_bundle
 from models.graph import PCTR, graph_inputs
 from models.versions import Repository
 from service.app import Service, create_app
-from service.asgi import Answer
-from service.candidates import take_apart
-from service.direct import Direct
-from service.predict import PREDICT, Call, _request_in, decode_request
-from service.protocol import Arriving, GuardedProtocol
+from service.http.asgi import Answer
+from service.http.direct import Direct
+from service.http.protocol import Arriving, GuardedProtocol
+from service.scoring.candidates import take_apart
+from service.scoring.predict import PREDICT, Call, _request_in, decode_request
 from service.settings import Settings
 
 ROUNDS = 7

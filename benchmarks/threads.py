@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.machine import facts
 from benchmarks.results import conditions, publish
 from service.experiments.file import parse_experiments
-from service.watch import SHIPPED
-from service.worker import SWITCH_SECONDS
+from service.processes.worker import SWITCH_SECONDS
+from service.scoring.watch import SHIPPED
 
 PYTHONS_SECONDS = 0.005
 PAUSE_SECONDS = 0.002

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.encoded_log import EncodedLog, Part
-from training.loop import ClickLearner, FitOptions, NetworkSpec, run_epochs, score, seeded
-from training.metrics import logloss, sigmoid
+from training.data.encoded_log import EncodedLog, Part
+from training.fit.loop import ClickLearner, FitOptions, NetworkSpec, run_epochs, score, seeded
+from training.fit.metrics import logloss, sigmoid
 from training.zoo import FieldEmbedding, FieldSpec
 from training.zoo.layers import SplitLinear
 

@@ -41,7 +41,7 @@ STEPS = ("teacher", "gate", "student", "calibrate", "measure")
 
 def write_log(folder: Path, rows: int) -> None:
     """What `prepare` leaves: an encoded log, written chunk by chunk, and its schema."""
-    from training.encoded_log import EncodedLog
+    from training.data.encoded_log import EncodedLog
     from training.zoo import FieldSpec
 
     sizes = field_sizes()
@@ -70,7 +70,7 @@ def write_log(folder: Path, rows: int) -> None:
 
 def do(name: str, work: str) -> dict[str, float]:
     """One of `STEPS` under `work`, where those before it are; what was held."""
-    from training import steps
+    from training.pipeline import steps
 
     prepared, root = Path(work), Path(work) / "steps"
 

@@ -28,10 +28,10 @@ from benchmarks import training_log
 from benchmarks.machine import ROOT, commit, facts
 from benchmarks.results import conditions, publish
 from benchmarks.training_epoch import OPTIONS, encoded
-from training.allocator import keep_freed_memory
-from training.loop import ClickLearner, FitOptions, NetworkSpec, seeded
-from training.optimizer import Optimizer
-from training.precision import multiplies_bfloat16
+from training.fit.allocator import keep_freed_memory
+from training.fit.loop import ClickLearner, FitOptions, NetworkSpec, seeded
+from training.fit.optimizer import Optimizer
+from training.fit.precision import multiplies_bfloat16
 from training.whole import write_whole
 
 PEERS = {

@@ -22,10 +22,10 @@ from benchmarks import training_log
 from benchmarks.machine import commit, facts
 from benchmarks.training_epoch import OPTIONS, Watch, encoded
 from benchmarks.training_speed import floor
-from training import loop
-from training.encoded_log import EncodedLog, Part
-from training.loop import ClickLearner, FitOptions, NetworkSpec, seeded
-from training.optimizer import Optimizer, RowsOfTable
+from training.data.encoded_log import EncodedLog, Part
+from training.fit import loop
+from training.fit.loop import ClickLearner, FitOptions, NetworkSpec, seeded
+from training.fit.optimizer import Optimizer, RowsOfTable
 from training.zoo import pieces
 from training.zoo.embedding import Wanted
 

@@ -24,9 +24,9 @@ from benchmarks.machine import facts
 from benchmarks.results import conditions, publish
 from training.ablate.paired import paired
 from training.data.synthetic import World
+from training.pipeline.steps import read_json
 from training.recipe import SHIPPED
 from training.run import run
-from training.steps import read_json
 
 LOG, WITHOUT = "log.parquet", "without.parquet"
 FURTHER = f"source: {{paths: [{WITHOUT}]}}"

@@ -149,8 +149,8 @@ def show_example(settings: Settings, host: str, port: int) -> None:
 
 def serve(settings: Settings) -> int:
     """Serves until told to stop; returns the exit code."""
-    from service.listening import listen, reserve
-    from service.supervisor import Supervisor, metric_files
+    from service.http.listening import listen, reserve
+    from service.processes.supervisor import Supervisor, metric_files
 
     check_files(settings)
     started = time.monotonic()

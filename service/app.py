@@ -23,19 +23,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import ModelNotFoundError
-from service import descriptions, experiment_routes, page
 from service.admin import audit
 from service.admin.experiments import ExperimentControl
 from service.admin.gate import Gate, credentials, guard
 from service.admin.repository import ModelControl
 from service.admin.token import read_token
-from service.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refuse, send_answer
 from service.catalogue.keeper import CatalogueKeeper
 from service.catalogue.lines import Catalogue, no_catalogue
 from service.console import routes as console
-from service.drift import Drift
 from service.errors import Code, LoadDeferredError, ModelLoadError, Refusal
-from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
+from service.experiments import routes as experiment_routes
+from service.http import descriptions, page
+from service.http.asgi import CLOSE, JSON, Answer, ClientGoneError, read_whole, refuse, send_answer
 from service.journal.keeper import Journal
 from service.journal.units import read_unit_key
 from service.journal.writer import Bounds
@@ -44,17 +43,19 @@ from service.oip import routes as oip
 from service.oip.descriptions import OPERATIONS as OIP_OPERATIONS
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, Inference
 from service.oip.statistics import Statistics
-from service.plan import Plan, Served
-from service.predict import PREDICT, RETRY_AFTER, Predictor, Target
-from service.registry import Registry
 from service.results.keeper import Results
-from service.scorer import FEW_ROWS, Scorer
+from service.scoring.drift import Drift
+from service.scoring.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE, explain
+from service.scoring.plan import Plan, Served
+from service.scoring.predict import PREDICT, RETRY_AFTER, Predictor, Target
+from service.scoring.registry import Registry
+from service.scoring.scorer import FEW_ROWS, Scorer
+from service.scoring.shadow import ShadowLane
+from service.scoring.watch import Watcher
 from service.settings import Settings
-from service.shadow import ShadowLane
-from service.watch import Watcher
 
 if TYPE_CHECKING:
-    from service.tracing import Tracer
+    from service.http.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -522,7 +523,7 @@ def _open_tracer(settings: Settings, metrics: Metrics) -> Tracer | None:
     """What makes traces, where somebody takes them; only then is OpenTelemetry imported."""
     if settings.traces is None:
         return None
-    from service.tracing import Tracer
+    from service.http.tracing import Tracer
 
     return Tracer(settings.traces, settings.trace_share, metrics)
 

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 from models.errors import ModelsError
-from training import torchrun
 from training.errors import TrainingError
 from training.from_log import command as from_log_command
 from training.pack import command as pack_command
+from training.pipeline import torchrun
 from training.simulate import command as simulate_command
 from training.simulate import demo as demo_command
 
@@ -401,9 +401,9 @@ def _loss(text: str) -> float:
 def _ablate(arguments: argparse.Namespace) -> int:
     from training.ablate.markdown import section
     from training.ablate.run import ablate
+    from training.pipeline.steps import read_json
     from training.recipe import load_recipe
     from training.run import at_work
-    from training.steps import read_json
 
     with at_work(load_recipe(arguments.recipe, arguments.set).recipe, arguments.out) as (out, display):
         paths = ablate(

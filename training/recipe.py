@@ -17,15 +17,15 @@ from models.problems import problems_of, shown
 from models.schema import FeatureSchema
 from training.data.sources import FilesSettings, RealSettings, Unlabelled
 from training.data.split import Split
-from training.devices import SETTING
-from training.distill import DistillOptions
+from training.distillation.distill import DistillOptions
+from training.distillation.gate import GateOptions
+from training.distillation.shares import Copies
+from training.distillation.together import Cotrain, Mutual, Pretrain
 from training.errors import RecipeError
-from training.gate import GateOptions
-from training.loop import FitOptions, NetworkSpec
-from training.negatives import EVERY_ROW, Negatives
-from training.quantize import Quantize
-from training.shares import Copies
-from training.together import Cotrain, Mutual, Pretrain
+from training.export.quantize import Quantize
+from training.fit.devices import SETTING
+from training.fit.loop import FitOptions, NetworkSpec
+from training.fit.negatives import EVERY_ROW, Negatives
 from training.zoo.embedding import FieldSpec
 
 NOT_OF_MUTUAL = ("temperature", "scale_by_tau_squared", "losses", "aggregate", "auxiliary_head")

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from training.errors import TrainingError
-from training.export import publish
-from training.pipeline import plan, version_of
+from training.export.bundles import publish
+from training.pipeline.plan import plan, version_of
+from training.pipeline.stages import in_order, run_steps
+from training.pipeline.steps import read_json
+from training.pipeline.took import KeepingDisplay, training_seconds
 from training.recipe import Recipe, load_recipe
 from training.report import build_report, found_before, tables_before, write_report
-from training.stages import in_order, run_steps
-from training.steps import read_json
-from training.took import KeepingDisplay, training_seconds
 
 
 def run(

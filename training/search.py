@@ -32,11 +32,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from training.errors import RecipeError, TrainingError
-from training.pipeline import Plan, plan
+from training.export.size import CANDIDATES, measure_size
+from training.pipeline.plan import Plan, plan
+from training.pipeline.stages import Step, Watcher, run_steps
+from training.pipeline.steps import read_json
 from training.recipe import LoadedRecipe, Recipe, load_recipe
-from training.size import CANDIDATES, measure_size
-from training.stages import Step, Watcher, run_steps
-from training.steps import read_json
 from training.sweep import judged
 from training.whole import write_whole
 from training.zoo import NETWORKS, options_of
@@ -309,7 +309,7 @@ class _Bench:
                 "beside": {"network": own.network, "options": dict(own.options)},
             },
             {"prepared": laid_out.prepare},
-            ("package:torch", "package:onnxruntime", "training/size.py"),
+            ("package:torch", "package:onnxruntime", "training/export/size.py"),
         )
 
 

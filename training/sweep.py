@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from training.ablate.variations import Variations
-from training.encoded_log import EncodedLog, Part
+from training.data.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, RecipeError
-from training.loop import load_fit
-from training.metrics import auc, logloss, sigmoid
-from training.pipeline import plan
+from training.fit.loop import load_fit
+from training.fit.metrics import auc, logloss, sigmoid
+from training.pipeline.plan import plan
+from training.pipeline.stages import Step, Watcher, run_steps
 from training.recipe import Recipe, load_recipe
-from training.stages import Step, Watcher, run_steps
 from training.whole import write_whole
 
 LEARNING_RATES = (0.002, 0.004, 0.008, 0.016)

@@ -41,9 +41,9 @@ from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle, read_bundle, write_bundle
 from models.graph import LOGIT, PCTR
 from models.manifest import ModelCard
-from training.cost import open_session
-from training.export import encode_request, golden_of
-from training.quantize import Quantize, quantize_graph
+from training.export.bundles import encode_request, golden_of
+from training.export.cost import open_session
+from training.export.quantize import Quantize, quantize_graph
 
 SERVERS = Path(__file__).parent / "servers"
 NAIVE = "naive FastAPI"

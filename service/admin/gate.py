@@ -22,8 +22,8 @@ from fastapi import Request
 
 from service.admin import audit
 from service.admin.token import MIN_TOKEN_BYTES
-from service.asgi import CLOSE
 from service.errors import Code, Refusal
+from service.http.asgi import CLOSE
 
 HEAD_BYTES = 1 << 14
 """Of a route that nobody posts to: paths, a token and the headers that clients add."""

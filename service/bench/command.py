@@ -32,7 +32,7 @@ from service.bench.load import LoadError, ask_once, closed_loop, http_request
 from service.bench.machine import cpu_seconds, pin, two_cores
 from service.bench.workload import AdRequest, make_requests
 from service.errors import ConfigError, ModelLoadError
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 
 TEACHING = """
 examples:

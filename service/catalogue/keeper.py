@@ -13,7 +13,7 @@ import msgspec
 from service.catalogue.lines import Catalogue, CatalogueError, EncodedCatalogue, read_catalogue
 from service.errors import Code, ConfigError, Refusal
 from service.metrics import Metrics
-from service.registry import Fingerprint, fingerprint_of
+from service.scoring.registry import Fingerprint, fingerprint_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import msgspec
 
 from models.encoder import EncodedRows, Encoder
 from models.errors import EncodeError
-from service.candidates import RowFormat, holds_wide_integer
 from service.errors import Code, Refusal
+from service.scoring.candidates import RowFormat, holds_wide_integer
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from service.console.durations import Counts, Looks, Window
 from service.metrics import LATENCY_SECONDS
-from service.plan import Plan, RunningExperiment
+from service.scoring.plan import Plan, RunningExperiment
 
 if TYPE_CHECKING:
     from service.app import Service

@@ -10,7 +10,7 @@ from service.console import charts, figures
 from service.console.durations import quantile
 from service.console.gather import BOUNDS, ArmFacts, Counted, ExperimentFacts, Facts, ModelFacts, VersionFacts
 from service.console.html import Child, Markup, table, tag
-from service.drift import ENOUGH
+from service.scoring.drift import ENOUGH
 
 MOST_LISTED = 100
 """Experiments, and fields of a model: who needs more than a page can show asks the route beside it."""

@@ -30,7 +30,7 @@ from service.console.forms import skeleton
 from service.console.gather import SHARE, Facts, Gatherer
 from service.console.view import Asset, Assets, render
 from service.errors import Code, Refusal
-from service.plan import RunningExperiment
+from service.scoring.plan import RunningExperiment
 
 if TYPE_CHECKING:
     from service.app import Service

@@ -18,8 +18,8 @@ import msgspec
 from service.journal.records import Exposure, Failure, Shadow, decode_features
 
 if TYPE_CHECKING:
-    from service.plan import ShadowRoute
-    from service.predict import Call
+    from service.scoring.plan import ShadowRoute
+    from service.scoring.predict import Call
 
 
 def exposure_of(call: Call, scores: bytes, feature_rate: float) -> Exposure:

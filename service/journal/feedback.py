@@ -13,10 +13,10 @@ from typing import Any
 
 from models.journal.attribution import CLICK, IMPRESSION
 from models.values import LARGEST_INTEGER, describe
-from service.candidates import holds_wide_integer
 from service.errors import Code, Refusal
 from service.journal.records import Event
-from service.predict import MAX_ID_BYTES, decode_json
+from service.scoring.candidates import holds_wide_integer
+from service.scoring.predict import MAX_ID_BYTES, decode_json
 
 MAX_EVENTS = 1000
 """In one request."""

@@ -24,8 +24,8 @@ from service.journal.writer import DROP_REASONS, Bounds, SegmentWriter
 from service.metrics import Metrics, adder
 
 if TYPE_CHECKING:
-    from service.plan import ShadowRoute
-    from service.predict import Call
+    from service.scoring.plan import ShadowRoute
+    from service.scoring.predict import Call
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,11 @@
-"""What the OpenAPI page says about /v2, as `service/descriptions.py` does of the other routes."""
+"""What the OpenAPI page says about /v2, as `service/http/descriptions.py` does of the other routes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from service.descriptions import answers, problems
 from service.errors import Code
+from service.http.descriptions import answers, problems
 
 _PARAMETERS = {"type": ["object", "null"]}
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from service.errors import Code, Refusal
 from service.oip.request import InferenceRequest
-from service.plan import Chosen, Plan, RunningExperiment, Served
-from service.predict import Call, Predictor, PredictRequest, Target
+from service.scoring.plan import Chosen, Plan, RunningExperiment, Served
+from service.scoring.predict import Call, Predictor, PredictRequest, Target
 
 
 def begin_exposure(

@@ -17,21 +17,21 @@ import orjson
 from starlette.types import Receive, Scope
 
 from models.graph import GATE_WEIGHTS, LOGIT, PCTR, TEACHER_LOGITS
-from service.asgi import JSON, Answer, ClientGoneError, parent_of, read_body, refuse
-from service.compression import SHORT_ANSWER, accepted_coding, compress, expand
 from service.errors import Code, Refusal
+from service.http.asgi import JSON, Answer, ClientGoneError, parent_of, read_body, refuse
+from service.http.compression import SHORT_ANSWER, accepted_coding, compress, expand
+from service.http.protocol import FIRST_BYTE
 from service.metrics import Metrics
 from service.oip.exposures import begin_exposure
 from service.oip.features import encode_features
 from service.oip.request import InferenceRequest, decode_inference, header_length
 from service.oip.statistics import ModelCounts, Statistics
-from service.plan import Plan, Served, find_version
-from service.predict import RETRY_AFTER, Predictor, Target
-from service.protocol import FIRST_BYTE
-from service.scorer import Floats, Scorer
+from service.scoring.plan import Plan, Served, find_version
+from service.scoring.predict import RETRY_AFTER, Predictor, Target
+from service.scoring.scorer import Floats, Scorer
 
 if TYPE_CHECKING:
-    from service.tracing import Tracer
+    from service.http.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from models.schema import FieldSchema
 from service.oip.inference import outputs_of
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 
 NAME = "retort"
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")

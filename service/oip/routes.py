@@ -11,12 +11,12 @@ from fastapi.responses import Response
 
 from service.admin.gate import BODY_BYTES, credentials
 from service.admin.repository import wanted_version, wants_ready_only
-from service.asgi import JSON, read_whole
 from service.errors import Code, Refusal
+from service.http.asgi import JSON, read_whole
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, OCTETS
 from service.oip.metadata import describe_model, describe_server
-from service.plan import Plan, Served, find_version
-from service.predict import Target
+from service.scoring.plan import Plan, Served, find_version
+from service.scoring.predict import Target
 
 if TYPE_CHECKING:
     from service.app import Service

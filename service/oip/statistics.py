@@ -11,7 +11,7 @@ from time import time
 from weakref import WeakKeyDictionary
 
 from service.metrics import Metrics, adder
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 
 PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 

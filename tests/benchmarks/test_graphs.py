@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("torch", reason="graphs are drawn from torch networks")
 
 from benchmarks.graphs import HEAD, Apart, by_hand, network, wiring_of
-from training.cost import open_session
-from training.gate import average_of
-from training.parity import check_parity, random_feeds
-from training.serving_graph import Head, write_graph
+from training.distillation.gate import average_of
+from training.export.cost import open_session
+from training.export.parity import check_parity, random_feeds
+from training.export.serving_graph import Head, write_graph
 
 
 def test_the_graph_written_by_hand_is_the_students(tmp_path: Path):

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.wide_bundle import write_wide_bundle
 from benchmarks.workload import make_requests
 from models.bundle import read_bundle
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 
 ROOT = Path(__file__).parents[2]
 

@@ -198,7 +198,7 @@ def test_the_experiment_file_that_is_mounted_exists_and_is_valid(compose: Compos
     """The one that is shipped; and its folder is mounted, not the file: a file is replaced by renaming, which a mounted
     file does not follow."""
     from service.experiments.file import read_experiments
-    from service.watch import SHIPPED
+    from service.scoring.watch import SHIPPED
 
     service = compose.services["service"]
     inside = Path(service.environment["RETORT_EXPERIMENTS"])

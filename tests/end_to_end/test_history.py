@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from models.bundle import read_bundle
 from tests.service.running import make_app, wait_until_ready
+from training.pipeline.steps import read_json
 from training.recipe import load_recipe
 from training.run import run
-from training.steps import read_json
 
 
 @pytest.mark.soak

@@ -13,7 +13,7 @@ from tests.end_to_end.small_run import post, tiny_run, training
 from training.data.clicks import ClickLog
 from training.data.faults import Faults
 from training.data.readers import FileSource
-from training.metrics import xauc
+from training.fit.metrics import xauc
 
 MODELS = ("student", "control_train", "control_train_valid", "average", "ensemble")
 

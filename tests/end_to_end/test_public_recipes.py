@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from models.bundle import read_bundle
 from tests.service.running import make_app, wait_until_ready
 from tests.training.data.logs import avazu_text, criteo_text
+from training.pipeline.steps import read_json
 from training.run import run
-from training.steps import read_json
 
 ROWS = 1500
 FILES = {"criteo_x4": ("criteo_kaggle/train.txt", criteo_text), "avazu_x4": ("avazu_kaggle/train.csv", avazu_text)}

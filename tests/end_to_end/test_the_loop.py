@@ -32,19 +32,19 @@ from tests.service.running import (
     running_service,
     wait_for,
 )
-from training.calibrate import Platt
 from training.cli import main as training_main
 from training.data.synthetic import World
-from training.export import About, build_cards, publish
-from training.pipeline import plan
+from training.distillation.calibrate import Platt
+from training.export.bundles import About, build_cards, publish
+from training.export.serving_graph import Head
+from training.pipeline.plan import plan
+from training.pipeline.stages import in_order
 from training.recipe import load_recipe
-from training.serving_graph import Head
 from training.simulate.auctions import Auctions, Terms
 from training.simulate.connection import Address
 from training.simulate.run import look_at
 from training.simulate.tally import Tally
 from training.simulate.traffic import Play, play
-from training.stages import in_order
 
 TERMS = Terms(days=3, day=2, candidates=5)
 FAIR, HARMED = "fair", "harmed"

@@ -16,16 +16,16 @@ from models.bundle import Bundle, read_bundle
 from models.graph import LOGIT, PCTR, graph_inputs
 from models.versions import versions_in
 from tests.service.running import make_app, wait_until_ready
+from training.data.encoded_log import EncodedLog, Part
 from training.data.prepare import load_encoder, serving_ids
-from training.encoded_log import EncodedLog, Part
 from training.errors import RecipeError
-from training.export import publish
-from training.loop import load_network
-from training.metrics import sigmoid
-from training.pipeline import Plan, plan
+from training.export.bundles import publish
+from training.fit.loop import load_network
+from training.fit.metrics import sigmoid
+from training.pipeline.plan import Plan, plan
+from training.pipeline.stages import in_order
+from training.pipeline.steps import read_json
 from training.recipe import load_recipe
-from training.stages import in_order
-from training.steps import read_json
 
 ROWS = 6000
 SCHEMA = {

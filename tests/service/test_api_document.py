@@ -5,13 +5,14 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from service import protocol, worker
-from service.descriptions import PREDICT_REQUEST_SCHEMA
 from service.errors import PROBLEMS
+from service.http import protocol
+from service.http.descriptions import PREDICT_REQUEST_SCHEMA
 from service.metrics import LATENCY_SECONDS, STAGE_SECONDS, STAGES, Metrics
-from service.predict import _MEMBERS, MAX_DEADLINE_MS, MAX_ID_BYTES
+from service.processes import worker
+from service.processes.supervisor import LONGEST_PATIENCE_SECONDS
+from service.scoring.predict import _MEMBERS, MAX_DEADLINE_MS, MAX_ID_BYTES
 from service.settings import Settings
-from service.supervisor import LONGEST_PATIENCE_SECONDS
 from tests.service.running import ROOT
 from tests.service.test_metrics import declared
 

@@ -9,13 +9,13 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
-from service import page
 from service.app import MODEL_ROUTE, VERSION_ROUTE, Service, find_inference, find_target
-from service.descriptions import PREDICT_REQUEST_SCHEMA
 from service.errors import PROBLEMS, Code
-from service.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE
+from service.http import page
+from service.http.descriptions import PREDICT_REQUEST_SCHEMA
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE
-from service.predict import Target
+from service.scoring.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE
+from service.scoring.predict import Target
 from tests.service.running import make_app, metric, request_of
 
 ROUTES = {

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from models.encoder import Encoder
 from models.errors import EncodeError
-from service.candidates import ENTRY_BYTES, CandidateCache, take_apart
+from service.scoring.candidates import ENTRY_BYTES, CandidateCache, take_apart
 from tests.models.tiny_bundle import tiny_model, write_tiny_bundle
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
 from tests.service.test_refusals import names, requests

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from models.bundle import read_bundle
 from service.app import Service
-from service.circuit import BAD_RUNS, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Circuit, State
-from service.scorer import Scorer, TimeEstimate
+from service.scoring.circuit import BAD_RUNS, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WINDOW, Circuit, State
+from service.scoring.scorer import Scorer, TimeEstimate
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import FAILING_DEVICE, SLOW_DEVICE, write_moody_ensemble, write_slow_ensemble
 from tests.service.running import (

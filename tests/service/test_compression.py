@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from service.compression import CODINGS, accepted_coding, compress, content_coding, expand
 from service.errors import Code, Refusal
+from service.http.compression import CODINGS, accepted_coding, compress, content_coding, expand
 from tests.service.running import ROOT, ask, make_app, metric, request_of, started
 
 if sys.version_info >= (3, 14):

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.asgi import Answer
-from service.direct import MAX_HEADS, Direct, Exchange
+from service.http.asgi import Answer
+from service.http.direct import MAX_HEADS, Direct, Exchange
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 from tests.service.test_protocol import BODY, GOOD, POST, connect, send, statuses

@@ -17,9 +17,9 @@ from models.graph import graph_inputs
 from models.manifest import FieldReference, Histogram
 from models.schema import FieldSchema
 from service.app import Service
-from service.drift import ENOUGH, HALF_LIFE_SECONDS, Drift, IdBins, VersionDrift, pctr_bins, psi
 from service.metrics import Metrics
-from service.scorer import Scorer
+from service.scoring.drift import ENOUGH, HALF_LIFE_SECONDS, Drift, IdBins, VersionDrift, pctr_bins, psi
+from service.scoring.scorer import Scorer
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
 from tests.service.test_registry import scrape

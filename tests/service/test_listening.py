@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service.listening import has_input, is_listening, listen, turn_away
+from service.http.listening import has_input, is_listening, listen, turn_away
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to make no new connections")
 

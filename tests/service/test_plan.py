@@ -11,7 +11,7 @@ import pytest
 
 from service.app import Service
 from service.errors import Code, Refusal
-from service.plan import Chosen, Plan
+from service.scoring.plan import Chosen, Plan
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_distilled
 from tests.service.running import ask, make_app, metric, request_of, started

@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.experiments.assignment import bucket_of
-from service.predict import PREDICT
+from service.scoring.predict import PREDICT
 from tests.service.running import (
     as_columns,
     ask,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, Arriving
+from service.http.protocol import MAX_ARRIVING_BODIES, REQUEST_SECONDS, Arriving
 from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 
 BODY = json.dumps(request_of(1, 2)).encode()

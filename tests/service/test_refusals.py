@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from service.app import Service
-from service.asgi import refuse
-from service.descriptions import REFUSAL_EXAMPLES
 from service.errors import PROBLEMS, Code, Refusal
-from service.predict import decode_request, refuse_wide_integers
+from service.http.asgi import refuse
+from service.http.descriptions import REFUSAL_EXAMPLES
+from service.scoring.predict import decode_request, refuse_wide_integers
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started

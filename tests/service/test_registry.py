@@ -14,7 +14,7 @@ import pytest
 from service.app import Service
 from service.errors import ModelLoadError
 from service.metrics import Metrics
-from service.registry import LOAD_SHARE, Registry
+from service.scoring.registry import LOAD_SHARE, Registry
 from tests.models.building import set_live
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_other_inputs, write_wrong_golden

@@ -14,7 +14,7 @@ from service.__main__ import main
 from service.errors import Code, Refusal
 from service.results import keeper
 from service.results.keeper import FRESH_SECONDS, Results
-from service.watch import SHIPPED, read_experiments
+from service.scoring.watch import SHIPPED, read_experiments
 from tests.service.running import make_app, request_of, wait_until_ready
 
 FILE = read_experiments(SHIPPED)

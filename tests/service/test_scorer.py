@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.bundle import read_bundle
 from models.encoder import EncodedRows
 from service.errors import ModelLoadError
-from service.scorer import Scorer, ScoringQueue, TimeEstimate
+from service.scoring.scorer import Scorer, ScoringQueue, TimeEstimate
 from tests.models.tiny_bundle import REQUESTS, tiny_model
 from tests.service.bundles import write_other_inputs, write_slow_ensemble, write_wrong_golden
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from service.supervisor import _Worker
+from service.processes.supervisor import _Worker
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import (
@@ -541,7 +541,11 @@ def test_logs_can_be_json(repository: Path, tmp_path: Path):
         assert running.stop(signal.SIGINT) == 0
     records: list[dict[str, Any]] = [json.loads(line) for line in running.log_text().splitlines()]
 
-    assert {record["logger"] for record in records} >= {"service", "service.supervisor", "service.registry"}
+    assert {record["logger"] for record in records} >= {
+        "service",
+        "service.processes.supervisor",
+        "service.scoring.registry",
+    }
     assert len({record["process"] for record in records}) == 2
     assert all(record.keys() >= {"time", "level", "message"} for record in records)
     assert "s3cret" not in running.log_text()

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from service.app import Service
 from service.journal.joined import read_journal
-from service.shadow import MAX_WAITING, bernoulli_kl
+from service.scoring.shadow import MAX_WAITING, bernoulli_kl
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.journal.reading import records
 from tests.service.running import (
@@ -217,7 +217,7 @@ def test_what_finds_the_queue_full_is_dropped_and_counted(repository: Path, tmp_
 
 def test_shadows_take_a_bounded_share_of_the_time(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """After a run the next one waits, the longer the run was: here for ever."""
-    monkeypatch.setattr("service.shadow.MOST_SHARE", 1e-9)
+    monkeypatch.setattr("service.scoring.shadow.MOST_SHARE", 1e-9)
 
     async def run() -> float:
         async with started(make_app(repository, shadowed(tmp_path))) as app:

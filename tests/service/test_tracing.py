@@ -14,9 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from starlette.testclient import TestClient
 
-from service import tracing
 from service.app import Service
-from service.direct import Direct
+from service.http import tracing
+from service.http.direct import Direct
 from tests.service.running import make_app, metric, request_of, wait_until_ready
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-from service.protocol import UNREAD_SECONDS
+from service.http.protocol import UNREAD_SECONDS
 from tests.service.running import metric, running_service, wait_for
 
 

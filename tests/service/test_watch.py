@@ -12,7 +12,7 @@ import pytest
 
 from service.app import Service
 from service.errors import ConfigError, NoModelError
-from service.watch import implied_experiments
+from service.scoring.watch import implied_experiments
 from tests.models.building import set_live
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_wrong_golden

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from models.schema import FeatureSchema
-from training.calibrate import Platt
+from training.data.encoded_log import EncodedLog
 from training.data.prepare import prepare
 from training.data.readers import FileSource
 from training.data.split import ColumnSplit
-from training.encoded_log import EncodedLog
-from training.export import About, build_cards, build_graph
-from training.gate import Gate
-from training.serving_graph import Head, Wiring
+from training.distillation.calibrate import Platt
+from training.distillation.gate import Gate
+from training.export.bundles import About, build_cards, build_graph
+from training.export.serving_graph import Head, Wiring
 from training.zoo import NETWORKS, Fields, FieldSpec, build, options_of
 
 DEEP: dict[str, Any] = {"dim": 4, "hidden": [8, 6], "init_sd": 0.3}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.encoded_log import EncodedLog, Part
-from training.metrics import sigmoid
+from training.data.encoded_log import EncodedLog, Part
+from training.fit.metrics import sigmoid
 from training.zoo.embedding import FieldSpec
 
 FIELDS = (

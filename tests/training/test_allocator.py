@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from training.allocator import keep_freed_memory
+from training.fit.allocator import keep_freed_memory
 
 BYTES = 100_000_000
 

@@ -19,14 +19,14 @@ import pytest
 import torch
 
 from tests.training.small_log import write_small_log
-from training.checkpoint import Checkpoint
-from training.distill import DistillOptions, EnsembleTargets, FineTune, fit_student
-from training.encoded_log import EncodedLog, Part
-from training.loop import FitOptions, FitResult, NetworkSpec, fit
-from training.pipeline import plan
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.distill import DistillOptions, EnsembleTargets, FineTune, fit_student
+from training.distillation.together import Cotrain, Epochs, Mutual, TeacherSpec, TogetherResult, fit_together
+from training.fit.checkpoint import Checkpoint
+from training.fit.loop import FitOptions, FitResult, NetworkSpec, fit
+from training.pipeline.plan import plan
+from training.pipeline.stages import ROOT
 from training.recipe import load_recipe
-from training.stages import ROOT
-from training.together import Cotrain, Epochs, Mutual, TeacherSpec, TogetherResult, fit_together
 
 DNN = NetworkSpec(network="dnn", options={"dim": 4, "hidden": [8], "init_sd": 0.1, "dropout": 0.2})
 DEEPFM = NetworkSpec(network="deepfm", options={"dim": 2, "hidden": [6], "init_sd": 0.1})
@@ -255,9 +255,9 @@ PROGRAM = """
     import signal
     import sys
     from pathlib import Path
-    from training.pipeline import plan
+    from training.pipeline.plan import plan
     from training.recipe import load_recipe
-    from training.stages import run_steps
+    from training.pipeline.stages import run_steps
 
     class Watcher:
         def cached(self, step): pass

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from training.encoded_log import EncodedLog, Part
-from training.gate import cross_entropy
-from training.metrics import auc
-from training.pipeline import Plan, SeedSteps, measured, plan
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.gate import cross_entropy
+from training.fit.metrics import auc
+from training.pipeline.plan import Plan, SeedSteps, measured, plan
+from training.pipeline.stages import Step, in_order
+from training.pipeline.steps import read_json
 from training.recipe import load_recipe
-from training.stages import Step, in_order
-from training.steps import read_json
 
 DNN = {"network": "dnn", "options": {"dim": 2, "hidden": [8], "init_sd": 0.1}}
 FIT = {"learning_rate": 0.01, "max_epochs": 2, "batch_rows": 256}

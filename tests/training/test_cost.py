@@ -6,10 +6,10 @@ import pytest
 
 from models.graph import REQUEST_INDEX
 from tests.training.served import SIDES, head, network
-from training import cost
-from training.cost import bytes_of, conditions, measure_costs, open_session
-from training.parity import random_feeds
-from training.serving_graph import ServingGraph, write_graph
+from training.export import cost
+from training.export.cost import bytes_of, conditions, measure_costs, open_session
+from training.export.parity import random_feeds
+from training.export.serving_graph import ServingGraph, write_graph
 
 WIRING = SIDES["plain"]
 

@@ -20,19 +20,19 @@ from tests.training import tiny_steps
 from tests.training.small_log import FIELDS, write_small_log
 from tests.training.test_distill import some_targets
 from tests.training.test_stages import Notes
-from training import devices, optimizer
-from training.checkpoint import Checkpoint
-from training.devices import gpus
-from training.distill import DistillOptions, EnsembleTargets, StudentLearner, fit_student
-from training.encoded_log import EncodedLog, Part
-from training.ensemble import store_hints
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.distill import DistillOptions, EnsembleTargets, StudentLearner, fit_student
+from training.distillation.ensemble import store_hints
+from training.distillation.together import Cotrain, CoTraining, Mutual, MutualLearning, TeacherSpec, fit_together
 from training.errors import OutOfMemoryError, RecipeError
-from training.loop import ClickLearner, FitOptions, Learner, NetworkSpec, fit, score
-from training.memory import what_to_lower
-from training.precision import multiplies_bfloat16
+from training.fit import devices, optimizer
+from training.fit.checkpoint import Checkpoint
+from training.fit.devices import gpus
+from training.fit.loop import ClickLearner, FitOptions, Learner, NetworkSpec, fit, score
+from training.fit.memory import what_to_lower
+from training.fit.precision import multiplies_bfloat16
+from training.pipeline.stages import Step, run_steps
 from training.recipe import load_recipe
-from training.stages import Step, run_steps
-from training.together import Cotrain, CoTraining, Mutual, MutualLearning, TeacherSpec, fit_together
 from training.zoo import NETWORKS, embedding, options_of, pieces
 
 META = torch.device("meta")

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from tests.training.small_log import write_small_log
-from training.distill import (
+from training.data.encoded_log import VALID, EncodedLog, Part
+from training.distillation.distill import (
     DistillOptions,
     EnsembleTargets,
     FineTune,
@@ -30,9 +31,8 @@ from training.distill import (
     kl_divergence,
     mixed_logit,
 )
-from training.encoded_log import VALID, EncodedLog, Part
-from training.loop import NetworkSpec, batches, score
-from training.metrics import sigmoid
+from training.fit.loop import NetworkSpec, batches, score
+from training.fit.metrics import sigmoid
 
 DNN = NetworkSpec(network="dnn", options={"dim": 4, "hidden": [16, 8], "init_sd": 0.1})
 QUICK = DistillOptions(learning_rate=0.005, batch_rows=256, max_epochs=4)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from tests.training.small_log import write_small_log
-from training.checkpoint import Checkpoint
-from training.distill import DistillOptions, EnsembleTargets, FineTune, fit_student
-from training.divergence import Divergence, Setting
-from training.encoded_log import EncodedLog, Part
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.distill import DistillOptions, EnsembleTargets, FineTune, fit_student
+from training.distillation.together import Cotrain, TeacherSpec, fit_together
 from training.errors import DivergedError
-from training.loop import FitOptions, NetworkSpec, fit
-from training.together import Cotrain, TeacherSpec, fit_together
+from training.fit.checkpoint import Checkpoint
+from training.fit.divergence import Divergence, Setting
+from training.fit.loop import FitOptions, NetworkSpec, fit
 from training.zoo import NETWORKS, options_of
 
 DNN = NetworkSpec(network="dnn", options={"dim": 4, "hidden": [16, 8], "init_sd": 0.1})

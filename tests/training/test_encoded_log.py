@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.encoded_log import VALID, EncodedLog, Part
+from training.data.encoded_log import VALID, EncodedLog, Part
 from training.zoo.embedding import FieldSpec
 
 FIELDS = (

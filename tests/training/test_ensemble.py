@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.training.small_log import write_small_log
-from training.ensemble import TeacherOutputs, store_hints
-from training.gate import Gate
-from training.loop import NetworkSpec
-from training.metrics import sigmoid
+from training.distillation.ensemble import TeacherOutputs, store_hints
+from training.distillation.gate import Gate
+from training.fit.loop import NetworkSpec
+from training.fit.metrics import sigmoid
 
 ROWS = 200
 GATE = Gate(
@@ -95,7 +95,7 @@ def test_hints_come_with_the_weights_of_their_teachers(outputs: TeacherOutputs):
 def test_pieces_are_put_together_as_the_whole(outputs: TeacherOutputs, monkeypatch: pytest.MonkeyPatch):
     """Logs larger than memory are weighed chunk by chunk."""
     whole = outputs.gate_weights(GATE, out_of_sample=True), outputs.ensemble_logit(GATE, out_of_sample=True)
-    monkeypatch.setattr("training.ensemble.CHUNK_ROWS", 37)
+    monkeypatch.setattr("training.distillation.ensemble.CHUNK_ROWS", 37)
 
     np.testing.assert_array_equal(outputs.gate_weights(GATE, out_of_sample=True), whole[0])
     np.testing.assert_array_equal(outputs.ensemble_logit(GATE, out_of_sample=True), whole[1])

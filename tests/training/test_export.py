@@ -13,11 +13,11 @@ from models.golden import check_golden
 from models.graph import LOGIT, PCTR, graph_inputs
 from models.versions import Repository
 from tests.training.served import RECIPE, exported, prepared_log, read, without
-from training.calibrate import Platt
-from training.cost import open_session
-from training.encoded_log import EncodedLog, Part
-from training.export import git_state, publish
-from training.metrics import sigmoid
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.calibrate import Platt
+from training.export.bundles import git_state, publish
+from training.export.cost import open_session
+from training.fit.metrics import sigmoid
 
 
 @pytest.fixture(scope="module")

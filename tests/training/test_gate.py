@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.calibrate import fit_platt
-from training.gate import (
+from training.distillation.calibrate import fit_platt
+from training.distillation.gate import (
     Gate,
     GateModule,
     GateOptions,
@@ -22,7 +22,7 @@ from training.gate import (
     cross_entropy,
     fit_gate,
 )
-from training.metrics import sigmoid
+from training.fit.metrics import sigmoid
 
 ROWS = 12_000
 B = np.arange(0, ROWS // 2)

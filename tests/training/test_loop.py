@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from tests.training.small_log import FIELDS, write_small_log
-from training.encoded_log import VALID, EncodedLog, Part
+from training.data.encoded_log import VALID, EncodedLog, Part
 from training.errors import SplitError
-from training.loop import FitOptions, FitResult, NetworkSpec, fit, load_fit, load_network, score
-from training.metrics import auc, xauc
+from training.fit.loop import FitOptions, FitResult, NetworkSpec, fit, load_fit, load_network, score
+from training.fit.metrics import auc, xauc
 from training.zoo import NETWORKS
 
 DNN = NetworkSpec(network="dnn", options={"dim": 4, "hidden": [16, 8], "init_sd": 0.1})

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.training.small_log import FIELDS
-from training.loop import NetworkSpec
-from training.memory import what_to_lower
-from training.stages import ROOT
+from training.fit.loop import NetworkSpec
+from training.fit.memory import what_to_lower
+from training.pipeline.stages import ROOT
 from training.zoo import NETWORKS, FieldSpec, options_of
 
 MANY = (FieldSpec("user", 1_000_000, "context"), FieldSpec("ad", 5000, "candidate"))

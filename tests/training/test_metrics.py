@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import metrics
+from training.fit import metrics
 
 
 def slow_xauc(truth: list[float], score: list[float]) -> float:

@@ -15,19 +15,19 @@ from models.graph import LOGIT, PCTR
 from tests.training.served import silent
 from tests.training.small_log import write_small_log
 from tests.training.test_choices import planned, run
-from training.calibrate import fit_platt
-from training.chance import uniform
+from training.data.chance import uniform
+from training.data.encoded_log import EncodedLog, Part
 from training.data.prepare import load_encoder
-from training.distill import DistillOptions, EnsembleTargets, fit_student
-from training.encoded_log import EncodedLog, Part
+from training.distillation.calibrate import fit_platt
+from training.distillation.distill import DistillOptions, EnsembleTargets, fit_student
+from training.distillation.gate import GateOptions, fit_gate
 from training.errors import SplitError
-from training.export import graph, wiring_of
-from training.gate import GateOptions, fit_gate
-from training.loop import FitOptions, NetworkSpec, fit, score
-from training.metrics import sigmoid
-from training.negatives import EVERY_ROW, Negatives
-from training.parity import log_feed
-from training.steps import read_json
+from training.export.bundles import graph, wiring_of
+from training.export.parity import log_feed
+from training.fit.loop import FitOptions, NetworkSpec, fit, score
+from training.fit.metrics import sigmoid
+from training.fit.negatives import EVERY_ROW, Negatives
+from training.pipeline.steps import read_json
 
 DNN = NetworkSpec(network="dnn", options={"dim": 4, "hidden": [16, 8], "init_sd": 0.1})
 QUICK = FitOptions(learning_rate=0.02, batch_rows=64, max_epochs=8)

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from tests.training.small_log import write_small_log
-from training import optimizer as optimizer_module
-from training.distill import DistillOptions, EnsembleTargets, fit_student
-from training.encoded_log import EncodedLog, Part
-from training.loop import FitOptions, NetworkSpec, fit
-from training.optimizer import REPLAYED, Optimizer, RowsOfTable, waits
-from training.precision import Precision
-from training.together import Cotrain, Epochs, TeacherSpec, fit_together
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.distill import DistillOptions, EnsembleTargets, fit_student
+from training.distillation.together import Cotrain, Epochs, TeacherSpec, fit_together
+from training.fit import optimizer as optimizer_module
+from training.fit.loop import FitOptions, NetworkSpec, fit
+from training.fit.optimizer import REPLAYED, Optimizer, RowsOfTable, waits
+from training.fit.precision import Precision
 from training.zoo import NETWORKS, Encoded, FieldEmbedding, FieldSpec, options_of
 
 USERS, ADS = 400, 50
@@ -269,7 +269,7 @@ def test_a_killed_fit_by_rows_goes_on_to_the_same_bits(
     log: EncodedLog, by_rows: Callable[[bool], None], tmp_path: Path
 ) -> None:
     """A checkpoint holds what rows that wait are waiting for."""
-    from training.checkpoint import Checkpoint
+    from training.fit.checkpoint import Checkpoint
 
     by_rows(True)
     spec = NetworkSpec(network="deepfm", options={"dim": 3, "hidden": [8, 4], "init_sd": 0.1})

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from tests.training.small_log import write_small_log
-from training import parallel
-from training.encoded_log import EncodedLog, Part
-from training.loop import FitOptions, NetworkSpec, fit
+from training.data.encoded_log import EncodedLog, Part
+from training.fit import parallel
+from training.fit.loop import FitOptions, NetworkSpec, fit
 
 ROOT = Path(__file__).parents[2]
 SPEC = NetworkSpec(network="deepfm", options={"dim": 3, "hidden": [8, 4], "init_sd": 0.1})

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from training.pipeline import _READING, plan
+from training.pipeline.plan import _READING, plan
+from training.pipeline.stages import Step, in_order, reached
 from training.recipe import load_recipe
-from training.stages import Step, in_order, reached
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,17 +65,22 @@ def test_the_key_of_a_step_knows_every_file_that_the_step_uses(name: str):
 
     assert used, name
     # stages.py is named for the type of a report alone.
-    assert used - reached(step.code) - {"training/stages.py"} == set()
+    assert used - reached(step.code) - {"training/pipeline/stages.py"} == set()
 
 
 def test_reading_does_not_depend_on_what_is_made_of_its_rows():
     """Hours of reading are not done again because a recipe can say one thing more of a student."""
-    assert not reached(_READING) & {"training/recipe.py", "training/distill.py", "training/loop.py"}
+    assert not reached(_READING) & {"training/recipe.py", "training/distillation/distill.py", "training/fit/loop.py"}
 
 
 def test_what_a_file_imports_is_reached_through_it():
-    found = reached(("training/distill.py", "package:torch"))
+    found = reached(("training/distillation/distill.py", "package:torch"))
 
-    assert {"training/distill.py", "training/loop.py", "training/zoo/dnn.py", "training/metrics.py"} <= found
+    assert {
+        "training/distillation/distill.py",
+        "training/fit/loop.py",
+        "training/zoo/dnn.py",
+        "training/fit/metrics.py",
+    } <= found
     assert "package:torch" in found
     assert not any(path.startswith("training/report") for path in found)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from training.data.public_logs import PUBLIC_LOGS, open_log
 from training.data.sources import SourceSettings
 from training.errors import DataError
-from training.public_logs import PUBLIC_LOGS, open_log
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text(encoding="utf-8")
 

@@ -14,19 +14,19 @@ import torch
 from models.bundle import Bundle, read_bundle
 from models.graph import CONTEXT, LOGIT
 from service.errors import ModelLoadError
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 from tests.models.tiny_bundle import tiny_graph, tiny_model
 from tests.training.served import RECIPE, TEST_METRICS, head, network, prepared_log, read, silent
-from training import quantize as module
-from training.cost import open_session
+from training.data.encoded_log import EncodedLog, Part
 from training.data.prepare import load_encoder
-from training.encoded_log import EncodedLog, Part
 from training.errors import ExportError, RecipeError
-from training.export import About, build_cards, build_graph, publish, quantize, wiring_of
-from training.parity import Feed, log_feed, random_feeds
-from training.quantize import Quantize, judge, quantize_graph, summary
+from training.export import quantize as module
+from training.export.bundles import About, build_cards, build_graph, publish, quantize, wiring_of
+from training.export.cost import open_session
+from training.export.parity import Feed, log_feed, random_feeds
+from training.export.quantize import Quantize, judge, quantize_graph, summary
+from training.export.serving_graph import Wiring
 from training.recipe import load_recipe
-from training.serving_graph import Wiring
 
 ANYTHING = {"max_auc_loss": 1.0, "max_logloss_gain": 9.0, "max_ece_gain": 9.0, "max_ratio_shift": 9.0}
 BOTH = {"layers": "int8", "tables": "float16"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from training.distillation.gate import GateOptions
 from training.errors import RecipeError
-from training.gate import GateOptions
 from training.recipe import Distilled, Recipe, Teacher, Untaught, load_recipe, shipped
 from training.zoo import options_of
 

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from tests.training.small_log import write_small_log
 from tests.training.test_optimizer import Small, batch
-from training import optimizer as optimizer_module
-from training.checkpoint import Checkpoint
-from training.distill import DistillOptions
-from training.encoded_log import Part
-from training.loop import FitOptions, NetworkSpec, fit
-from training.optimizer import Optimizer
-from training.schedule import factor
+from training.data.encoded_log import Part
+from training.distillation.distill import DistillOptions
+from training.fit import optimizer as optimizer_module
+from training.fit.checkpoint import Checkpoint
+from training.fit.loop import FitOptions, NetworkSpec, fit
+from training.fit.optimizer import Optimizer
+from training.fit.schedule import factor
 
 
 def test_it_rises_over_the_warm_up_and_falls_to_nothing_over_the_rest():

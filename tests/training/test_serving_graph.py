@@ -13,12 +13,12 @@ import torch
 
 from models.graph import CANDIDATES, CONTEXT, REQUEST_INDEX
 from tests.training.served import DEEP, SIDES, gate, head, network, teachers
-from training.calibrate import Platt
-from training.cost import open_session
+from training.distillation.calibrate import Platt
+from training.distillation.gate import Gate
 from training.errors import ExportError
-from training.gate import Gate
-from training.parity import TOLERANCE, check_parity, random_feeds
-from training.serving_graph import Head, ServingGraph, Wiring, count_parameters, write_graph
+from training.export.cost import open_session
+from training.export.parity import TOLERANCE, check_parity, random_feeds
+from training.export.serving_graph import Head, ServingGraph, Wiring, count_parameters, write_graph
 from training.zoo import NETWORKS, FieldSpec, build
 
 EVERY_KIND = SIDES["every kind"]
@@ -259,7 +259,7 @@ def test_exporting_says_nothing(tmp_path: Path):
     program = (
         "from pathlib import Path\n"
         "from tests.training.served import SIDES, head, network\n"
-        "from training.serving_graph import ServingGraph, write_graph\n"
+        "from training.export.serving_graph import ServingGraph, write_graph\n"
         "wiring = SIDES['plain']\n"
         f"write_graph(ServingGraph({{'s': network('dnn', wiring.fields)}}, wiring, head()), Path({str(tmp_path)!r}))\n"
     )

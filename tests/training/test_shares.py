@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from tests.training.small_log import FIELDS, write_small_log
-from training.encoded_log import EncodedLog, Part
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.shares import DAY_US, Copies, unseen
 from training.errors import SplitError
-from training.loop import rows_to_learn_from
-from training.shares import DAY_US, Copies, unseen
+from training.fit.loop import rows_to_learn_from
 
 ROWS, DAYS = 3000, 7
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training import tiny_steps
 from training.errors import DataError, OutOfMemoryError, StepError
-from training.stages import ROOT, Step, building_folder, meaning, run_steps
+from training.pipeline.stages import ROOT, Step, building_folder, meaning, run_steps
 
 
 class Notes:
@@ -80,7 +80,7 @@ def test_of_the_steps_that_could_start_the_one_with_the_longest_way_behind_it_go
 def test_a_changed_source_file_changes_the_key():
     """Cached results never outlive the code that made them."""
     plain = Step("s", "l", tiny_steps.write, {})
-    with_code = Step("s", "l", tiny_steps.write, {}, code=("training/stages.py",))
+    with_code = Step("s", "l", tiny_steps.write, {}, code=("training/pipeline/stages.py",))
     with_folder = Step("s", "l", tiny_steps.write, {}, code=("training",))
     with_package = Step("s", "l", tiny_steps.write, {}, code=("package:torch",))
     with_place = Step("s", "l", tiny_steps.write, {}, places={"where": "elsewhere"})
@@ -214,7 +214,7 @@ def test_ctrl_c_keeps_finished_steps_and_leaves_nothing_half_done(tmp_path: Path
         from pathlib import Path
         from tests.training import tiny_steps
         from tests.training.test_stages import run, step
-        from training.stages import Step
+        from training.pipeline.stages import Step
         if __name__ == "__main__":
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
             endless = Step("tiny", "endless", tiny_steps.wait_for, {{"file": {str(tmp_path / "never")!r}}}, {{}})
@@ -247,7 +247,7 @@ def test_a_killed_program_leaves_nobody_computing_behind(tmp_path: Path):
         from pathlib import Path
         from tests.training import tiny_steps
         from tests.training.test_stages import run
-        from training.stages import Step
+        from training.pipeline.stages import Step
         if __name__ == "__main__":
             run(Path({str(tmp_path)!r}), Step("tiny", "worker", tiny_steps.say_who, {{}}, {{}}))
     """)

@@ -13,12 +13,12 @@ import yaml
 
 from tests.training.test_choices import done
 from training.ablate.variations import Variations
-from training.encoded_log import EncodedLog, Part
+from training.data.encoded_log import EncodedLog, Part
 from training.errors import DivergedError, RecipeError
-from training.metrics import logloss, sigmoid
-from training.pipeline import plan
+from training.fit.metrics import logloss, sigmoid
+from training.pipeline.plan import plan
+from training.pipeline.stages import Step
 from training.recipe import load_recipe
-from training.stages import Step
 from training.sweep import best_of, edges_of, sweep
 
 

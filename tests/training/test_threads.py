@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from training.threads import share_out
+from training.fit.threads import share_out
 
 
 @pytest.fixture(autouse=True)

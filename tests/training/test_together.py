@@ -10,11 +10,9 @@ import torch
 from torch.nn import functional
 
 from tests.training.small_log import write_small_log
-from training.distill import DistillOptions, kl_divergence
-from training.encoded_log import VALID, EncodedLog, Part
-from training.loop import FitOptions, FitResult, NetworkSpec, copy_of_state, score
-from training.metrics import auc
-from training.together import (
+from training.data.encoded_log import VALID, EncodedLog, Part
+from training.distillation.distill import DistillOptions, kl_divergence
+from training.distillation.together import (
     Cotrain,
     CoTraining,
     Epochs,
@@ -26,6 +24,8 @@ from training.together import (
     fit_together,
     mutual_loss,
 )
+from training.fit.loop import FitOptions, FitResult, NetworkSpec, copy_of_state, score
+from training.fit.metrics import auc
 
 SMALL = {"dim": 4, "hidden": [8, 6], "init_sd": 0.2}
 DNN = NetworkSpec(network="dnn", options=SMALL)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from training.pipeline import Plan, plan
-from training.progress import Display, Whole
+from training.pipeline.plan import Plan, plan
+from training.pipeline.progress import Display, Whole
+from training.pipeline.stages import Step, in_order
+from training.pipeline.took import FILE, KeepingDisplay, keep, seconds_of, training_seconds
 from training.recipe import load_recipe
-from training.stages import Step, in_order
-from training.took import FILE, KeepingDisplay, keep, seconds_of, training_seconds
 
 
 def nothing(folder: Path, report: Any) -> None: ...

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tests.training.test_stages import Notes
-from training.pipeline import Plan, plan
+from training.pipeline.plan import Plan, plan
+from training.pipeline.stages import ROOT, Step, in_order, run_steps
 from training.recipe import load_recipe
-from training.stages import ROOT, Step, in_order, run_steps
 
 SMALL = {"dim": 2, "hidden": [8], "init_sd": 0.1}
 FIT = {"learning_rate": 0.01, "batch_rows": 100, "max_epochs": 2}
@@ -35,9 +35,9 @@ PROGRAM = """
     from pathlib import Path
     from training import parallel, torchrun
     from training.cli import listen_to_signals, main
-    from training.pipeline import plan
+    from training.pipeline.plan import plan
     from training.recipe import load_recipe
-    from training.stages import run_steps
+    from training.pipeline.stages import run_steps
     from tests.training.test_stages import Notes
     from training.errors import TrainingError
 

@@ -17,14 +17,14 @@ from tests.training.data.logs import write
 from tests.training.data.test_prepare import BY_PART, SAME, csv_of, rows_of, simple_schema
 from tests.training.small_log import write_small_log
 from tests.training.test_choices import RECIPE, done
+from training.data.encoded_log import EncodedLog, Part
 from training.data.prepare import PrepareReport, load_encoder, prepare
 from training.data.readers import FileSource
 from training.data.synthetic import World
-from training.distill import DistillOptions, EnsembleTargets, Imitation, Target, fit_student, kl_divergence
-from training.encoded_log import EncodedLog, Part
+from training.distillation.distill import DistillOptions, EnsembleTargets, Imitation, Target, fit_student, kl_divergence
 from training.errors import DataError, RecipeError, SplitError
-from training.loop import NetworkSpec, load_fit
-from training.pipeline import Plan, plan
+from training.fit.loop import NetworkSpec, load_fit
+from training.pipeline.plan import Plan, plan
 from training.recipe import load_recipe
 
 # reading

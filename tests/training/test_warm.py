@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 from training.cli import main
+from training.data.encoded_log import EncodedLog
 from training.data.prepare import load_encoder
 from training.data.seen_before import refuse_rows_seen_before
 from training.data.synthetic import World
-from training.encoded_log import EncodedLog
 from training.errors import RecipeError, SplitError
-from training.loop import FitResult, NetworkSpec, load_network
-from training.pipeline import SeedSteps, plan, version_of
+from training.fit.loop import FitResult, NetworkSpec, load_network
+from training.fit.warm import VERSION_FILE, Start, Version
+from training.pipeline.plan import SeedSteps, plan, version_of
+from training.pipeline.stages import in_order
 from training.recipe import load_recipe
-from training.stages import in_order
-from training.warm import VERSION_FILE, Start, Version
 from training.zoo import NETWORKS, Encoded, FieldEmbedding, Fields, FieldSpec, options_of
 
 THEN: Fields = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.errors import SchemaError
 from training.errors import DataError
-from training.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report
+from training.pipeline.stages import IF_OUT_OF_MEMORY, UNDER_WAY, Report
 
 
 def write(folder: Path, report: Report, *, text: str, **inputs: Path) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from training.ablate.paired import UNTUNED, paired, share_of_gap, verdict
 from training.ablate.tables import Claim, LogFacts, Row, Table, table
 from training.ablate.variations import Variations
-from training.cost import conditions
-from training.encoded_log import EncodedLog
+from training.data.encoded_log import EncodedLog
 from training.errors import DivergedError, RecipeError
-from training.pipeline import measured, plan
+from training.export.cost import conditions
+from training.pipeline.plan import measured, plan
+from training.pipeline.stages import Step, Watcher, in_order, run_steps
+from training.pipeline.steps import read_json
 from training.recipe import load_recipe
-from training.stages import Step, Watcher, in_order, run_steps
-from training.steps import read_json
 from training.whole import write_whole
 
 FORMAT_VERSION = 1

@@ -18,10 +18,10 @@ from typing import get_args
 import numpy as np
 
 from training.ablate.variations import Variations
-from training.encoded_log import EncodedLog, Part
-from training.gate import Form
+from training.data.encoded_log import EncodedLog, Part
+from training.distillation.gate import Form
+from training.distillation.shares import DAY_US, By
 from training.recipe import NOT_OF_MUTUAL
-from training.shares import DAY_US, By
 from training.zoo import NETWORKS
 
 THREE = ("deepfm", "dcn", "xdeepfm")

@@ -13,9 +13,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from training.loop import FitOptions
+from training.distillation.shares import By
+from training.fit.loop import FitOptions
 from training.recipe import TUNED_OPTIONS, Distilled, Recipe, Teacher, sizes
-from training.shares import By
 from training.zoo import default_of, options_of
 
 FIELD_AWARE = ("ffm", "onn")

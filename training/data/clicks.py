@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from models.columns import Column
 from models.schema import FeatureSchema, FieldSchema
 from models.values import WrongTypeError, canonical, read_text
-from training.chance import scramble
+from training.data.chance import scramble
 from training.data.chunks import Chunk, Source
 from training.data.faults import Faults, shown
 from training.data.timestamps import derive, expected_time, parse_times, zone_of

@@ -14,7 +14,7 @@ import pyarrow as pa
 from training.data.column_names import is_id, is_quantity, is_time, side_of, words_of
 from training.data.profile import Profile, form_of, profile_of
 from training.data.timestamps import EPOCH_UNITS
-from training.metrics import auc
+from training.fit.metrics import auc
 
 FEW_VALUES = 64
 """Integers with at most so many values are taken for codes unless their name says quantity."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.errors import DataError
-from training.stages import Report
+from training.pipeline.stages import Report
 
 _BLOCK = 1 << 22
 

@@ -25,11 +25,11 @@ import pyarrow.compute as pc
 
 from models.documents import parse_document
 from training.data.chunks import Chunk
+from training.data.encoded_log import Part
 from training.data.faults import Faults, shown
 from training.data.readers import FileSource
 from training.data.split import FoldsSplit, parts_by_folds
 from training.data.text_files import TextFormat, first_line_of
-from training.encoded_log import Part
 from training.errors import DataError, TrainingError
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -27,9 +27,10 @@ from models.fitting import EncoderFitter
 from models.manifest import FieldReference
 from models.schema import FeatureSchema
 from models.values import EXPECTED
-from training.chance import scramble
+from training.data.chance import scramble
 from training.data.chunks import Chunk, Source
 from training.data.clicks import ClickLog, Clicks
+from training.data.encoded_log import EncodedLog, Part
 from training.data.faults import Count, Faults, shown
 from training.data.fingerprint import facts_of, fingerprint
 from training.data.golden_rows import Row, golden_requests, raw_rows, spread_out, to_text
@@ -52,9 +53,8 @@ from training.data.split import (
     thin_training,
 )
 from training.data.timestamps import to_iso
-from training.encoded_log import EncodedLog, Part
 from training.errors import DataError, SplitError
-from training.stages import Report
+from training.pipeline.stages import Report
 from training.zoo.embedding import Fields, FieldSpec
 
 GOLDEN_SAMPLE = 32

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from training.chance import uniform
+from training.data.chance import uniform
+from training.data.encoded_log import Part
 from training.data.timestamps import local_days, start_of_day, to_iso
-from training.encoded_log import Part
 from training.errors import SplitError
 
 Parts = npt.NDArray[np.uint8]

@@ -25,7 +25,7 @@ from models.schema import FeatureSchema
 from training.errors import DataError
 from training.from_log.features import FeatureColumns
 from training.from_log.records import Event, Exposure, read_records
-from training.stages import Report
+from training.pipeline.stages import Report
 
 FLUSH_ROWS = 8192
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from training.data.encoded_log import Part
 from training.data.split import TimeSplit, parts_by_time
 from training.data.timestamps import to_iso, zone_of
-from training.encoded_log import Part
 from training.errors import DataError
 from training.from_log.features import schema_of_log
 from training.from_log.join import SPLIT, Joined

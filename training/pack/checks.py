@@ -17,11 +17,11 @@ from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX, ids_in
 from models.manifest import Calibration
 from training.data.golden_rows import spread_out
 from training.errors import PackError
-from training.export import wiring_of
-from training.metrics import sigmoid
+from training.export.bundles import wiring_of
+from training.export.parity import TOLERANCE, Feed, random_feeds
+from training.fit.metrics import sigmoid
 from training.pack.graph import Foreign
 from training.pack.rows import Batch
-from training.parity import TOLERANCE, Feed, random_feeds
 
 FEW = 7
 """Rows scored once more by themselves."""

@@ -22,11 +22,11 @@ from onnx import TensorProto
 from models.encoder import Encoder
 from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX, ids_input, input_names, offsets_input
 from models.schema import FeatureSchema, FieldSchema
-from training.cost import open_session
 from training.data.faults import closest
 from training.errors import PackError
+from training.export.cost import open_session
+from training.export.parity import Feed
 from training.pack.vocabularies import Carried
-from training.parity import Feed
 
 LEAST_OPSET = 13
 _INTEGERS: dict[int, type[np.integer[Any]]] = {

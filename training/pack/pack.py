@@ -30,18 +30,18 @@ from models.manifest import (
 )
 from models.schema import FeatureSchema
 from models.versions import is_model_name
-from training.cost import bytes_of, measure_costs, open_session
 from training.data.fingerprint import fingerprint
 from training.data.golden_rows import golden_requests
 from training.errors import PackError
-from training.export import Published, encode_request, git_state, golden_of, publish_model, version
-from training.metrics import evaluate, sigmoid
+from training.export.bundles import Published, encode_request, git_state, golden_of, publish_model, version
+from training.export.cost import bytes_of, measure_costs, open_session
+from training.export.parity import Feed
+from training.fit.metrics import evaluate, sigmoid
 from training.pack.checks import check_answers, drawn_feeds, refuse_ids_beyond, refuse_unexpected
 from training.pack.graph import Foreign, read_graph
 from training.pack.rows import Batch, Rows, refuse_strangers
 from training.pack.vocabularies import encoder_of, read_vocabularies
 from training.pack.wrapping import wrap, write
-from training.parity import Feed
 
 COST_ROUNDS, COST_RUNS = 10, 10
 

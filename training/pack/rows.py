@@ -26,7 +26,7 @@ from training.data.faults import Faults, shown
 from training.data.golden_rows import Row, raw_rows, spread_out
 from training.data.readers import FileSource
 from training.errors import DataError, PackError
-from training.parity import Feed
+from training.export.parity import Feed
 
 RUN_ROWS = 4096
 """Rows scored at once."""

@@ -21,8 +21,8 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from models.graph import CANDIDATES, CONTEXT, LOGIT, PCTR, REQUEST_INDEX, ids_input, offsets_input
 from models.manifest import Calibration
 from models.schema import FieldSchema
+from training.export.serving_graph import drop_unused, name_plainly, set_apart
 from training.pack.graph import SHAPES, Foreign, Input
-from training.serving_graph import drop_unused, name_plainly, set_apart
 
 PREFIX = "their/"
 _LEAST_IR = 8

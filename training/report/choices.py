@@ -33,8 +33,8 @@ def unusual(recipe: Mapping[str, Any]) -> list[Tree]:
 def _defaults() -> Iterator[tuple[str, Any]]:
     """(pointer, default) of each such choice, read off the recipe's own models."""
     # Late, for torch stands behind it: who only draws a page again needs none.
-    from training.distill import DistillOptions
-    from training.loop import FitOptions
+    from training.distillation.distill import DistillOptions
+    from training.fit.loop import FitOptions
     from training.recipe import Recipe
 
     yield "/split/train_share", 1.0

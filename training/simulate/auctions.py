@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from training.data.synthetic import World
 from training.data.synthetic.inhabitants import Codes
-from training.metrics import sigmoid
+from training.fit.metrics import sigmoid
 
 BLOCK = 64
 """Auctions that are drawn together."""

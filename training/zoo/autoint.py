@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.precision import in_float32
+from training.fit.precision import in_float32
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
 from training.zoo.layers import Perceptron, SplitLinear
 

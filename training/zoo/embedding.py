@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from training.threads import share_out
+from training.fit.threads import share_out
 
 MISSING_ID = 0
 SCATTER_ROWS = 1024
@@ -140,7 +140,7 @@ class Wanted:
 
     def gather_piece(self, table: Tensor, piece: slice, vectors: Tensor) -> None:
         """Those of some rows of the batch, into `vectors`, which may be bfloat16 where no sequence is wanted."""
-        from training import kernels
+        from training.fit import kernels
 
         weights, out = table.numpy(), as_numpy(vectors)
         are_known = [kernels.gather(weights, self.plain[piece], *self.where, out)]
@@ -157,7 +157,7 @@ class Wanted:
 
         Fields have rows of their own, so threads take fields, and a row's sum is in the batch's order.
         """
-        from training import kernels
+        from training.fit import kernels
 
         count, given = self.plain.shape[1], above.contiguous()
         parts = max(1, min(torch.get_num_threads(), count)) if len(self.plain) >= SCATTER_ROWS else 1
@@ -171,7 +171,7 @@ class Wanted:
 
     def scatter_fields(self, gradient: Tensor, above: Tensor, start: int, end: int) -> None:
         """The part of plain fields start..end-1; what is `above` may be bfloat16."""
-        from training import kernels
+        from training.fit import kernels
 
         first, _, place = self.where
         kernels.scatter(gradient.numpy(), self.plain, first, place, as_numpy(above), start, end)

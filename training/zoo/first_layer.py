@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import kernels
-from training.precision import linear
+from training.fit import kernels
+from training.fit.precision import linear
 from training.zoo.embedding import Source, Wanted, as_numpy, unknown_id
 
 FEW = 8

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.precision import linear
-from training.threads import share_out
+from training.fit.precision import linear
+from training.fit.threads import share_out
 from training.zoo.embedding import Encoded, FieldEmbedding, Source, Wanted, have_kernels
 from training.zoo.first_layer import FirstLayer
 

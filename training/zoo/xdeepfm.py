@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from training.precision import in_float32
+from training.fit.precision import in_float32
 from training.zoo.embedding import Embedded, Encoded, FieldEmbedding, Fields
 from training.zoo.layers import FirstOrder, Perceptron, SplitLinear
 

@@ -20,8 +20,8 @@ from service.oip.request import (
     refuse_shared_memory,
 )
 from service.oip.tensors import BYTES, DTYPES, Tensor, invalid
-from service.plan import Served
-from service.scorer import Floats
+from service.scoring.plan import Served
+from service.scoring.scorer import Floats
 
 _CONTENTS = {
     "BOOL": "bool_contents",

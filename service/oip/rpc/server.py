@@ -22,13 +22,13 @@ from google.protobuf.message import DecodeError
 from service.admin.gate import HEAD_BYTES
 from service.admin.repository import version_in
 from service.errors import Code, Refusal
+from service.http.protocol import MAX_ARRIVING, REQUEST_SECONDS
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE
 from service.oip.metadata import describe_model, describe_server
 from service.oip.routes import MODEL, VERSION, find_loaded, find_model
 from service.oip.rpc.convert import fill_answer, parameters_of, request_of
 from service.oip.rpc.messages import SERVICE, methods
-from service.predict import RETRY_AFTER, Target
-from service.protocol import MAX_ARRIVING, REQUEST_SECONDS
+from service.scoring.predict import RETRY_AFTER, Target
 
 if TYPE_CHECKING:
     from service.app import Service

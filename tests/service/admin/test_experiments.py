@@ -19,9 +19,9 @@ from starlette.testclient import TestClient
 
 from service.admin.experiments import ExperimentControl, Precondition
 from service.admin.gate import Admin
-from service.asgi import ClientGoneError
 from service.experiments.file import read_experiments
 from service.experiments.writing import change_experiment, exclusive
+from service.http.asgi import ClientGoneError
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.admin.test_gate import BEARER, TOKEN, audited
 from tests.service.bundles import write_wrong_golden

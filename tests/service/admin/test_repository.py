@@ -242,7 +242,7 @@ def test_the_audit_is_written_at_every_log_level(monkeypatch: pytest.MonkeyPatch
     configure_logging("error", "text")
 
     record("token-1", "10.0.0.7", "unload", "control", "ok")
-    logging.getLogger("service.registry").info("something else")
+    logging.getLogger("service.scoring.registry").info("something else")
 
     (line,) = capsys.readouterr().err.splitlines()
     assert '"audit": "unload"' in line

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models import metrics
 from service.answers.calibration import ScoreHistogram, quality
-from training import metrics as training_metrics
+from training.fit import metrics as training_metrics
 
 
 def scored(seed: int = 1, rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

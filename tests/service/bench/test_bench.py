@@ -13,7 +13,7 @@ from models.bundle import read_bundle
 from service.__main__ import main
 from service.bench import command
 from service.errors import ConfigError
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 from tests.models.tiny_bundle import write_tiny_bundle
 
 QUICK = ("--candidates", "1", "5", "--callers", "2", "--rounds", "1", "--seconds", "0.05")

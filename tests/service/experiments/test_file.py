@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from service.errors import ExperimentError
 from service.experiments.file import Experiment, ExperimentFile, parse_experiments, read_experiments
-from service.watch import SHIPPED
+from service.scoring.watch import SHIPPED
 from tests.service.running import ROOT
 
 

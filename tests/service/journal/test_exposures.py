@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from service.errors import ConfigError
 from service.journal import writer as writer_module
-from service.predict import PREDICT
+from service.scoring.predict import PREDICT
 from tests.service.journal.reading import records
 from tests.service.running import (
     CONTEXT,

@@ -6,7 +6,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from service.compression import SHORT_ANSWER
+from service.http.compression import SHORT_ANSWER
 from service.oip.metadata import _DATATYPES, EXTENSIONS
 from tests.conformance.__main__ import CLIENTS
 from tests.service.running import ROOT

@@ -19,7 +19,7 @@ from training.ablate.run import filled, planned, write_table
 from training.ablate.tables import Claim, LogFacts, Row, Table, table
 from training.ablate.variations import Variations
 from training.errors import RecipeError
-from training.pipeline import plan
+from training.pipeline.plan import plan
 from training.recipe import load_recipe
 
 CONTROL, ENSEMBLE, STUDENT = ("control",), ("ensemble",), ("student",)

@@ -11,9 +11,9 @@ from tests.training.small_log import write_small_log
 from training.ablate.tables import SIX, TABLES, THREE, TITLES, LogFacts, table
 from training.ablate.variations import Variations
 from training.cli import _TABLES
-from training.encoded_log import EncodedLog
+from training.data.encoded_log import EncodedLog
 from training.errors import RecipeError
-from training.pipeline import plan
+from training.pipeline.plan import plan
 from training.recipe import load_recipe
 from training.zoo import NETWORKS
 

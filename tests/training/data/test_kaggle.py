@@ -9,11 +9,11 @@ import pytest
 
 from tests.training.data.logs import avazu_text, criteo_text, read, write
 from training.data import kaggle
+from training.data.encoded_log import EncodedLog, Part
 from training.data.kaggle import AVAZU, AVAZU_COLUMNS, CRITEO, CRITEO_COLUMNS, KaggleSource
 from training.data.prepare import PrepareReport, load_encoder, prepare
 from training.data.sources import open_source
 from training.data.split import VALID, FoldsSplit, parts_by_folds
-from training.encoded_log import EncodedLog, Part
 from training.errors import DataError
 from training.recipe import load_recipe
 

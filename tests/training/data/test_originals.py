@@ -17,8 +17,8 @@ from tests.training.data.logs import read
 from training.data.kuairand import _USER, KuaiRandSource
 from training.data.open_bandit import OpenBanditOriginal
 from training.data.prepare import prepare
+from training.data.public_logs import open_log
 from training.errors import DataError
-from training.public_logs import open_log
 from training.recipe import load_recipe
 
 # Headers as the publishers have them (github.com/chongminggao/KuaiRand, README; st-tech/zr-obp, obd/).

@@ -18,10 +18,10 @@ from models.schema import FeatureSchema
 from tests.training.data.logs import NUMERIC, schema, write, write_parquet
 from training.data import prepare as prepare_module
 from training.data import text_files
+from training.data.encoded_log import EncodedLog, Part
 from training.data.prepare import PrepareReport, load_encoder, load_golden_rows, prepare
 from training.data.readers import FileSource
 from training.data.split import ColumnSplit, FilesSplit, LastDays, TimeSplit
-from training.encoded_log import EncodedLog, Part
 from training.errors import DataError, SplitError
 
 PARTS = ("train", "valid", "test")

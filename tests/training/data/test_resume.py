@@ -11,9 +11,9 @@ from tests.training.data.logs import criteo_text, write
 from training.data.kaggle import CRITEO
 from training.data.prepare import PrepareReport
 from training.errors import StepError
-from training.pipeline import plan
+from training.pipeline.plan import plan
+from training.pipeline.stages import Step, run_steps
 from training.recipe import load_recipe
-from training.stages import Step, run_steps
 
 
 class KillOnce:

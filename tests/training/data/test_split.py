@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from training.chance import scramble, uniform
+from training.data.chance import scramble, uniform
+from training.data.encoded_log import Part
 from training.data.split import (
     PART_NAMES,
     UNUSED,
@@ -21,7 +22,6 @@ from training.data.split import (
     thin_training,
 )
 from training.data.timestamps import zone_of
-from training.encoded_log import Part
 from training.errors import SplitError
 
 UTC = zone_of("UTC")

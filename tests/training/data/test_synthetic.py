@@ -15,7 +15,7 @@ import pytest
 from training.data.synthetic import World
 from training.data.synthetic.effects import EFFECTS
 from training.data.synthetic.inhabitants import FIRST_SECOND
-from training.metrics import auc, ece, ece_floor, xauc
+from training.fit.metrics import auc, ece, ece_floor, xauc
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from models.manifest import Calibration
 from tests.service.running import running_service
 from tests.training.pack import foreign
 from training.cli import main
-from training.cost import open_session
+from training.export.cost import open_session
 from training.pack.pack import Order, pack
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training import kernels, precision
-from training.precision import products_in
+from training.fit import kernels, precision
+from training.fit.precision import products_in
 from training.zoo import Encoded, Fields, FieldSpec, build
 from training.zoo import pieces as pieces_module
 

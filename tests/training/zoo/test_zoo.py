@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.training.zoo.formulas import FORMULAS, slow_logits
 from tests.training.zoo.rows import FIELDS, NEEDS_HISTORY, VARIANTS, in_row_form, options, random_batch
 from training.errors import NetworkError
-from training.loop import embedding_penalty
+from training.fit.loop import embedding_penalty
 from training.zoo import NETWORKS, Encoded, FieldEmbedding, FieldSpec, autoint, build, default_of, options_of
 from training.zoo.embedding import segment_mean
 

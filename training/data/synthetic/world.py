@@ -16,8 +16,8 @@ from training.data.synthetic.columns import as_logged, log_schema
 from training.data.synthetic.effects import EFFECTS, draw_tables, evaluate
 from training.data.synthetic.inhabitants import Codes, Inhabitants
 from training.data.synthetic.table_writer import TableWriter
-from training.metrics import auc, sigmoid, xauc, xlogloss
-from training.stages import Report
+from training.fit.metrics import auc, sigmoid, xauc, xlogloss
+from training.pipeline.stages import Report
 
 CHUNK_ROWS = 50_000
 REFERENCE_ROWS = 60_000

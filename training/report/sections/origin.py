@@ -10,7 +10,7 @@ from training.report.values import Values, pointer
 
 
 def who_saw_what(v: Values) -> str:
-    """As training/steps.py does it with this recipe; the numbers of rows are this run's."""
+    """As training/pipeline/steps.py does it with this recipe; the numbers of rows are this run's."""
     learn, stop, nothing = '<span class="learns">learns</span>', "stops it", ""
     scheme = v.get("/recipe/scheme/kind") or "pretrain"
     by_auc = v.get("/recipe/student/fit/stop_by") == "valid_auc"

@@ -1,0 +1,1 @@
+"""The processes of the service: a supervisor and its workers."""

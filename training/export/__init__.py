@@ -1,0 +1,1 @@
+"""From trained networks to bundles: the serving graph, parity with torch, smaller numbers, cost of scoring."""

@@ -1,0 +1,1 @@
+"""One network learns: batches, steps, optimizer, early stopping, checkpoints, devices, several processes."""
