@@ -285,6 +285,7 @@ def test_an_owner_lifts_what_a_guard_rail_has_halted(site: Site, console: Page):
 
     console.click("[data-lift=student]")
     confirm(console, go=False)
+    said(console, "ramp-said", "Left as it is.")
     assert student().halted
     console.click("[data-lift=student]")
     assert "student" in confirm(console)
