@@ -61,8 +61,7 @@ def test_a_hundred_killed_workers_lose_no_count(own_repository: Path, tmp_path: 
         wait_for(lambda: load.answered > 200, "every metric has been counted in")
         running.metrics()  # which is a series too
         folder = metrics_folder(running)
-        before = {path.name: path.stat().st_size for path in folder.iterdir()}
-        series = len(running.metrics().splitlines())
+        before, series = sizes(folder), series_of(running)
         counted = 0.0
         away = []
         chooser = random.Random(0)
@@ -78,8 +77,9 @@ def test_a_hundred_killed_workers_lose_no_count(own_repository: Path, tmp_path: 
 
         assert load.wrong == []
         assert load.answered <= metric(running.metrics(), "retort_exposures_total") <= load.answered + len(load.broken)
-        assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
-        assert len(running.metrics().splitlines()) == series
+        assert sizes(folder) == before
+        assert len(list(folder.glob("drift_*.json"))) <= 2  # one a place, some seconds after a start
+        assert series_of(running) == series
         assert metric(running.metrics(), "retort_worker_starts_total") == 102
         assert running.stop() == 0
         assert max(away) < 5, "the counts are right; on a machine with other work, look at this line alone"
@@ -90,6 +90,16 @@ def metrics_folder(running: Running) -> Path:
     maps = Path(f"/proc/{running.worker_pids()[0]}/maps").read_text()
     (folder,) = {Path(line.split()[-1]).parent for line in maps.splitlines() if line.endswith(".db")}
     return folder
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Of what is counted in."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if not path.name.startswith("drift_")}
+
+
+def series_of(running: Running) -> int:
+    """How many there are, but for drift, which is told once enough was seen."""
+    return sum(not line.startswith("retort_drift_psi{") for line in running.metrics().splitlines())
 
 
 class Rubbish(threading.Thread):
