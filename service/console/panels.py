@@ -318,15 +318,19 @@ def _model_rows(
     newest = model.versions[-MOST_VERSIONS:]
     for one in reversed([one for one in model.versions if one in newest or one.version == model.live]):
         used = users.get((model.name, one.version), [])
-        more = f" and {len(used) - 3:,} more" if len(used) > 3 else ""
         yield (
             model.name,
             str(one.version),
             _version_state(one, model.live),
             "" if one.version == model.live else _load_button(model, one, staying.get(model.name, ())),
             tag("span", one.created or "", class_="whole"),
-            ", ".join(used[:3]) + more,
+            _few(used),
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _version_state(one: VersionFacts, live: int | None) -> Markup:
@@ -341,7 +345,6 @@ def _load_button(model: ModelFacts, one: VersionFacts, staying: Sequence[tuple[s
     """`staying`: arms of this model that stay where they are when a version is made live, and the version they have."""
     is_older = model.live is not None and one.version < model.live
     left = [f"{name} ({version})" for name, version in staying if version != one.version]
-    more = f" and {len(left) - 3:,} more" if len(left) > 3 else ""
     return tag(
         "button",
         "Roll back" if is_older else "Make live",
@@ -349,6 +352,6 @@ def _load_button(model: ModelFacts, one: VersionFacts, staying: Sequence[tuple[s
         disabled=True,  # until there is a script to do it
         data_load=model.name,
         data_version=str(one.version),
-        data_staying=", ".join(left[:3]) + more,
+        data_staying=_few(left),
         aria_label=f"{'Roll back to' if is_older else 'Make live'} {model.name} version {one.version}",
     )

@@ -36,13 +36,10 @@ EXIT_NO_MODEL = 3  # nothing to serve with
 READY = b"ready"
 ALIVE = b"alive"
 HEARTBEAT_SECONDS = 0.5
-SWITCH_SECONDS = 0.0002
-"""How long a thread that computes (a page of the console, a scrape, a file that is read) keeps the interpreter from the
+SWITCH_SECONDS = 0.0005
+"""How long a thread that computes (a page, a scrape, a version that is loaded) keeps the interpreter from the
 event loop, each time that a request reads, scores or writes: Python's own 5 ms are several requests."""
 HANDSHAKE_SECONDS = 0.1  # more than a client needs to finish opening a connection
-SWITCH_SECONDS = (
-    0.0005  # the event loop waits no longer for Python's lock while a thread loads a version; 5 ms otherwise
-)
 IDLE_SECONDS = 1.0  # when draining, a connection that has been idle for so long is closed
 
 
@@ -185,7 +182,6 @@ def _serve(
                 return
             # Vocabularies never die: keep the collector from walking millions of their strings. And let a decoded
             # body of 100,000 lists be less than one collection; by default it is hundreds.
-            sys.setswitchinterval(SWITCH_SECONDS)
             gc.collect()
             gc.freeze()
             gc.set_threshold(100_000, 50, 100)

@@ -338,9 +338,7 @@ class ScoringQueue:
 
     def _may_join(self, scorer: Scorer, rows: int) -> bool:
         """Whether requests with so many candidates in all may share a run."""
-        if rows <= FEW_ROWS:
-            return rows <= self._max_rows
-        return rows <= self._max_rows and scorer.estimate.best_seconds(rows) <= QUICK_SECONDS
+        return rows <= self._max_rows and (rows <= FEW_ROWS or scorer.estimate.best_seconds(rows) <= QUICK_SECONDS)
 
     def _score(self, scorer: Scorer, batch: list[Job]) -> None:
         began = perf_counter()

@@ -91,7 +91,8 @@ class LookUps:
 
 class FirstLayer:
     """ReLU(W a + b) on one batch: `prepare` once, `forth` for every piece of its rows; then `back` for every piece,
-    `make_gradient` once, `fields_back` for every part of its fields, `finish` once.
+    `fields_back` for every part of its fields, `finish` once. These two add to a `gradient` that
+    the source is asked for once, before threads share it: it may make it then.
 
     `dtype` is what the dense products are made of. With `dots`, sum_{i<j} <v_i, v_j> of the same vectors too.
     """
@@ -140,12 +141,14 @@ class FirstLayer:
         torch.mm(above, self.weight_of_rest.flatten(1), out=of_vectors.flatten(1))
         return above.T @ self.vectors_of_rest[piece].flatten(1)
 
-    def make_gradient(self) -> None:
-        """Before threads add to it: a source may make its gradient when it is first asked, which only one may do."""
-        _ = self.source.gradient
-
     def fields_back(
-        self, above: Tensor, of_vectors: Tensor, part: int, parts: int, dots: tuple[Tensor, Tensor] | None
+        self,
+        gradient: Tensor,
+        above: Tensor,
+        of_vectors: Tensor,
+        part: int,
+        parts: int,
+        dots: tuple[Tensor, Tensor] | None,
     ) -> None:
         """What is left for one of so many parts of the plain fields, once all rows are back: [N, H], [N, R + Q, D].
 
@@ -159,17 +162,19 @@ class FirstLayer:
         for place, block in self.local.blocks()[slice(*own)]:
             self.of_weight[:, place] = self.summed[block].T @ self.vectors[block]
             torch.mm(self.summed[block], self.by_field[:, place], out=self.of_every[block])
-        rest.scatter_fields(self.source.gradient, of_vectors, *others)
+        rest.scatter_fields(gradient, of_vectors, *others)
         if dots is not None:
             by, sums = (given.numpy() for given in dots)
-            of_every, gradient = self.of_every.numpy(), self.source.gradient.numpy()
+            of_every, into = self.of_every.numpy(), gradient.numpy()
             kernels.add_dots_gradient(of_every, self.vectors.numpy(), few.plain, few.where[0], sums, by, *own)
-            kernels.add_dots_gradient(gradient, self.table.numpy(), rest.plain, rest.where[0], sums, by, *others)
+            kernels.add_dots_gradient(into, self.table.numpy(), rest.plain, rest.where[0], sums, by, *others)
 
-    def finish(self, of_vectors: Tensor, of_rest: Tensor, dots: tuple[Tensor, Tensor] | None) -> Tensor:
+    def finish(
+        self, gradient: Tensor, of_vectors: Tensor, of_rest: Tensor, dots: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """The gradient of W, [H, F * D], given what rows gave for the weights of the R + Q; ids that several parts
         share have theirs."""
-        gradient, pooled = self.source.gradient, self.local.pooled
+        pooled = self.local.pooled
         self.local.every.scatter(gradient, self.of_every.unsqueeze(1))
         if pooled.segments:
             of_pooled = of_vectors[:, -pooled.fields :].float()

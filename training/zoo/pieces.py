@@ -130,7 +130,7 @@ class _HiddenLayer(torch.autograd.Function):
 
         def gather(number: int) -> None:
             if number < shares:
-                first.fields_back(below, of_vectors, number, shares, dots)
+                first.fields_back(gradient, below, of_vectors, number, shares, dots)
                 return
             one, *others = parts[number - shares]
             total = one.float()
@@ -138,9 +138,9 @@ class _HiddenLayer(torch.autograd.Function):
                 total.add_(other)
             gradients[number - shares] = total
 
-        first.make_gradient()
+        gradient = first.source.gradient
         share_out(gather, shares + len(parts))
-        gradients[0] = first.finish(of_vectors, gradients[0], dots)
+        gradients[0] = first.finish(gradient, of_vectors, gradients[0], dots)
         for place, bias in enumerate(ctx.biases):
             if bias is None:
                 gradients[2 * place + 1] = None
