@@ -162,12 +162,11 @@ class Follower:
 
 def _size(path: Path) -> int:
     """Of the segment under the name it has now; 0 where it is gone."""
-    for now in (path, path.with_suffix(SEALED)):
-        try:
-            return now.stat().st_size
-        except FileNotFoundError:
-            pass
-    return 0
+    file = _open(path)
+    if file is None:
+        return 0
+    with file:
+        return os.fstat(file.fileno()).st_size
 
 
 def _open(path: Path) -> BinaryIO | None:

@@ -295,7 +295,7 @@ def test_the_command_tells_what_it_did(tmp_path: Path, url: str):
             lines = []
             for line in process.stderr:
                 lines.append(line)
-                if "0 bytes are unread" in line and "in all 0" not in line:
+                if "; 0 bytes are unread" in line and "in all 0" not in line:
                     break
             process.send_signal(signal.SIGTERM)
             lines += process.stderr.readlines()
