@@ -199,7 +199,7 @@ def test_each_fault_has_its_status_and_its_code(repository: Path, case: Any):
     async def refused() -> tuple[Any, ...]:
         async with serving(repository) as (app, channel):
             found = await refusal(caller(channel, "ModelInfer")(message))
-            return (*found, app.predictor.in_flight)
+            return (*found, app.predictor.admission.in_flight)
 
     found = asyncio.run(refused())
 
@@ -217,9 +217,9 @@ def test_limits_are_those_of_http(repository: Path):
         async with serving(repository, max_in_flight=1, max_body_bytes=2000) as (app, channel):
             infer = caller(channel, "ModelInfer")
             raw = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-            app.predictor.in_flight = 1
+            app.predictor.admission.in_flight = 1
             found["overloaded"] = await refusal(raw(b"\xff\xff"))
-            app.predictor.in_flight = 0
+            app.predictor.admission.in_flight = 0
             found["rubbish"] = await refusal(raw(b"\xff\xff"))
             found["long"] = await refusal(infer(infer_request([{**GOOD, "shape": [300], "data": [1.0] * 300}])))
             late = infer_request([GOOD])
