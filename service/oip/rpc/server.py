@@ -1,8 +1,8 @@
 """The protocol's methods over gRPC, on the event loop of a worker.
 
 Requests arrive as bytes and are parsed once they are admitted, in one count with HTTP's; refusals are statuses with our
-words, and our code in the trailing metadata `retort-code`. A `traceparent` is metadata, as the headers of HTTP are. Every worker listens on the one port (SO_REUSEPORT), and the
-kernel deals connections out.
+words, and our code in the trailing metadata `retort-code`. A `traceparent` is metadata, where HTTP has headers. Every
+worker listens on the one port (SO_REUSEPORT), and the kernel deals connections out.
 
     PUBLIC     methods for everybody; any other takes the admin token in the metadata `authorization`
 """
@@ -163,7 +163,7 @@ class RpcServer:
         """The trace of an inference that is being answered."""
         tracer = self._app.tracer
         if tracer is not None and route == INFER:
-            code: int = (_STATUSES[status] if status in _STATUSES else grpc.StatusCode.OK).value[0]
+            code: int = _STATUSES.get(status, grpc.StatusCode.OK).value[0]
             tracer.record_rpc(route, _parent(context), passage, status, code)
 
     async def _ServerLive(self, message: Any, context: Context) -> Any:  # noqa: N802 - the methods' own names
@@ -272,9 +272,11 @@ def _authorization(context: Context) -> str:
 
 
 def _parent(context: Context) -> bytes:
-    """The call's `traceparent`; empty where it has none or, which means none, more than one."""
-    found = [value for name, value in context.invocation_metadata() or () if name == "traceparent"]
-    return found[0].encode() if len(found) == 1 and isinstance(found[0], str) else b""
+    """The call's `traceparent`; empty where it has none. (Of several the library leaves the last.)"""
+    for name, value in context.invocation_metadata() or ():
+        if name == "traceparent" and isinstance(value, str):
+            return value.encode(errors="replace")
+    return b""
 
 
 def _address(context: Context) -> str | None:
