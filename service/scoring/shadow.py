@@ -4,8 +4,8 @@
 
 Runs are made in one thread of low priority while the event loop goes on serving (the runtime holds no lock of Python's
 meanwhile), one at a time, and only begun when no request waits to be scored: a worker that is busy scores no shadow.
-They take a fiftieth of a processor's time at most. What finds the queue full is dropped and counted, so under load the sample
-gets smaller and no answer later.
+They take a fiftieth of a processor's time at most. What finds the queue full is dropped and counted, so under load the
+sample gets smaller and no answer later.
 """
 
 from __future__ import annotations
