@@ -722,7 +722,7 @@ _RESULTS_HEADERS: dict[str, Any] = {
     "cache-control": {"schema": {"type": "string"}, "description": "How long they are good for."},
     "age": {
         "schema": {"type": "string"},
-        "description": "Seconds since they were computed: above max-age while newer ones are.",
+        "description": "Seconds since then: above max-age while newer ones are computed.",
     },
 }
 _RESULTS_EXAMPLE: dict[str, Any] = {

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 NICENESS = 10
-"""A tenth of a worker's weight. The lowest, 19, has a seventieth: on a busy machine a report of a second took minutes."""
+"""A tenth of a worker's weight. The lowest, 19, has a seventieth: there a report of a second took minutes."""
 
 
 def main() -> int:
