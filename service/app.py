@@ -212,7 +212,7 @@ class Service(FastAPI):
     async def answer_explain(self, target: Target, request: Request) -> Response:
         """How a request to the predict route beside it would be read and scored."""
         plan, limit = self.require_plan(), self.settings.max_body_bytes
-        if self.predictor.is_full:
+        if self.predictor.admission.is_full:
             return _response(self.predictor.turn_away())
         try:
             body = await read_whole(request, limit)

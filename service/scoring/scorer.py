@@ -258,6 +258,8 @@ class ScoringQueue:
         self._max_rows = max_rows
         self._waiting: dict[Scorer, deque[Job]] = {}
         self._scheduled = False
+        self.runs = 0
+        """How many there have been."""
         self.rested: Callable[[], object] = lambda: None
         """Called whenever nothing waits any more: what has time may go on then."""
 
@@ -297,6 +299,7 @@ class ScoringQueue:
         scorer, jobs = next(iter(self._waiting.items()))
         del self._waiting[scorer]
         batch, vain = self._take(scorer, jobs)
+        self.runs += 1
         if jobs:
             self._waiting[scorer] = jobs  # behind the other models
         if batch:

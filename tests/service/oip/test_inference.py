@@ -531,10 +531,10 @@ def test_it_shares_admission_with_predict(repository: Path):
     async def beyond() -> tuple[Any, Any, int]:
         async with started(make_app(repository, max_in_flight=1)) as app:
             body = json.dumps({"inputs": [GOOD]}).encode()
-            app.predictor.in_flight = 1
+            app.predictor.admission.in_flight = 1
             refused = await ask(app, INFER, b"no JSON")
-            app.predictor.in_flight = 0
-            return refused, await ask(app, INFER, body), app.predictor.in_flight
+            app.predictor.admission.in_flight = 0
+            return refused, await ask(app, INFER, body), app.predictor.admission.in_flight
 
     refused, answered, left = asyncio.run(beyond())
 
@@ -639,7 +639,7 @@ def test_an_error_of_ours_tells_nothing(repository: Path, caplog: pytest.LogCapt
 
             for scorer in app.registry.loaded.values():
                 scorer.run = fail  # type: ignore[method-assign,assignment]
-            return await ask(app, INFER, json.dumps({"inputs": [GOOD]}).encode()), app.predictor.in_flight
+            return await ask(app, INFER, json.dumps({"inputs": [GOOD]}).encode()), app.predictor.admission.in_flight
 
     reply, left = asyncio.run(broken())
 
