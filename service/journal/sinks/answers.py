@@ -13,7 +13,15 @@ import msgspec
 from service.answers.rows import Rows, make_rows, row_values
 from service.errors import AnswersError
 from service.journal.joined import COUNTS, read_journal
-from service.journal.sinks.parquet import connect, create_views, engine_error, is_compacted, read_mark, reading
+from service.journal.sinks.parquet import (
+    connect,
+    create_views,
+    engine_error,
+    engine_said,
+    is_compacted,
+    read_mark,
+    reading,
+)
 
 Ask = Callable[[str], Iterator[tuple[Any, ...]]]
 """A query -> its rows."""
@@ -55,7 +63,7 @@ def read_folders(folders: Sequence[Path], experiment: str, window_seconds: float
             connection.execute("INSERT INTO windows VALUES (?, ?)", [experiment, window_seconds])
             return read_views(ask, experiment, segments)
         except engine_error() as error:
-            raise AnswersError(f"--log: {error}") from None
+            raise AnswersError(f"--log: {engine_said(error)}") from None
 
 
 def read_views(ask: Ask, experiment: str, segments: Sequence[str]) -> Rows:

@@ -90,7 +90,7 @@ class Shipper:
         self._told = 0, 0
         self._standing = standing_path(folder, sink)
         self._before = read_standing(self._standing) or Standing(shipped_until=time.time())
-        """What those before this one have left."""
+        """What those before this one have left. The clock may have been put back since."""
         self._shipped_until, self._unread = self._before.shipped_until, self._before.unread_bytes
         self._last_look: float | None = None
         self._next_standing = 0.0
@@ -164,7 +164,7 @@ class Shipper:
             else:
                 # Of a segment that is written to, what came since the look before is left for the next one.
                 until = began if follower.unread_bytes == 0 else self._last_look
-                self._shipped_until = max(self._shipped_until, until or 0.0)
+                self._shipped_until = self._shipped_until if until is None else until
                 self._last_look = began
                 self._write_standing(at_once=True)
                 return found
@@ -188,6 +188,7 @@ class Shipper:
         one last looked."""
         if self._follower is not None:
             self._unread = self._follower.unread_bytes
+        self._shipped_until = min(self._shipped_until, time.time())  # or a clock put back would hide every lag
         return Standing(self._shipped_until, self._unread, self._before.lost_bytes + self.lost_bytes)
 
     def _tell_status(self) -> None:

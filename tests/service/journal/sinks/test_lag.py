@@ -216,3 +216,15 @@ def test_two_followers_of_a_folder_have_two_names(tmp_path: Path, capsys: pytest
 
     assert main(["ship", str(tmp_path), "--to", "kafka://b:1/t", "--name", "../kafka"]) == 2
     assert "--name: expected at most 64" in capsys.readouterr().err
+
+
+def test_a_clock_that_was_put_back_hides_no_lag(tmp_path: Path):
+    """Whoever followed while it was ahead has said that all is shipped until a day that is still to come."""
+    write(tmp_path, exposure("a"))
+    target = Memory()
+    ahead = Standing(time.time() + 1e9)
+    for is_away in (True, False):
+        (tmp_path / "ship").mkdir(exist_ok=True)
+        write_standing(standing_path(tmp_path, SINK), ahead)
+        target.is_away = is_away
+        assert ship(tmp_path, target).shipped_until <= time.time()
