@@ -225,7 +225,9 @@ class Inference:
         if features.ignored:
             self._metrics.ignored_fields.inc(features.ignored)
         if outputs.keys() == {PCTR} and features.request_index is None:
-            job = await self._predictor.queue.score(scorer, features.context, features.candidates, features.count, due)
+            with self._predictor.admission.taking(features.count):
+                queue = self._predictor.queue
+                job = await queue.score(scorer, features.context, features.candidates, features.count, due)
             if job.error is not None:
                 raise job.error
             if job.pctr is None:

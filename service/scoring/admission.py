@@ -15,7 +15,8 @@ What is bad is the queue that stands, not the one that passes (Nichols and Jacob
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 ROWS_A_PLACE = 12
 MOST_PLACES = 5
@@ -58,6 +59,16 @@ class Admission:
     def free(self, places: int = 1) -> None:
         """A request is answered."""
         self.in_flight -= places
+
+    @contextmanager
+    def taking(self, rows: int) -> Iterator[None]:
+        """Inside, an admitted request that took one place takes those of so many candidates."""
+        more = places_of(rows) - 1
+        self.take(more)
+        try:
+            yield
+        finally:
+            self.free(more)
 
     def note_refusal(self) -> None:
         """Something was turned away."""

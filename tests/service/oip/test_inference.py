@@ -543,6 +543,31 @@ def test_it_shares_admission_with_predict(repository: Path):
     assert left == 0
 
 
+@pytest.mark.parametrize(("rows", "places"), [(1, 1), (30, 3), (200, 5)])
+def test_many_candidates_take_more_places_as_in_predict(repository: Path, rows: int, places: int):
+    """Or whoever sends tensors would have five times as much scored before somebody is refused. They are given back
+    whether it is scored or fails."""
+
+    async def taken() -> tuple[list[int], list[int], int]:
+        async with started(make_app(repository)) as app:
+            predictor, seen = app.predictor, []
+            score = predictor.queue.score
+
+            async def watched(*arguments: Any) -> Any:
+                seen.append(predictor.admission.in_flight)
+                if len(seen) == 2:
+                    raise RuntimeError("it failed")
+                return await score(*arguments)
+
+            predictor.queue.score = watched  # type: ignore[method-assign]
+            content = {"inputs": tensors_of(CONTEXT, [candidate(at) for at in range(rows)])}
+            body = json.dumps({**content, "outputs": [{"name": "pctr"}]}).encode()
+            replies = [await ask(app, INFER, body) for _ in range(2)]
+            return [reply.status for reply in replies if reply], seen, predictor.admission.in_flight
+
+    assert asyncio.run(taken()) == ([200, 500], [places, places], 0)
+
+
 def test_nothing_is_answered_before_the_models_are_proven(repository: Path):
     """503 on every route of a model; the server itself is alive."""
 
