@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -69,6 +69,8 @@ class Contender:
     score: Callable[[str, AdRequest], list[float]]
     """What it answers to one request of one model."""
     threads: int
+    servers: Mapping[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
+    """By model: its process and its port. None where nothing listens."""
 
 
 Workload = Mapping[int, Sequence[AdRequest]]
@@ -173,7 +175,7 @@ def over_http(name: str, servers: Mapping[str, tuple[subprocess.Popen[bytes], in
         return pctr
 
     running = max(threads(process.pid) for process, _ in servers.values())
-    return Contender(name, measure, score, running)
+    return Contender(name, measure, score, running, servers)
 
 
 @contextmanager

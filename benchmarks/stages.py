@@ -33,6 +33,7 @@ from service.app import Service, create_app
 from service.http.asgi import Answer
 from service.http.direct import Direct
 from service.http.protocol import Arriving, GuardedProtocol
+from service.scoring.admission import Admission
 from service.scoring.candidates import take_apart
 from service.scoring.predict import PREDICT, Call, _request_in, decode_request
 from service.settings import Settings
@@ -71,7 +72,8 @@ class _Transport:
 class _Echo:
     """A predictor that answers at once: what is left is HTTP."""
 
-    plan, max_body_bytes, is_full = object(), 1 << 20, False
+    plan, max_body_bytes = object(), 1 << 20
+    admission = Admission(1, lambda: 0)
 
     def __init__(self, size: int) -> None:
         self._answer = Answer(200, b"x" * size)

@@ -274,6 +274,18 @@ class Metrics:
             ("model", "field"),
             self.registry,
         )
+        self.drift_change_psi = DerivedGauge(
+            "retort_drift_change_psi",
+            "Population stability index of a field's values, or of pctr, against a day ago, or when counting began.",
+            ("model", "field"),
+            self.registry,
+        )
+        self.drift_lost_share = DerivedGauge(
+            "retort_drift_lost_share",
+            "Share of a field's values that are missing or unknown, beyond that in the model's training log.",
+            ("model", "field"),
+            self.registry,
+        )
         self.ship_lag = DerivedGauge(
             "retort_ship_lag_seconds",
             "Since when records of the exposure log may not have been shipped to a sink.",
@@ -333,7 +345,10 @@ class Metrics:
         for outcome in ("exported", "failed"):
             self.spans.labels(outcome)
 
-        self._derived = (self.shadow_kl, self.drift_psi, self.ship_lag, self.ship_unread, self.ship_lost)
+        self._derived = (
+            *(self.shadow_kl, self.drift_psi, self.drift_change_psi, self.drift_lost_share),
+            *(self.ship_lag, self.ship_unread, self.ship_lost),
+        )
         self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
         # A code that was never met counts 0 rather than nothing, so that its rate is there from the start.

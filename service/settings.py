@@ -62,10 +62,11 @@ class Settings(BaseSettings):
     max_candidates: int = Field(default=1000, ge=1, le=100_000)
     """Most candidates in one request; more are refused with 422."""
 
-    max_in_flight: int = Field(default=64, ge=1, le=100_000)
+    max_in_flight: int = Field(default=100, ge=1, le=100_000)
     """Most requests a worker has admitted and not yet answered; beyond it 429 before any work. One of 12 candidates
-    counts for two, of 24 for three, of 48 or more for five. A request is admitted when its body is there: who sends
-    slowly holds no place."""
+    counts for two, of 24 for three, of 48 or more for five. While requests are refused in every run, it is two fifths
+    of that: so a short burst is let in and lasting overload makes nobody wait long. A request is admitted when its body
+    is there: who sends slowly holds no place."""
 
     max_run_rows: int = Field(default=256, ge=1, le=100_000)
     """Requests that wait together for one model are scored in one run, up to this many candidates (one
@@ -81,6 +82,11 @@ class Settings(BaseSettings):
 
     max_catalogue_bytes: int = Field(default=32 << 20, ge=1 << 10, le=1 << 30)
     """Longest catalogue that `PUT /catalogue` takes; a longer one is put in the file's place by hand."""
+
+    catalogue_share_bytes: int = Field(default=64 << 20, ge=0, le=1 << 36)
+    """Memory each loaded model version of a worker may take for what its first layer makes of the catalogue's ads,
+    computed ahead: 4 bytes an ad and unit of the layer, so 40,000 ads of a layer of 400. 0, or more than that: it is
+    computed with each request."""
 
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`

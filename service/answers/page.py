@@ -7,6 +7,7 @@ without colour, in light and in dark.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ th, td { border-top: 1px solid #8884; padding: .25rem .9rem .25rem 0; text-align
 td { font-variant-numeric: tabular-nums }
 .decision { font-size: 1.3rem; border-left: .3rem solid; padding-left: .8rem }
 """
+_MARKS = re.compile(r"[\\|`<\[\]]")
+"""Of Markdown's signs those that would not stay text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ def to_markdown(tree: Mapping[str, Any]) -> str:
     """The same for a terminal or a ticket."""
 
     def safe(cell: str) -> str:
-        return cell.replace("|", "\\|").replace("\n", " ")
+        """What a request said is shown as it is, and neither rules a terminal nor becomes a link in a ticket."""
+        shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in cell)
+        return _MARKS.sub(r"\\\g<0>", shown)
 
     parts = [f"# {tree['experiment']}, phase {tree['phase']}\n"]
     for block in blocks(tree):

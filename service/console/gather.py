@@ -129,7 +129,11 @@ class Counted:
     bytes: float = 0.0
     torn: float = 0.0
     drift: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """(model, field) -> PSI."""
+    """(model, field) -> PSI against training."""
+    drift_change: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The same -> PSI against a day ago, or as far back as was counted."""
+    lost: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The same -> the share that is missing or unknown, beyond that in training."""
     shadowed: Mapping[str, float] = field(default_factory=dict)
     """By experiment: answered requests that the other arm's model scored too."""
     unshadowed: Mapping[str, float] = field(default_factory=dict)
@@ -276,6 +280,8 @@ def count(samples: Iterable[tuple[str, Mapping[str, str], float]], looks: Looks,
     records: dict[str, float] = {}
     dropped: dict[str, float] = {}
     drift: dict[tuple[str, str], float] = {}
+    drift_change: dict[tuple[str, str], float] = {}
+    lost: dict[tuple[str, str], float] = {}
     shadowed: dict[str, float] = {}
     unshadowed: dict[str, float] = {}
     kl: dict[str, float] = {}
@@ -300,6 +306,10 @@ def count(samples: Iterable[tuple[str, Mapping[str, str], float]], looks: Looks,
             torn = value
         elif name == "retort_drift_psi":
             drift[labels["model"], labels["field"]] = value
+        elif name == "retort_drift_change_psi":
+            drift_change[labels["model"], labels["field"]] = value
+        elif name == "retort_drift_lost_share":
+            lost[labels["model"], labels["field"]] = value
         elif name == "retort_shadow_scored_total":
             shadowed[labels["experiment"]] = value
         elif name == "retort_shadow_dropped_total":
@@ -317,6 +327,8 @@ def count(samples: Iterable[tuple[str, Mapping[str, str], float]], looks: Looks,
         bytes=total_bytes,
         torn=torn,
         drift=drift,
+        drift_change=drift_change,
+        lost=lost,
         shadowed=shadowed,
         unshadowed=unshadowed,
         kl=kl,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from service.console import charts, figures
@@ -18,7 +19,9 @@ MOST_VERSIONS = 8
 """Of a model, the newest; the live one is listed always."""
 MOST_DRIFTED = 8
 DRIFT_SEEN, DRIFT_LARGE = 0.1, 0.25
-"""Population stability index: from the first on a shift is visible, from the second on it is large."""
+"""Population stability index: from the first on a shift is visible, from the second on it is large (`RetortDrift`)."""
+LOST = 0.5
+"""The share of a field from which on it is lost (`RetortFieldLost`)."""
 
 
 def panel(name: str, title: str, *body: Child, live: bool = True, size: str = "", note: Child = None) -> Markup:
@@ -195,29 +198,29 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
     """How far requests are from what the models were trained on, and the student from its ensemble."""
     counted = facts.counted
     ours = {arm.model for arm in one.arms}
-    found = sorted(((value, *place) for place, value in counted.drift.items() if place[0] in ours), reverse=True)
+    found = sorted(
+        (
+            Shift(*place, psi, counted.drift_change.get(place), counted.lost.get(place, 0.0))
+            for place, psi in counted.drift.items()
+            if place[0] in ours
+        ),
+        key=Shift.order,
+        reverse=True,
+    )
     rows = [
         (
-            f"{field}, {model}",
-            state(*_drift_word(value)),
-            tag(
-                "meter",
-                f"{value:.3f}",
-                value=round(value, 4),
-                min=0,
-                max=0.5,
-                low=DRIFT_SEEN,
-                high=DRIFT_LARGE,
-                optimum=0,
-            ),
-            f"{value:.3f}",
+            f"{shift.field}, {shift.model}",
+            state(*shift.word()),
+            "" if shift.change is None else _meter(shift.change),
+            "–" if shift.change is None else f"{shift.change:.3f}",
+            f"{shift.psi:.3f}",
         )
-        for value, model, field in found[:MOST_LISTED]
+        for shift in found[:MOST_LISTED]
     ]
     body: list[Child] = []
     if rows:
-        heads = ("field", "shift", "", "PSI")
-        body.append(table("Largest drift by field", heads, rows[:MOST_DRIFTED], left=3))
+        heads = ("field", "shift", "", "in a day", "from training")
+        body.append(table("Largest shifts by field", heads, rows[:MOST_DRIFTED], left=3))
         if len(rows) > MOST_DRIFTED:
             every = table("Drift of every field", heads, rows, left=3)
             body.append(tag("details", tag("summary", f"All {len(rows)}"), every))
@@ -244,13 +247,47 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
             f"The shadow is {arm}, on {figures.percent(sample)} of requests: {scored:,.0f} scored, {lost:,.0f} dropped."
         )
         body.append(tag("p", told))
-    note = f"PSI against training: below {DRIFT_SEEN} no shift to speak of, from {DRIFT_LARGE} a large one. "
-    note += "Ads come and go, and what is offered is not what was shown: the alert asks what changed in a day."
+    note = (
+        f"PSI of the last hour against a day ago, or as far back as was counted: below {DRIFT_SEEN} no shift to speak "
+    )
+    note += (
+        f"of, above {DRIFT_LARGE} a large one, as the alert has it. Lost: most of a field is missing or unknown. Ads "
+    )
+    note += "and users come and go, and what is offered is not what was shown, so a field may be unlike training and "
+    note += "nothing be wrong."
     return panel("drift", "Drift", body, note=note)
 
 
-def _drift_word(value: float) -> tuple[str, str]:
-    return ("none", "yes") if value < DRIFT_SEEN else ("some", "soft") if value < DRIFT_LARGE else ("large", "no")
+class Shift(NamedTuple):
+    """How one field of one model stands."""
+
+    model: str
+    field: str
+    psi: float
+    """Against training."""
+    change: float | None
+    """Against a day ago; None where that is not known yet."""
+    lost: float
+
+    def word(self) -> tuple[str, str]:
+        """What to make of it, and its colour."""
+        if self.lost > LOST:
+            return "lost", "no"
+        if self.change is not None and self.change >= DRIFT_SEEN:
+            return ("large", "no") if self.change > DRIFT_LARGE else ("some", "soft")
+        if self.psi > DRIFT_LARGE:
+            return ("unlike training" if self.change is None else "as before"), "soft"
+        return "none", "yes"
+
+    def order(self) -> tuple[object, ...]:
+        """By which the one to look at first comes last."""
+        change = self.change or 0.0
+        return self.lost > LOST, change if change >= DRIFT_SEEN else 0.0, self.psi, self.field, self.model
+
+
+def _meter(change: float) -> Markup:
+    ends: dict[str, Any] = {"min": 0, "max": 0.5, "low": DRIFT_SEEN, "high": DRIFT_LARGE, "optimum": 0}
+    return tag("meter", f"{change:.3f}", value=round(change, 4), **ends)
 
 
 def log_health(facts: Facts) -> Markup:

@@ -31,6 +31,8 @@ HALT_ROUTE = "/experiments/{name}/halts/{arm}"
 PREVIEW_ROUTE = "/experiments/{name}/preview"
 RESULTS_ROUTE = "/experiments/{name}/results"
 PAGE_ROUTE = "/experiments/{name}/results.html"
+RESULTS_PATIENCE_SECONDS = 20.0
+"""What is not computed by then is answered with what there was before, or 503: proxies wait for half a minute."""
 
 _SHARE = re.compile(r"[01]|[01]?\.[0-9]{1,17}")
 _MAX_QUERY = 4096
@@ -86,14 +88,18 @@ def add_routes(app: Service) -> None:
         halted = [arm.name for arm in running.arms if arm.halt is not None]
         return _json(preview(running.spec, after, share, halted))
 
+    async def read_results(name: str) -> Computed:
+        spec, file = find(name).spec, app.require_plan().file
+        return await app.results.get(spec, file, patience_seconds=RESULTS_PATIENCE_SECONDS)
+
     @app.get(RESULTS_ROUTE, tags=["experiments"], summary="What an experiment has shown so far")
     async def results(name: str) -> Response:
-        computed = await app.results.get(find(name).spec, app.require_plan().file)
+        computed = await read_results(name)
         return Response(computed.json, media_type="application/json", headers=_freshness(computed))
 
     @app.get(PAGE_ROUTE, tags=["experiments"], summary="The same as a page")
     async def results_page(name: str) -> Response:
-        computed = await app.results.get(find(name).spec, app.require_plan().file)
+        computed = await read_results(name)
         headers = {**page.HEADERS, **_freshness(computed)}
         return Response(computed.html, media_type="text/html; charset=utf-8", headers=headers)
 

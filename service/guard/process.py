@@ -120,8 +120,11 @@ class GuardRails:
                 logger.error("the guard-rails cannot be judged: %s", error)
 
     def _follow_file(self) -> None:
-        status = self._experiments.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        try:
+            status = self._experiments.stat()
+            seen: object = (status.st_ino, status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            seen = error.errno
         if seen != self._seen:
             self._seen = seen
             try:

@@ -265,7 +265,9 @@ REFUSAL_EXAMPLES: dict[Code, Refusal] = {
         Code.NOT_READY, "not ready to serve", reasons=("models are being loaded and golden-checked",)
     ),
     Code.LOG_UNAVAILABLE: Refusal(Code.LOG_UNAVAILABLE, "the exposure log cannot be written: try again"),
-    Code.RESULTS_UNAVAILABLE: Refusal(Code.RESULTS_UNAVAILABLE, "computing them took more than 300 s: try again later"),
+    Code.RESULTS_UNAVAILABLE: Refusal(
+        Code.RESULTS_UNAVAILABLE, "they are being computed from the log: try again in 10 s"
+    ),
     Code.DEADLINE_EXCEEDED: Refusal(Code.DEADLINE_EXCEEDED, "no model can answer before the deadline"),
 }
 
@@ -718,7 +720,10 @@ PREVIEW_RESPONSES = answers(
 )
 _RESULTS_HEADERS: dict[str, Any] = {
     "cache-control": {"schema": {"type": "string"}, "description": "How long they are good for."},
-    "age": {"schema": {"type": "string"}, "description": "Seconds since they were computed."},
+    "age": {
+        "schema": {"type": "string"},
+        "description": "Seconds since then: above max-age while newer ones are computed.",
+    },
 }
 _RESULTS_EXAMPLE: dict[str, Any] = {
     "format_version": 1,

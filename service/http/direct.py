@@ -147,7 +147,7 @@ class Exchange:
     def begin(self, predictor: Predictor, body: bytes, started: float) -> None:
         """The request is whole."""
         self.more_body = False
-        if predictor.is_full:
+        if predictor.admission.is_full:
             self.answer(predictor.turn_away_from(PREDICT))
             return
         call = predictor.begin(PREDICT, body, started, self.answer)

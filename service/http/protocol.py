@@ -218,7 +218,7 @@ class GuardedProtocol(HttpToolsProtocol):
             head = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
             length = self._direct.known_length(head)
             if length is not None and len(head) + length == len(data) and self._direct.is_open:
-                if self._direct.predictor.is_full and self._is_in_exchanges(before):
+                if self._direct.predictor.admission.is_full and self._is_in_exchanges(before):
                     self.transport.write(self._direct.turn_away(self.server_state.default_headers))
                     self._note_answer()
                     return

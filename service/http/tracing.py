@@ -4,7 +4,7 @@ A request that comes with a sampled `traceparent` (W3C Trace Context) becomes a 
 come without one, the share `--trace-share` begins a trace of its own; one whose caller does not sample is left alone.
 Spans are made once the answer is on its way, from the times that the metrics are made of anyway: the span of the
 request, and under it decode, encode, queue, score and reply. They hold the names of route, model, experiment and arm,
-counts, and the request's id: no feature and no unit.
+counts, and the request's id: no feature and no unit. So does one of the Open Inference Protocol, over HTTP or gRPC.
 
 What a caller may cost is bounded: `PER_SECOND` traces a worker and second, the others are counted. A thread sends them
 in batches; a collector that is away costs spans, which are counted, and no request.
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic, perf_counter, time_ns
+from typing import TypeAlias
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -25,7 +26,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
     NonRecordingSpan,
-    Span,
     SpanContext,
     SpanKind,
     StatusCode,
@@ -35,6 +35,8 @@ from opentelemetry.trace import (
 
 from service.http.asgi import Answer
 from service.metrics import Metrics
+from service.oip.inference import Passage
+from service.scoring.plan import Served
 from service.scoring.predict import Call
 
 PER_SECOND = 100
@@ -42,6 +44,10 @@ _SPANS_A_TRACE = 6
 _TIMEOUT_SECONDS = 5.0
 _QUEUE = int(PER_SECOND * _SPANS_A_TRACE * _TIMEOUT_SECONDS * 3)
 """Spans that wait for the collector: more than can come while one batch is waited for."""
+
+Attributes: TypeAlias = dict[str, str | int]
+Stage: TypeAlias = tuple[str, float, float]
+"""(name, began, ended), in `perf_counter` seconds."""
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
@@ -70,30 +76,48 @@ class Tracer:
     def record(self, call: Call, answer: Answer) -> None:
         """Takes note of a request that was answered, where it is to be traced."""
         context = self._context(call.parent)
-        if context is None:
-            return
+        if context is not None:
+            now = perf_counter()
+            attributes = _of_http(call.target.route, answer.status) | _of_call(call)
+            self._span(context, call.target.route, attributes, call.started, now, _stages(call, now), answer.status)
+
+    def record_inference(self, route: str, parent: bytes, passage: Passage, status: int) -> None:
+        """The same of a request of the Open Inference Protocol over HTTP."""
+        context = self._context(parent)
+        if context is not None:
+            attributes = _of_http(route, status) | _of_passage(passage)
+            self._span(context, route, attributes, passage.started, perf_counter(), passage.stages, status)
+
+    def record_rpc(self, method: str, parent: bytes, passage: Passage, status: int, code: int) -> None:
+        """The same of a call of a method, `/package.Service/Method`: answered with gRPC's status `code`, where HTTP has
+        `status`."""
+        context = self._context(parent)
+        if context is not None:
+            attributes = _of_rpc(method, code) | _of_passage(passage)
+            self._span(context, method[1:], attributes, passage.started, perf_counter(), passage.stages, status)
+
+    def _span(
+        self,
+        context: Context,
+        name: str,
+        attributes: Attributes,
+        started: float,
+        ended: float,
+        stages: Iterable[Stage],
+        status: int,
+    ) -> None:
         now, now_ns = perf_counter(), time_ns()
 
         def at(moment: float) -> int:
             return now_ns - int((now - moment) * 1e9)
 
-        span = self._tracer.start_span(
-            call.target.route, context, SpanKind.SERVER, dict(_attributes(call, answer)), start_time=at(call.started)
-        )
+        span = self._tracer.start_span(name, context, SpanKind.SERVER, attributes, start_time=at(started))
         within = set_span_in_context(span)
-        for name, began, ended in _stages(call, now):
-            self._tracer.start_span(name, within, start_time=at(began)).end(at(ended))
-        _end(span, answer, now_ns)
-
-    def record_inference(self, route: str, parent: bytes, started: float, answer: Answer) -> None:
-        """The same of a request of the Open Inference Protocol: one span."""
-        context = self._context(parent)
-        if context is not None:
-            elapsed = int((perf_counter() - started) * 1e9)
-            now = time_ns()
-            attributes = dict(_of_http(route, answer))
-            span = self._tracer.start_span(route, context, SpanKind.SERVER, attributes, start_time=now - elapsed)
-            _end(span, answer, now)
+        for stage, began, over in stages:
+            self._tracer.start_span(stage, within, start_time=at(began)).end(at(over))
+        if status >= 500:
+            span.set_status(StatusCode.ERROR)
+        span.end(at(ended))
 
     def _context(self, parent: bytes) -> Context | None:
         """Under what a trace goes; None where there is to be none."""
@@ -119,38 +143,56 @@ class Tracer:
         return context
 
 
-def _end(span: Span, answer: Answer, now_ns: int) -> None:
-    if answer.status >= 500:
-        span.set_status(StatusCode.ERROR)
-    span.end(now_ns)
+def _of_http(route: str, status: int) -> Attributes:
+    return {"http.request.method": "POST", "http.route": route, "http.response.status_code": status}
 
 
-def _of_http(route: str, answer: Answer) -> Iterator[tuple[str, str | int]]:
-    yield "http.request.method", "POST"
-    yield "http.route", route
-    yield "http.response.status_code", answer.status
+def _of_rpc(method: str, code: int) -> Attributes:
+    service, _, name = method[1:].rpartition("/")
+    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name, "rpc.grpc.status_code": code}
 
 
-def _attributes(call: Call, answer: Answer) -> Iterator[tuple[str, str | int]]:
-    yield from _of_http(call.target.route, answer)
+def _of_call(call: Call) -> Attributes:
+    found: Attributes = {}
     request, chosen = getattr(call, "request", None), call.chosen
     if request is not None:
-        yield "retort.request_id", request.request_id
-        yield "retort.candidates", request.count
+        found |= {"retort.request_id": request.request_id, "retort.candidates": request.count}
     if chosen is not None:
-        exposed = chosen.served
-        served = getattr(call, "served", exposed)
-        yield "retort.model", served.scorer.bundle.name
-        yield "retort.version", served.scorer.bundle.version
-        if exposed.experiment is not None and exposed.arm is not None:
-            yield "retort.experiment", exposed.experiment
-            yield "retort.arm", exposed.arm
-        if served.fallback is not None:
-            yield "retort.fallback", served.fallback
+        found |= _of_served(getattr(call, "served", chosen.served))
+        found |= _of_arm(chosen.served)
+    return found
 
 
-def _stages(call: Call, now: float) -> Iterator[tuple[str, float, float]]:
-    """(name, began, ended) of the stages of a request that was scored, in `perf_counter` seconds."""
+def _of_passage(passage: Passage) -> Attributes:
+    found: Attributes = {}
+    if passage.request_id is not None:
+        found["retort.request_id"] = passage.request_id
+    if passage.candidates is not None:
+        found["retort.candidates"] = passage.candidates
+    if passage.served is not None:
+        found |= _of_served(passage.served)
+    if passage.exposure is not None and passage.exposure.chosen is not None:
+        found |= _of_arm(passage.exposure.chosen.served)
+    return found
+
+
+def _of_served(served: Served) -> Attributes:
+    bundle = served.scorer.bundle
+    found: Attributes = {"retort.model": bundle.name, "retort.version": bundle.version}
+    if served.fallback is not None:
+        found["retort.fallback"] = served.fallback
+    return found
+
+
+def _of_arm(exposed: Served) -> Attributes:
+    """Of what a unit was assigned to, which another model may have answered for."""
+    if exposed.experiment is None or exposed.arm is None:
+        return {}
+    return {"retort.experiment": exposed.experiment, "retort.arm": exposed.arm}
+
+
+def _stages(call: Call, now: float) -> Iterator[Stage]:
+    """The stages of a request that was scored."""
     if call.pctr is None:
         return
     encoding = call.queued - call.encoding

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -27,7 +28,7 @@ from service.oip.features import encode_features
 from service.oip.request import InferenceRequest, decode_inference, header_length
 from service.oip.statistics import ModelCounts, Statistics
 from service.scoring.plan import Plan, Served, find_version
-from service.scoring.predict import RETRY_AFTER, Predictor, Target
+from service.scoring.predict import RETRY_AFTER, Call, Predictor, Target
 from service.scoring.scorer import Floats, Scorer
 
 if TYPE_CHECKING:
@@ -45,6 +46,23 @@ Outputs: TypeAlias = Mapping[str, bool]
 """Output -> whether as bytes."""
 Scores: TypeAlias = Mapping[str, Floats]
 """Output -> [N] or [N, M]."""
+
+
+@dataclass(slots=True)
+class Passage:
+    """How far a request came and when, whatever its envelope: what its trace tells of it."""
+
+    started: float
+    """`perf_counter` seconds, as all times here."""
+    request_id: str | None = None
+    candidates: int | None = None
+    """Of a request that was read."""
+    served: Served | None = None
+    """The version it named, once that is found."""
+    exposure: Call | None = None
+    """Where its parameters say whom it was for."""
+    stages: list[tuple[str, float, float]] = field(default_factory=list)
+    """(name, began, ended) of those behind it, in their order."""
 
 
 def outputs_of(scorer: Scorer) -> tuple[str, ...]:
@@ -75,9 +93,9 @@ class Inference:
 
     async def respond(self, target: Target, scope: Scope, receive: Receive) -> Answer | None:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
-        started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
+        passage = Passage(scope.get("state", {}).get(FIRST_BYTE) or perf_counter())
         try:
-            answer = await self._admit(target, scope, receive, started)
+            answer = await self._admit(target, scope, receive, passage)
         except Refusal as refusal:
             self._metrics.count_refusal(refusal.code)
             answer = refuse(refusal)
@@ -89,26 +107,26 @@ class Inference:
             answer = refuse(Refusal(Code.INTERNAL, "the service failed; the failure is logged"))
         self._metrics.count_request(target.route, answer.status)
         if self._tracer is not None:
-            self._tracer.record_inference(target.route, parent_of(scope["headers"]), started, answer)
+            self._tracer.record_inference(target.route, parent_of(scope["headers"]), passage, answer.status)
         return answer
 
-    async def _admit(self, target: Target, scope: Scope, receive: Receive, started: float) -> Answer:
+    async def _admit(self, target: Target, scope: Scope, receive: Receive, passage: Passage) -> Answer:
         """As /predict, in one count with it: before the body is read where that is known, else once it is there."""
         predictor = self._predictor
-        if predictor.is_full:
+        if predictor.admission.is_full:
             return predictor.turn_away()
         if predictor.plan is None:
             raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
         body, coding = await read_body(scope, receive, predictor.max_body_bytes, (JSON, OCTETS))
-        if predictor.is_full:
+        if predictor.admission.is_full:
             return predictor.turn_away()
-        predictor.in_flight += 1
+        predictor.admission.take()
         try:
             if coding is not None:
                 body = expand(body, coding, predictor.max_body_bytes)
-            return await self._infer(target, scope, body, started, predictor.plan)
+            return await self._infer(target, scope, body, passage, predictor.plan)
         finally:
-            predictor.in_flight -= 1
+            predictor.admission.free()
 
     async def find(self, plan: Plan, target: Target) -> Served:
         """The version that a path names, brought where it is not loaded; or `Refusal`."""
@@ -116,7 +134,7 @@ class Inference:
         served = find_version(plan, target.model, target.version)
         return served if isinstance(served, Served) else await self._load_version(*served)
 
-    async def _infer(self, target: Target, scope: Scope, body: bytes, started: float, plan: Plan) -> Answer:
+    async def _infer(self, target: Target, scope: Scope, body: bytes, passage: Passage, plan: Plan) -> Answer:
         told, accepts = None, b""
         for name, value in scope["headers"]:
             if name == HEADER_LENGTH:
@@ -130,35 +148,40 @@ class Inference:
         def reply(served: Served, request: InferenceRequest, outputs: Outputs, found: Scores) -> Answer:
             return _reply(served, request, outputs, found, accepts)
 
-        return await self.score(plan, target, started, read, reply)
+        return await self.score(plan, target, passage, read, reply)
 
     async def score(
         self,
         plan: Plan,
         target: Target,
-        started: float,
+        passage: Passage,
         read: Callable[[], InferenceRequest],
         reply: Callable[[Served, InferenceRequest, Outputs, Scores], T],
         due: float | None = None,
     ) -> T:
         """What `reply` makes of the scores of the request that `read` gives: the work, whatever the envelope. Both are
-        measured. Answers by `due`, in `perf_counter` seconds, and by the request's own timeout, or raises `Refusal`."""
+        measured, and noted in `passage`. Answers by `due`, in `perf_counter` seconds, and by the request's own timeout,
+        or raises `Refusal`."""
+        started = passage.started
         began = perf_counter()
         request = read()
         decoded = perf_counter()
+        passage.stages.append(("decode", began, decoded))
+        passage.request_id = request.id
         self._metrics.stages["decode"].observe(decoded - began)
-        served = await self.find(plan, target)
+        served = passage.served = await self.find(plan, target)
         counts = self._statistics.of(served.scorer)
         if request.timeout_seconds is not None:
             due = min(started + request.timeout_seconds, math.inf if due is None else due)
         call = None
         try:
             outputs = _wanted(request, served.scorer)
-            call = begin_exposure(self._predictor, plan, target, request, served, started)
+            call = passage.exposure = begin_exposure(self._predictor, plan, target, request, served, started)
             if call is not None and PCTR not in outputs:
                 detail = "parameter 'unit_id': an exposure needs the output pctr"
                 raise Refusal(Code.INVALID_REQUEST, detail, field="parameters")
-            found = await self._score(request, served, outputs, due, counts, decoded - began)
+            passage.request_id = request.id  # one that is logged has got one
+            found = await self._score(request, served, outputs, due, counts, passage)
             if call is not None:
                 self._predictor.record_answer(call, orjson.dumps(found[PCTR], option=orjson.OPT_SERIALIZE_NUMPY))
         except Exception as error:
@@ -177,6 +200,7 @@ class Inference:
             self._metrics.pctr_bins.observe_many(found[PCTR])
         ended = perf_counter()
         self._metrics.stages["reply"].observe(ended - replying)
+        passage.stages.append(("reply", replying, ended))
         served.durations.observe(ended - started)
         counts.succeed(len(next(iter(found.values()))), ended - started, ended - replying)
         return answer
@@ -188,19 +212,22 @@ class Inference:
         outputs: Outputs,
         due: float | None,
         counts: ModelCounts,
-        decoding: float,
+        passage: Passage,
     ) -> Scores:
         """By output, [N] or [N, M]; in time, or `Refusal`."""
         began = perf_counter()
         scorer = served.scorer
         features = encode_features(scorer.bundle, request, self._max_candidates)
+        passage.candidates = features.count
         queued = perf_counter()
         if due is not None and queued + scorer.estimate.seconds(features.count) > due:
             raise _TOO_LATE.with_traceback(None)
         if features.ignored:
             self._metrics.ignored_fields.inc(features.ignored)
         if outputs.keys() == {PCTR} and features.request_index is None:
-            job = await self._predictor.queue.score(scorer, features.context, features.candidates, features.count, due)
+            with self._predictor.admission.taking(features.count):
+                queue = self._predictor.queue
+                job = await queue.score(scorer, features.context, features.candidates, features.count, due)
             if job.error is not None:
                 raise job.error
             if job.pctr is None:
@@ -218,7 +245,9 @@ class Inference:
         stages["encode"].observe(queued - began)
         stages["queue"].observe(starting - queued)
         stages["score"].observe(now - starting)
-        counts.spend(decoding + queued - began, starting - queued, now - starting)
+        passage.stages += (("encode", began, queued), ("queue", queued, starting), ("score", starting, now))
+        (_, decoding, decoded), *_ = passage.stages
+        counts.spend(decoded - decoding + queued - began, starting - queued, now - starting)
         return found
 
 

@@ -56,6 +56,7 @@ class Progress(_Part):
             self.coverage, self.since = coverage, self.intended.time
         elif coverage != self.coverage:  # somebody else changed it
             self.coverage, self.since = coverage, now
+        self.since = min(self.since, now)  # the clock was put back: the hold is not to last until it is there again
         self.intended = None
 
 

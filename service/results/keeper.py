@@ -36,6 +36,7 @@ FRESH_TIMES = 10.0
 UNCHANGED_SECONDS = 3600.0
 """How long the results of a log that nothing is added to are good for: a new release may say more."""
 MAX_BYTES = 64 << 20
+ASK_AGAIN_SECONDS = 10
 FOLDER = "results"
 
 _NO_LOG = Refusal(Code.NO_LOG, "this service keeps no exposure log: start it with --log FOLDER")
@@ -103,20 +104,28 @@ class Results:
         """What this worker computed or found last, however old, without waiting for anything."""
         return self._known.get(name)
 
-    async def get(self, experiment: Experiment, file: ExperimentFile) -> Computed:
-        """The results, computed now where none are fresh. Raises `Refusal` where there are none."""
+    async def get(
+        self, experiment: Experiment, file: ExperimentFile, *, patience_seconds: float | None = None
+    ) -> Computed:
+        """The results, computed now where none are fresh. Raises `Refusal` where there are none.
+
+        What takes longer than `patience_seconds` goes on, for whoever asks next; meanwhile the answer is what was
+        computed before, however old, or, where nothing was, that it is being computed.
+        """
         if self._folder is None:
             raise _NO_LOG.with_traceback(None)
         key = self._key(experiment, file)
         state = await asyncio.to_thread(_state_of, self._folder)
         known = self._known.get(experiment.name)
         if known is None or known.key != key or not known.is_fresh(state):
-            known = await self._join(experiment, file, key)
+            known = await self._join(experiment, file, key, patience_seconds)
         if known.error:
             raise Refusal(Code.NO_RESULTS, known.error)
         return known
 
-    async def _join(self, experiment: Experiment, file: ExperimentFile, key: str) -> Computed:
+    async def _join(
+        self, experiment: Experiment, file: ExperimentFile, key: str, patience_seconds: float | None
+    ) -> Computed:
         if self._is_stopping:
             raise _STOPPING.with_traceback(None)
         until, failure = self._failed.get(key, (0.0, None))
@@ -126,12 +135,24 @@ class Results:
         if task is None:
             task = self._tasks[key] = asyncio.create_task(self._compute_in_turn(experiment, file, key))
             task.add_done_callback(lambda done: self._end(key, done))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise _STOPPING.with_traceback(None) from None
-            raise
+        await asyncio.wait([task], timeout=patience_seconds)  # who waits may leave; the task goes on
+        if not task.done():
+            return await self._older(experiment.name, key)
+        if task.cancelled():
+            raise _STOPPING.with_traceback(None)
+        return task.result()
+
+    async def _older(self, name: str, key: str) -> Computed:
+        """What was computed last of the same question, by any worker. Raises `Refusal`."""
+        assert self._folder is not None
+        for found in (await asyncio.to_thread(_read, self._path(name)), self._known.get(name)):
+            if found is not None and found.key == key and not found.error:
+                return found
+        raise _unavailable("they are being computed from the log", ASK_AGAIN_SECONDS)
+
+    def _path(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / FOLDER / f"{name}.json"
 
     def _end(self, key: str, task: asyncio.Task[Computed]) -> None:
         self._tasks.pop(key, None)
@@ -155,7 +176,7 @@ class Results:
             except OSError as error:
                 raise _unavailable(f"the log cannot be read ({error.strerror})") from None
             state = await asyncio.to_thread(_state_of, self._folder)
-            path = self._folder / FOLDER / f"{experiment.name}.json"
+            path = self._path(experiment.name)
             found = await asyncio.to_thread(_read, path)
             if found is None or found.key != key or not found.is_fresh(state):
                 found = await self._compute(experiment, file, key, state)
@@ -220,8 +241,9 @@ def file_content(file: ExperimentFile) -> dict[str, Any]:
     }
 
 
-def _unavailable(why: str) -> Refusal:
-    return Refusal(Code.RESULTS_UNAVAILABLE, f"{why}: try again later", headers=((b"retry-after", b"60"),))
+def _unavailable(why: str, seconds: int = 60) -> Refusal:
+    headers = ((b"retry-after", str(seconds).encode()),)
+    return Refusal(Code.RESULTS_UNAVAILABLE, f"{why}: try again in {seconds} s", headers=headers)
 
 
 def _state_of(folder: Path) -> str:

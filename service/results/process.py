@@ -2,7 +2,7 @@
 
 One line of JSON in: the experiment file's text, the experiment's name, the log's folder, and whether assignments are
 replayed. One of JSON out: the report as text in both of its forms, or why there is none. The process ends at once when
-whoever started it does (its standard input closes), takes what processors are idle, and is the first to go where memory
+whoever started it does (its standard input closes), comes behind whoever scores, and is the first to go where memory
 runs out: reading a log takes a multiple of its size.
 """
 
@@ -15,7 +15,8 @@ import sys
 import threading
 from pathlib import Path
 
-LOWEST_PRIORITY = 19
+NICENESS = 10
+"""A tenth of a worker's weight. The lowest, 19, has a seventieth: there a report of a second took minutes."""
 
 
 def main() -> int:
@@ -28,12 +29,12 @@ def main() -> int:
     from service.answers.report import to_json
     from service.errors import AnswersError, ConfigError
     from service.experiments.file import parse_experiments
-    from service.journal.sinks.answers import read_folders
+    from service.journal.sinks.answers import read_log
 
     try:
         file = parse_experiments(question["file"], "the experiment file")
         folder = Path(question["log"])
-        tree = tree_of(file, question["experiment"], [folder], read_folders, replay=question["replay"])
+        tree = tree_of(file, question["experiment"], [folder], read_log, replay=question["replay"])
         answer = {"json": to_json(tree), "html": to_html(tree)}
     except (AnswersError, ConfigError) as error:
         answer = {"error": str(error)}
@@ -48,7 +49,7 @@ def _end_with_parent() -> None:
 
 
 def _give_way() -> None:
-    os.nice(LOWEST_PRIORITY)
+    os.nice(NICENESS)
     with contextlib.suppress(OSError):  # not on every system
         Path("/proc/self/oom_score_adj").write_text("1000")
 

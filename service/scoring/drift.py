@@ -1,11 +1,17 @@
 """How far today's traffic is from what a model was trained on, and two models from each other; without a click.
 
     drift   PSI of each field's values, and of pctr, against the reference in the model's manifest
+    change  the same against what was counted here a day ago, or when counting began
+    lost    how much more of a field is missing or unknown than in the reference
     shadow  mean KL of what one model of an experiment said from what the other said of the same candidates
 
 PSI (population stability index) is sum over bins of (q - p) ln(q / p), q being the share of today's values in a bin
 and p that of the reference: 0 for the same, below .1 is usually called stable, above .25 another population. Bins are
 made of the reference: the most frequent ids each by itself, ids of a number in groups of neighbours, and all the rest.
+
+Ads and users come and go, so a healthy service drifts from its training log, and never comes back. What has broken is
+seen in what changed. A field of which values come and go (`TURNOVER`) is judged there by whether its values are
+missing, unknown or known alone: that its most frequent ad has ended is no news.
 
 Counted are some runs a second of each model version, whatever the traffic, later than they are answered and in pieces.
 Weights halve each half hour, so a gauge tells of the last hour or so. Each worker keeps its own counts, and puts them
@@ -19,9 +25,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -49,6 +56,12 @@ KEEP_SECONDS = 5.0
 """How often a worker's counts are put where the others see them."""
 ENOUGH = 1000.0
 """Fewer values, by weight, say nothing: chance alone would move PSI by (bins - 1) / values."""
+CHANGE_SECONDS = 86_400.0
+"""What is counted now is held against what was counted so long ago, or first."""
+COPY_SECONDS = 3600.0
+"""How often what is counted now is kept for that."""
+TURNOVER = 0.01
+"""A field with so large a share of values that training did not know has values that come and go."""
 LEAST_SHARE = 1e-4
 ALONE = 16
 """So many frequent ids, or groups of neighbours, have a bin of their own."""
@@ -63,8 +76,26 @@ def psi(reference: Array, counts: Array) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def change(before: Array, counts: Array, special: int) -> float:
+    """PSI of counts [B] against what they were before. The first `special` bins are missing and unknown."""
+    if special > UNKNOWN and before[UNKNOWN] >= TURNOVER * before.sum():
+        before, counts = (np.append(x[:special], x[special:].sum()) for x in (before, counts))
+    return psi(before, counts)
+
+
+class Told(NamedTuple):
+    """What whoever is scraped is told, over all workers; what has too few values is left out."""
+
+    psi: dict[tuple[str, str], float]
+    """By model and field."""
+    change: dict[tuple[str, str], float]
+    lost: dict[tuple[str, str], float]
+    kl: dict[str, float]
+    """By experiment."""
+
+
 class IdBins:
-    """The bins of one field: by id, and the last for every id that has none."""
+    """The bins of one field: by id, missing and unknown first, and the last for every id that has none."""
 
     def __init__(self, field: FieldSchema, reference: FieldReference) -> None:
         counts = dict(zip(reference.ids, reference.counts, strict=True))
@@ -75,6 +106,7 @@ class IdBins:
         else:
             groups = [[id_] for id_ in sorted(ids, key=lambda id_: (-counts[id_], id_))[:ALONE]]
         bins = [*([id_] for id_ in special), *groups]
+        self.special = len(special)
         self.ids: NDArray[np.int64] = np.array([id_ for group in bins for id_ in group], np.int64)
         self.places: NDArray[np.int64] = np.repeat(np.arange(len(bins)), [len(group) for group in bins])
         listed = [float(sum(counts[id_] for id_ in group)) for group in bins]
@@ -132,7 +164,7 @@ class _Side:
         self.others = self.starts + np.array(sizes, np.int64) - 1
         self.offsets = np.arange(len(fields), dtype=np.int64) << 32
         self.named = [
-            (name, slice(start, start + len(bins.reference)), bins.reference)
+            (name, slice(start, start + len(bins.reference)), bins.reference, bins.special)
             for start, (_, name, bins) in zip(self.starts.tolist(), fields, strict=True)
         ]
 
@@ -147,6 +179,28 @@ class _Side:
         found = np.minimum(self.keys.searchsorted(wanted), len(self.keys) - 1)
         places = np.where(self.keys[found] == wanted, self.places[found], self.others)
         return np.bincount(places.ravel(), minlength=self.size).astype(np.float64)
+
+
+class _Counts:
+    """How many values fell into the bins of some fields, now, and up to a day ago."""
+
+    def __init__(self, size: int, fields: int) -> None:
+        self.now = np.zeros(size)
+        self._least = ENOUGH * max(fields, 1)
+        self._copies: deque[tuple[float, Array]] = deque()
+
+    def keep(self, now: float) -> None:
+        """Keeps what is counted now, where it is enough and that was not done for a while."""
+        is_due = not self._copies or now >= self._copies[-1][0] + COPY_SECONDS
+        if is_due and self.now.sum() >= self._least:
+            self._copies.append((now, self.now.copy()))
+        while len(self._copies) > 1 and now >= self._copies[1][0] + CHANGE_SECONDS:
+            self._copies.popleft()
+
+    @property
+    def before(self) -> Array | None:
+        """What was counted a day ago, or first; None before there was enough."""
+        return self._copies[0][1] if self._copies else None
 
 
 class VersionDrift:
@@ -170,9 +224,9 @@ class VersionDrift:
             ]
             if known:
                 self._sides.append(_Side(given, known, len(fields)))
-        self._counts = [np.zeros(side.size) for side in self._sides]
+        self._counts = [_Counts(side.size, len(side.named)) for side in self._sides]
         self._edges, self._pctr_reference = pctr_bins(reference.pctr)
-        self._pctr = np.zeros(len(self._pctr_reference))
+        self._pctr = _Counts(len(self._pctr_reference), 1)
 
     def offer(self, inputs: Mapping[str, Ids], pctr: Floats) -> None:
         """Told of a run; keeps some of them to be counted later."""
@@ -185,26 +239,63 @@ class VersionDrift:
         """Counts one run of those that wait."""
         inputs, pctr = self.waiting.pop()
         for side, counts in zip(self._sides, self._counts, strict=True):
-            counts += side.count(inputs)
+            counts.now += side.count(inputs)
         if len(pctr) > MOST_ROWS:
             pctr = pctr[:: -(-len(pctr) // MOST_ROWS)]
         places = self._edges.searchsorted(pctr, side="right")
-        self._pctr += np.bincount(places, minlength=len(self._pctr))
+        self._pctr.now += np.bincount(places, minlength=len(self._pctr_reference))
 
     def fade(self, share: float) -> None:
         """Leaves so much of every weight."""
         for counts in (*self._counts, self._pctr):
-            counts *= share
+            counts.now *= share
+            counts.keep(self._clock())
 
     def snapshot(self) -> dict[str, Any]:
         """Everything counted, with the reference it is held against."""
+        everything = slice(0, len(self._pctr_reference))
         fields = {
-            name: {"counts": counts[part].tolist(), "reference": reference.tolist()}
-            for side, counts in zip(self._sides, self._counts, strict=True)
-            for name, part, reference in side.named
+            name: {
+                "counts": counts.now[part].tolist(),
+                "before": None if counts.before is None else counts.before[part].tolist(),
+                "reference": reference.tolist(),
+                "special": special,
+            }
+            for named, counts in (
+                *((side.named, counts) for side, counts in zip(self._sides, self._counts, strict=True)),
+                ([(PCTR, everything, self._pctr_reference, 0)], self._pctr),
+            )
+            for name, part, reference, special in named
         }
-        fields[PCTR] = {"counts": self._pctr.tolist(), "reference": self._pctr_reference.tolist()}
         return {"model": self.model, "version": self.version, "fields": fields}
+
+
+class _Field:
+    """What all workers have counted of one field, by one version's bins."""
+
+    def __init__(self, reference: Array, special: int) -> None:
+        self._reference = reference
+        self._special = special
+        self._now = np.zeros(len(reference))
+        self._before = np.zeros(len(reference))
+
+    def add(self, counted: Mapping[str, Any], share: float) -> None:
+        """One worker's, of which so much is left."""
+        self._now += share * np.array(counted["counts"])
+        if counted["before"] is not None:
+            self._before += np.array(counted["before"])
+
+    def values(self) -> tuple[float | None, float | None, float | None]:
+        """(PSI against training, PSI of the change, share lost); None where there are too few."""
+        if self._now.sum() < ENOUGH or not self._reference.sum() > 0:
+            return None, None, None
+        special = self._special
+        lost = None
+        if special:
+            now, then = (float(x[:special].sum() / x.sum()) for x in (self._now, self._reference))
+            lost = max(0.0, now - then)
+        changed = change(self._before, self._now, special) if self._before.sum() >= ENOUGH else None
+        return psi(self._reference, self._now), changed, lost
 
 
 class Drift:
@@ -222,9 +313,11 @@ class Drift:
         """By the hash of the bundle. Replaced and not changed, because a scrape reads it in a thread."""
         self._prepared: WeakKeyDictionary[Scorer, VersionDrift] = WeakKeyDictionary()
         self._kl: dict[str, tuple[float, float]] = {}
-        self._gauges: tuple[float, dict[tuple[str, str], float], dict[str, float]] = (-1.0, {}, {})
-        metrics.drift_psi.values = lambda: self.gauges()[0].items()
-        metrics.shadow_kl.values = lambda: (((name,), value) for name, value in self.gauges()[1].items())
+        self._told = -1.0, Told({}, {}, {}, {})
+        metrics.drift_psi.values = lambda: self.gauges().psi.items()
+        metrics.drift_change_psi.values = lambda: self.gauges().change.items()
+        metrics.drift_lost_share.values = lambda: self.gauges().lost.items()
+        metrics.shadow_kl.values = lambda: (((name,), value) for name, value in self.gauges().kl.items())
 
     def prepare(self, scorer: Scorer) -> None:
         """Makes what counting a version takes. In the thread that loads it: on the loop every request would wait."""
@@ -290,31 +383,30 @@ class Drift:
             "kl": {name: list(sums) for name, sums in dict(self._kl).items()},
         }
 
-    def gauges(self) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-        """(PSI by model and field, mean KL by experiment), over all workers; what has too few values is left out. From
-        any thread. Of two versions of a model that both answer, the one that is further off."""
+    def gauges(self) -> Told:
+        """What all workers have counted. From any thread. Of two versions of a model that both answer, the one that is
+        further off."""
         now = self._now()
-        if now == self._gauges[0]:
-            return self._gauges[1:]
-        counts: dict[tuple[str, int, str], tuple[Array, Array]] = {}
+        if now == self._told[0]:
+            return self._told[1]
+        found: dict[tuple[str, int, str], _Field] = {}
         sums: dict[str, Array] = {}
-        for found in self._snapshots():
-            share = 0.5 ** (max(0.0, now - found["time"]) / HALF_LIFE_SECONDS)
-            for model in found["models"]:
+        for snapshot in self._snapshots():
+            share = 0.5 ** (max(0.0, now - snapshot["time"]) / HALF_LIFE_SECONDS)
+            for model in snapshot["models"]:
                 for name, field in model["fields"].items():
                     key = (model["model"], model["version"], name)
-                    reference, own = np.array(field["reference"]), share * np.array(field["counts"])
-                    before = counts.get(key)
-                    counts[key] = (reference, own if before is None else before[1] + own)
-            for name, pair in found["kl"].items():
+                    found.setdefault(key, _Field(np.array(field["reference"]), field["special"])).add(field, share)
+            for name, pair in snapshot["kl"].items():
                 sums[name] = sums.get(name, np.zeros(2)) + share * np.array(pair)
-        indexes: dict[tuple[str, str], float] = {}
-        for (model, _, name), (reference, own) in counts.items():
-            if own.sum() >= ENOUGH and reference.sum() > 0:
-                indexes[model, name] = max(psi(reference, own), indexes.get((model, name), 0.0))
-        means = {name: float(total / count) for name, (count, total) in sums.items() if count >= ENOUGH}
-        self._gauges = (now, indexes, means)
-        return indexes, means
+        told = Told({}, {}, {}, {})
+        for (model_name, _, name), one in found.items():
+            for values, value in zip((told.psi, told.change, told.lost), one.values(), strict=True):
+                if value is not None:
+                    values[model_name, name] = max(value, values.get((model_name, name), 0.0))
+        told.kl.update({name: float(total / count) for name, (count, total) in sums.items() if count >= ENOUGH})
+        self._told = now, told
+        return told
 
     def _snapshots(self) -> Iterator[dict[str, Any]]:
         yield self.snapshot()

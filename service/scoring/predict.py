@@ -35,6 +35,7 @@ from service.errors import PROBLEMS, Code, Refusal
 from service.http.asgi import FIRST_BYTE, Answer, ClientGoneError, parent_of, read_body, refuse
 from service.http.compression import expand
 from service.metrics import Metrics, adder
+from service.scoring.admission import Admission, places_of
 from service.scoring.candidates import Envelope, has_wide_integer, holds_wide_integer, take_apart
 from service.scoring.plan import Chosen, Plan, Served, ShadowRoute, find_version
 from service.scoring.registry import Version
@@ -50,10 +51,6 @@ MAX_DEADLINE_MS = 3_600_000.0
 LONG_BODY = 1 << 15
 """Shorter bodies cost little whatever is in them."""
 MANY_EXPONENTS = 3000
-ROWS_A_PLACE = 12
-MOST_PLACES = 5
-"""A request takes a place among those in flight, one of many candidates up to five: what waits behind it waits for
-all of them."""
 RETRY_AFTER = (b"retry-after", b"1")
 RENEWAL_SECONDS = 1.0
 """The shortest time after which what a model takes is measured again, while it is not asked for being too slow."""
@@ -422,12 +419,9 @@ class Predictor:
         `record_failure(call, code)` is told of those that were assigned and are not answered, through no fault of their
         own. `shadow(call, route)` takes a sample of what was answered, for another model to score."""
         self.plan: Plan | None = None
-        self.in_flight = 0
-        """Places taken by requests that are admitted and not answered."""
         self.max_body_bytes = max_body_bytes
         self._metrics = metrics
         self._max_candidates = max_candidates
-        self._max_in_flight = max_in_flight
         self._load_version = load_version
         self._remembers = remembers
         self._record = record
@@ -437,6 +431,7 @@ class Predictor:
         self._bringing: set[asyncio.Task[None]] = set()
         self._next_renewal: WeakKeyDictionary[Scorer, float] = WeakKeyDictionary()
         self.queue = ScoringQueue(max_run_rows)
+        self.admission = Admission(max_in_flight, lambda: self.queue.runs)
         self._count_ignored = adder(metrics.ignored_fields)
         stages = metrics.stages
         self._observe_decode = stages["decode"].observe
@@ -455,13 +450,13 @@ class Predictor:
         """The answer to a request; None when its client went away. Never raises for what a client sent."""
         started = scope.get("state", {}).get(FIRST_BYTE) or perf_counter()
         try:
-            if self.is_full:  # before the body is read, where that is known already
+            if self.admission.is_full:  # before the body is read, where that is known already
                 return self.turn_away_from(target)
             if self.plan is None:
                 raise Refusal(Code.NOT_READY, "models are being loaded: try again", headers=(RETRY_AFTER,))
             body, coding = await read_body(scope, receive, self.max_body_bytes)
             # Admitted only now: a place held by half a body would be one for nothing.
-            if self.is_full:
+            if self.admission.is_full:
                 return self.turn_away_from(target)
             if coding is not None:
                 body = expand(body, coding, self.max_body_bytes)
@@ -482,14 +477,10 @@ class Predictor:
         finally:
             call.is_abandoned = True
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a request that comes now is turned away."""
-        return self.in_flight >= self._max_in_flight
-
     def turn_away(self) -> Answer:
         """The answer to a request beyond what is admitted; its refusal is counted."""
         self._metrics.count_refusal(Code.OVERLOADED)
+        self.admission.note_refusal()
         return self._overloaded
 
     def turn_away_from(self, target: Target) -> Answer:
@@ -517,7 +508,7 @@ class Predictor:
         """
         assert self.plan is not None
         call = Call(self.finish, target, body, started, answer, self.plan, parent)
-        self.in_flight += 1
+        self.admission.take()
         answered = None
         try:
             if not (self._remembers and self._begin_quickly(call)):
@@ -611,8 +602,8 @@ class Predictor:
             call.queued = perf_counter()
             call.encoding = call.queued - began
             if call.rows:
-                places = min(1 + call.rows // ROWS_A_PLACE, MOST_PLACES)
-                self.in_flight += places - call.places
+                places = places_of(call.rows)
+                self.admission.take(places - call.places)
                 call.places = places
                 self.queue.submit(call)
                 return None
@@ -776,7 +767,7 @@ class Predictor:
         return Answer(200, body)
 
     def _end(self, call: Call, answer: Answer | None) -> None:
-        self.in_flight -= call.places
+        self.admission.free(call.places)
         if answer is not None and not call.is_abandoned:
             call.answer(answer)
             if self.tracer is not None:

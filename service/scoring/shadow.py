@@ -4,8 +4,8 @@
 
 Runs are made in one thread of low priority while the event loop goes on serving (the runtime holds no lock of Python's
 meanwhile), one at a time, and only begun when no request waits to be scored: a worker that is busy scores no shadow.
-They take a fiftieth of the time at most. What finds the queue full is dropped and counted, so under load the sample
-gets smaller and no answer later.
+They take a fiftieth of a processor's time at most. What finds the queue full is dropped and counted, so under load the
+sample gets smaller and no answer later.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
+from time import monotonic, thread_time
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -34,7 +34,7 @@ from service.errors import Refusal
 from service.metrics import Metrics, adder
 from service.scoring.plan import ShadowRoute
 from service.scoring.predict import Call, Predictor, encode_request, with_unknown
-from service.scoring.scorer import Floats, Scorer
+from service.scoring.scorer import Floats, Ids, Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ MAX_WAITING = 64
 NICENESS = 10
 """So much lower is the thread's priority than the worker's."""
 MOST_SHARE = 0.02
-"""Of a worker's time, that runs in the shadow take at most: whatever is sampled, few requests ever meet one."""
+"""Of a processor, that a worker's runs in the shadow take at most: whatever is sampled, few requests ever meet one."""
+MOST_UNDER_WAY = 0.2
+"""Of the time, that a run is under way. Where other processes leave the thread little, a run takes long and costs no
+more; but its thread needs Python's lock at both ends, and may be stopped with it in its hands."""
 NOTE_SECONDS = 1.0
 DROP_REASONS = ("full", "unreadable", "failed")
 """The queue was full; the request does not fit the fields of the shadow's model; its run failed."""
@@ -109,7 +112,7 @@ class ShadowLane:
         self._is_scheduled = False
         self._is_closed = False
         self._next_note = 0.0
-        self._began = self._not_before = 0.0
+        self._began = self._not_before = self._spent = 0.0
         self._alike: WeakKeyDictionary[Scorer, WeakKeyDictionary[Scorer, bool]] = WeakKeyDictionary()
         self._counts: dict[tuple[str, str | None], Callable[[float], object]] = {}
         self._thread = ThreadPoolExecutor(1, "shadow", _lower_priority)
@@ -157,8 +160,16 @@ class ShadowLane:
         scorer = batch[0].waiting.route.scorer
         inputs = graph_inputs([one.context for one in batch], [one.candidates for one in batch])
         self._is_running, self._began = True, monotonic()
-        running = asyncio.get_running_loop().run_in_executor(self._thread, scorer.score_aside, inputs)
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, scorer, inputs)
         running.add_done_callback(lambda done: self._end(batch, done))
+
+    def _run(self, scorer: Scorer, inputs: Mapping[str, Ids]) -> Floats:
+        """In the lane's thread, which does all of a run: a session has no other."""
+        before = thread_time()
+        try:
+            return scorer.score_aside(inputs)
+        finally:
+            self._spent = thread_time() - before
 
     def _take(self) -> list[_Encoded]:
         """What the next run scores: of one model, as it waits, up to so many candidates."""
@@ -202,7 +213,7 @@ class ShadowLane:
 
     def _end(self, batch: list[_Encoded], done: asyncio.Future[Floats]) -> None:
         self._is_running = False
-        self._not_before = self._began + (monotonic() - self._began) / MOST_SHARE
+        self._not_before = self._began + max(self._spent / MOST_SHARE, (monotonic() - self._began) / MOST_UNDER_WAY)
         if self._is_closed or done.cancelled():
             return
         error = done.exception()

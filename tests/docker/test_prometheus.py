@@ -39,7 +39,10 @@ RATE_INTERVAL = "10m"
 #: Nothing in this test need make these count: deadlines, feedback, the log and the catalogue are other tests' business.
 WITHOUT_TRAFFIC = {"retort_fallbacks_total", "retort_events_total", "retort_log_dropped_total", "ALERTS"}
 WITHOUT_TRAFFIC |= {"retort_catalogue_candidates", "retort_shadow_dropped_total"}
-WITHOUT_TRAFFIC |= {"retort_shadow_kl", "retort_drift_psi"}  # of a thousand candidates on (test_drift.py)
+WITHOUT_TRAFFIC |= {
+    *("retort_shadow_kl", "retort_drift_psi"),
+    *("retort_drift_change_psi", "retort_drift_lost_share"),
+}  # of a thousand candidates on (test_drift.py)
 WITHOUT_TRAFFIC |= {"retort_ship_lag_seconds", "retort_ship_unread_bytes", "retort_ship_lost_bytes"}  # test_lag.py
 WITHOUT_TRAFFIC |= {
     "retort_guard_rail_evidence",

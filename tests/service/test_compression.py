@@ -159,7 +159,7 @@ def test_an_overloaded_worker_expands_nothing(repository: Path):
 
     async def beyond() -> Any:
         async with started(make_app(repository, max_in_flight=1)) as app:
-            app.predictor.in_flight = 1
+            app.predictor.admission.in_flight = 1
             return await ask(app, "/predict", b"no gzip", headers=[("content-encoding", "gzip")])
 
     assert asyncio.run(beyond()).status == 429

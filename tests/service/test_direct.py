@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from service.http.asgi import Answer
 from service.http.direct import MAX_HEADS, Direct, Exchange
+from service.scoring.admission import Admission
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import PATIENCE_SECONDS, Running, metric, request_of, running_service, wait_for
 from tests.service.test_protocol import BODY, GOOD, POST, connect, send, statuses
@@ -294,7 +295,7 @@ class Pretender:
 
     plan = object()
     max_body_bytes = 100
-    is_full = False
+    admission = Admission(1, lambda: 0)
 
 
 def test_heads_are_known_within_bounds():

@@ -18,7 +18,7 @@ from models.manifest import FieldReference, Histogram
 from models.schema import FieldSchema
 from service.app import Service
 from service.metrics import Metrics
-from service.scoring.drift import ENOUGH, HALF_LIFE_SECONDS, Drift, IdBins, VersionDrift, pctr_bins, psi
+from service.scoring.drift import COPY_SECONDS, ENOUGH, HALF_LIFE_SECONDS, Drift, IdBins, VersionDrift, pctr_bins, psi
 from service.scoring.scorer import Scorer
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
@@ -132,7 +132,7 @@ def test_the_same_traffic_does_not_drift_and_another_does(scorer: Scorer, clock:
         for _ in range(round(1200 * count / total)):
             run(scorer, clock, {**CONTEXT, "device": value}, candidate(1))
     asyncio.run(drift.count())
-    indexes, _ = drift.gauges()
+    indexes = drift.gauges().psi
     assert indexes["student", "device"] < 0.02
 
     clock.seconds += 10 * HALF_LIFE_SECONDS  # what was counted is as good as forgotten
@@ -141,10 +141,95 @@ def test_the_same_traffic_does_not_drift_and_another_does(scorer: Scorer, clock:
         run(scorer, clock, {**CONTEXT, "device": "unheard of"}, candidate(1))
     asyncio.run(drift.count())
 
-    indexes, _ = drift.gauges()
+    indexes = drift.gauges().psi
     assert indexes["student", "device"] > 1.0
     assert ("student", "hour") not in indexes, "the clock's own fields are no drift"
     assert {field for _, field in indexes} <= {*bundle.manifest.reference.fields, "pctr"}
+
+
+def played(scorer: Scorer, clock: Clock, drift: Drift, runs: int, **values: list[Any]) -> None:
+    """So many runs of one candidate each, whose fields take their values in turn."""
+    for number in range(runs):
+        mine = {name: each[number % len(each)] for name, each in values.items()}
+        context = {**CONTEXT, **{name: value for name, value in mine.items() if name in CONTEXT}}
+        run(
+            scorer,
+            clock,
+            context,
+            {**candidate(1), **{name: value for name, value in mine.items() if name not in CONTEXT}},
+        )
+    asyncio.run(drift.count())
+
+
+def forget_the_last_hours(clock: Clock, drift: Drift) -> None:
+    clock.seconds += 10 * HALF_LIFE_SECONDS
+    asyncio.run(drift.count())
+
+
+def test_what_never_was_as_in_training_has_not_changed_until_it_does(scorer: Scorer, clock: Clock):
+    """The index against training is large at once and says so for ever; the change is what somebody should look at. A
+    field that is no longer sent, or unheard of, is lost."""
+    drift = drift_of(clock, scorer)
+    device, other = scorer.bundle.encoder.to_vocabularies()["device"][:2]
+    played(scorer, clock, drift, 1200, device=[other])
+    told = drift.gauges()
+    assert told.psi["student", "device"] > 0.25
+    assert told.change["student", "device"] < 0.01
+    assert told.lost["student", "device"] == 0.0
+
+    forget_the_last_hours(clock, drift)
+    played(scorer, clock, drift, 1200, device=[device])
+    told = drift.gauges()
+    assert told.change["student", "device"] > 0.5
+    assert told.lost["student", "device"] == 0.0
+
+    forget_the_last_hours(clock, drift)
+    played(scorer, clock, drift, 1200, device=[None, "unheard of"])
+    assert drift.gauges().change["student", "device"] > 1.0
+    assert drift.gauges().lost["student", "device"] > 0.6
+
+
+def test_ads_that_come_and_go_have_not_changed_and_ads_that_nobody_knows_have(scorer: Scorer, clock: Clock):
+    """A tenth of them was new all the time. That others of the known ones are offered is no news; that none is known
+    is. Of a field whose values stay, other values are a change."""
+    first, second = scorer.bundle.encoder.to_vocabularies()["ad_id"][:2]
+    device, other = scorer.bundle.encoder.to_vocabularies()["device"][:2]
+    drift = drift_of(clock, scorer)
+    played(scorer, clock, drift, 1200, ad_id=[*9 * [first], "new"], device=[device])
+
+    forget_the_last_hours(clock, drift)
+    played(scorer, clock, drift, 1200, ad_id=[*9 * [second], "newer"], device=[other])
+    told = drift.gauges()
+    assert told.psi["student", "ad_id"] > 0.25
+    assert told.change["student", "ad_id"] < 0.01
+    assert told.lost["student", "ad_id"] < 0.1
+    assert told.change["student", "device"] > 1.0
+
+    forget_the_last_hours(clock, drift)
+    played(scorer, clock, drift, 1200, ad_id=["nobody"], device=[other])
+    assert drift.gauges().change["student", "ad_id"] > 1.0
+    assert drift.gauges().lost["student", "ad_id"] > 0.9
+
+
+def test_what_changed_a_day_ago_is_how_it_is(scorer: Scorer, clock: Clock):
+    """What is counted is held against a day ago, as far back as there is anything; not against its first minutes."""
+    first, second = scorer.bundle.encoder.to_vocabularies()["ad_id"][:2]
+    drift = drift_of(clock, scorer)
+
+    def an_hour_of(ad: object) -> float:
+        clock.seconds += COPY_SECONDS
+        asyncio.run(drift.count())  # an hour has faded
+        for _ in range(40):
+            run(scorer, clock, CONTEXT, *({**candidate(1), "ad_id": ad} for _ in range(50)))
+        asyncio.run(drift.count())
+        return drift.gauges().change["student", "ad_id"]
+
+    before = [an_hour_of(first) for _ in range(3)]
+    changes = [an_hour_of(second) for _ in range(30)]
+
+    assert max(before) < 0.01
+    assert min(changes[:23]) > 0.25
+    assert changes[-1] < 0.01
 
 
 def test_what_was_made_before_a_version_went_live_is_what_counts_it(scorer: Scorer, clock: Clock):
@@ -166,7 +251,7 @@ def test_what_has_few_values_is_left_out(scorer: Scorer, clock: Clock):
         run(scorer, clock, CONTEXT, *(candidate(number) for number in range(50)))
     asyncio.run(drift.count())
 
-    indexes, means = drift.gauges()
+    indexes, means = drift.gauges().psi, drift.gauges().kl
 
     assert ("student", "ad_id") in indexes
     assert ("student", "pctr") in indexes
@@ -234,8 +319,8 @@ def test_workers_counts_are_added_before_anything_is_divided(bundle: Bundle, clo
     alone.note_kl("e", 12000, 120.0)
     asyncio.run(alone.count())
 
-    (one, kl), (other, _) = (worker.gauges() for _, worker, _ in workers)
-    expected, expected_kl = alone.gauges()
+    (one, _, _, kl), (other, _, _, _) = (worker.gauges() for _, worker, _ in workers)
+    expected, _, _, expected_kl = alone.gauges()
 
     assert one == pytest.approx(other)
     assert one == pytest.approx(expected, rel=1e-3)
@@ -247,7 +332,7 @@ def test_a_damaged_file_of_another_worker_is_passed_over(scorer: Scorer, clock: 
     (tmp_path / "drift_7.json").write_text("{")
     drift = drift_of(clock, scorer, directory=tmp_path, slot=0)
 
-    assert drift.gauges() == ({}, {})
+    assert drift.gauges() == ({}, {}, {}, {})
 
 
 def test_a_version_that_is_gone_is_counted_no_more(scorer: Scorer, bundle: Bundle, clock: Clock):
@@ -256,17 +341,17 @@ def test_a_version_that_is_gone_is_counted_no_more(scorer: Scorer, bundle: Bundl
     for _ in range(1100):
         run(scorer, clock, CONTEXT, candidate(1))
     asyncio.run(drift.count())
-    before = drift.gauges()[0]
+    before = drift.gauges().psi
     assert before
     again = Scorer(bundle)
     clock.seconds += 0.001
     drift.watch([again])
-    assert drift.gauges()[0].keys() == before.keys()
+    assert drift.gauges().psi.keys() == before.keys()
     clock.seconds += 0.001
 
     drift.watch([])
 
-    assert drift.gauges()[0] == {}
+    assert drift.gauges().psi == {}
 
 
 def test_a_scrape_shows_both(repository: Path, tmp_path: Path):
@@ -290,5 +375,7 @@ def test_a_scrape_shows_both(repository: Path, tmp_path: Path):
 
     for model in ("student", "ensemble"):
         assert metric(text, "retort_drift_psi", model=model, field="ad_id") > 0
+        for name in ("change_psi", "lost_share"):
+            assert f'retort_drift_{name}{{field="ad_id",model="{model}"}}' in text
     assert metric(text, "retort_shadow_kl", experiment="e") > 0
     assert metric(text, "retort_drift_psi", field="hour") == 0

@@ -63,6 +63,8 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
         "retort_guard_rail_trips_total",
         "retort_guard_rails_judged_timestamp_seconds",
         "retort_drift_psi",
+        "retort_drift_change_psi",
+        "retort_drift_lost_share",
         "retort_shadow_dropped_total",
         "retort_shadow_kl",
         "retort_shadow_scored_total",

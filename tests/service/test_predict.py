@@ -277,7 +277,7 @@ def test_a_client_that_leaves_is_not_answered(repository: Path):
 
             scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "state": {}}
             await app(scope, receive, send)
-            return sent, app.predictor.in_flight
+            return sent, app.predictor.admission.in_flight
 
     assert asyncio.run(leave()) == ([], 0)
 
@@ -334,6 +334,6 @@ def test_a_client_whose_answer_cannot_be_sent_gives_its_place_back_once(reposito
                     app.predictor.begin(PREDICT, body, time.perf_counter(), fail)
             while len(tried) < 2:
                 await asyncio.sleep(0)
-            return app.predictor.in_flight, sorted(tried)
+            return app.predictor.admission.in_flight, sorted(tried)
 
     assert asyncio.run(send()) == (0, [200, 422])

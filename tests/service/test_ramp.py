@@ -182,6 +182,14 @@ def test_whoever_changes_the_coverage_begins_a_hold(path: Path):
     assert [progress.phase for progress in read_state(state_path(path)).experiments] == [1, 2]
 
 
+def test_a_clock_that_was_put_back_makes_no_hold_longer(path: Path):
+    """A step was taken while the clock was ten years ahead; by the right time its hold lasts a day, not ten years."""
+    assert one(path, asking(), START + 3650 * DAY).action is Action.STEP
+    assert one(path, asking(), START).kind == "time"
+    assert one(path, asking(), START + 0.9 * DAY).kind == "time"
+    assert one(path, asking(evidence()), START + DAY).action is Action.STEP
+
+
 def test_an_arm_that_a_guard_rail_halted_holds_it_too(path: Path):
     """The service remembers those beside the file, by phase."""
     one(path, asking(), START)

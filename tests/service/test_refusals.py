@@ -402,7 +402,7 @@ def test_many_candidates_take_more_room(repository: Path, candidates: int, admit
         async with started(make_app(repository, max_in_flight=8)) as app:
             body = json.dumps(request_of(*range(candidates))).encode()
             replies = await asyncio.gather(*(ask(app, "/predict", body) for _ in range(20)))
-            return [reply.status for reply in replies if reply is not None], app.predictor.in_flight
+            return [reply.status for reply in replies if reply is not None], app.predictor.admission.in_flight
 
     statuses, left = asyncio.run(burst())
 

@@ -330,7 +330,7 @@ def test_a_storm_of_versions_loads_one_and_asks_the_rest_to_come_back(own_reposi
         asking = [asyncio.create_task(ask_version(app, version)) for version in range(1, 21)]
         for _ in range(3):  # one to read, one to ask for the version, one to be refused
             await asyncio.sleep(0)
-        waiting, live = app.predictor.in_flight, await version_of(app)
+        waiting, live = app.predictor.admission.in_flight, await version_of(app)
         assert (waiting, live) == (1, 21)
         replies = [await task for task in asking]
         return replies, metric(await scrape(app), "retort_model_info", model="student")

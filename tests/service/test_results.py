@@ -153,6 +153,45 @@ def test_a_process_that_takes_too_long_is_ended_and_not_tried_again_at_once(
     assert len(started) == 1
 
 
+def test_who_has_waited_long_is_told_and_gets_what_there_was_before(
+    tmp_path: Path, program: Callable[[str], None], started: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    """503 with when to ask again, the first time; it goes on meanwhile, once. Later the older results, with their age,
+    until there are newer ones; never those of another question."""
+    gate, stale = tmp_path / "gate", {"json": json.dumps({"old": True}), "html": ""}
+    program(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\nprint('{ANSWER}')")
+    folder = tmp_path / "log"
+    folder.mkdir()
+    worker = Results(folder, replay=True, timeout_seconds=600)
+    changed = FILE.default.model_copy(update={"halted": ("student",)})
+
+    async def play() -> None:
+        for _ in range(2):
+            with pytest.raises(Refusal, match="are being computed") as refused:
+                await worker.get(FILE.default, FILE, patience_seconds=0.05)
+            assert refused.value.code == Code.RESULTS_UNAVAILABLE
+            assert (b"retry-after", b"10") in refused.value.headers
+        gate.touch()
+        assert (await worker.get(FILE.default, FILE)).json == "{}"
+        assert len(started) == 1
+
+        gate.unlink()
+        kept = folder / "results" / f"{NAME}.json"
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), **stale, "time": 1000.0}))
+        other = Results(folder, replay=True, timeout_seconds=600)
+        older = await other.get(FILE.default, FILE, patience_seconds=0.05)
+        assert older.json == stale["json"]
+        assert older.age > older.fresh_seconds
+        with pytest.raises(Refusal, match="are being computed"):
+            await other.get(changed, FILE, patience_seconds=0.05)
+        gate.touch()
+        assert (await other.get(FILE.default, FILE)).json == "{}"
+        await other.close()
+        await worker.close()
+
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("text", ["import os; os.kill(os.getpid(), 9)", "print('{')", "raise SystemExit(3)", "print()"])
 def test_a_process_that_dies_is_a_refusal(tmp_path: Path, program: Callable[[str], None], text: str):
     """Killed where memory ran out, say: 503, and nothing is kept."""

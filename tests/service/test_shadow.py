@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,36 @@ def test_shadows_take_a_bounded_share_of_the_time(repository: Path, tmp_path: Pa
             return metric(await scrape(app), "retort_shadow_scored_total")
 
     assert asyncio.run(run()) == 1
+
+
+def test_time_that_other_processes_took_is_not_the_shadows(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that waits for a processor costs nothing meanwhile: the next one comes soon all the same. Here a run waits
+    for a tenth of a second, of which a thousandth of the time would be the next minutes."""
+    monkeypatch.setattr("service.scoring.shadow.MOST_SHARE", 1e-3)
+
+    async def run() -> float:
+        async with started(make_app(repository, shadowed(tmp_path))) as app:
+            assert app.plan is not None
+            for one in app.plan.experiments["e"].arms:
+                one.served.scorer.score_aside = waiting_first(one.served.scorer.score_aside)
+            for number in range(3):
+                await ask(app, "/predict", json.dumps(request_of(1, unit_id=number)).encode())
+                await at_rest(app)
+            return metric(await scrape(app), "retort_shadow_scored_total")
+
+    assert asyncio.run(run()) == 3
+
+
+def waiting_first(score: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, after a tenth of a second without a processor."""
+
+    def late(inputs: object) -> Any:
+        time.sleep(0.1)
+        return score(inputs)
+
+    return late
 
 
 def test_a_shadow_that_fails_hurts_nobody(repository: Path, tmp_path: Path, folder: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -17,7 +21,10 @@ from starlette.testclient import TestClient
 from service.app import Service
 from service.http import tracing
 from service.http.direct import Direct
-from tests.service.running import make_app, metric, request_of, wait_until_ready
+from service.oip.rpc.messages import methods
+from tests.service.oip.calling import caller, infer_request, serving
+from tests.service.oip.tensors import tensors_of
+from tests.service.running import CONTEXT, candidate, make_app, metric, request_of, wait_until_ready
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
@@ -78,6 +85,12 @@ def attributes(span: Span) -> dict[str, Any]:
         pair.key: getattr(pair.value, pair.value.WhichOneof("value"))  # type: ignore[arg-type]
         for pair in span.attributes
     }
+
+
+def stages_of(collector: Collector, root: Span) -> list[str]:
+    """The names of the spans under it, by when they began."""
+    under = [span for span in collector.spans if span.parent_span_id == root.span_id]
+    return [span.name for span in sorted(under, key=lambda span: span.start_time_unix_nano)]
 
 
 def test_a_request_is_a_span_under_its_callers(repository: Path, collector: Collector):
@@ -165,15 +178,116 @@ def test_what_is_refused_is_traced_as_far_as_it_came(repository: Path, collector
     assert len(collector.spans) == 3  # nothing was scored
 
 
-def test_the_open_inference_protocol_is_traced_too(repository: Path, collector: Collector):
-    """One span a request, whatever came of it."""
-    request = {"url": "/v2/models/student/infer", "json": {"inputs": []}, "headers": {"traceparent": SAMPLED}}
+INPUTS = tensors_of(CONTEXT, [candidate(1), candidate(2)])
 
-    traced(repository, collector, [request])
+
+def test_the_open_inference_protocol_is_traced_too(repository: Path, collector: Collector):
+    """With its stages, and as far as it came."""
+    good = {"id": "r-1", "parameters": {"unit_id": "somebody"}, "inputs": INPUTS, "outputs": [{"name": "pctr"}]}
+    bodies: list[dict[str, Any]] = [good, {"inputs": []}]
+    requests = [
+        {"url": "/v2/models/student/infer", "json": body, "headers": {"traceparent": SAMPLED}} for body in bodies
+    ]
+
+    traced(repository, collector, requests)
+
+    scored, refused = collector.roots()
+    assert {root.name for root in (scored, refused)} == {"/v2/models/{name}/infer"}
+    assert stages_of(collector, scored) == STAGES
+    assert stages_of(collector, refused) == ["decode"]
+    assert attributes(scored) == {
+        "http.request.method": "POST",
+        "http.route": "/v2/models/{name}/infer",
+        "http.response.status_code": 200,
+        "retort.request_id": "r-1",
+        "retort.candidates": 2,
+        "retort.model": "student",
+        "retort.version": 1,
+    }
+    assert attributes(refused)["http.response.status_code"] == 422
+
+
+async def called(
+    repository: Path, collector: Collector, calls: list[tuple[Any, list[tuple[str, str]]]], **settings: Any
+) -> list[int]:
+    """gRPC's status for each message, with its metadata, of a service that has then sent its spans and ended."""
+    statuses = []
+    async with serving(repository, traces=collector.url, **{"trace_share": 0.0, **settings}) as (_, channel):
+        for message, metadata in calls:
+            call = caller(channel, "ModelInfer")(message, metadata=metadata)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await call
+            statuses.append((await call.code()).value[0])
+    return statuses
+
+
+def test_a_call_over_grpc_is_a_span_under_its_callers(repository: Path, collector: Collector):
+    """As over HTTP, with the words for calls; `traceparent` is metadata."""
+    message = infer_request(INPUTS, id="r-1", outputs=("pctr",))
+
+    asyncio.run(called(repository, collector, [(message, [("traceparent", SAMPLED)])]))
 
     (root,) = collector.roots()
-    assert root.name == "/v2/models/{name}/infer"
-    assert attributes(root)["http.response.status_code"] == 422
+    assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, CALLER)
+    assert root.name == "inference.GRPCInferenceService/ModelInfer"
+    assert stages_of(collector, root) == STAGES
+    assert attributes(root) == {
+        "rpc.system": "grpc",
+        "rpc.service": "inference.GRPCInferenceService",
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+        "retort.request_id": "r-1",
+        "retort.candidates": 2,
+        "retort.model": "student",
+        "retort.version": 1,
+    }
+
+
+def test_over_grpc_too_the_caller_decides_and_without_one_the_share(repository: Path, collector: Collector):
+    """What is no traceparent begins a trace of its own, where the share says so."""
+    message = infer_request(INPUTS, outputs=("pctr",))
+    metadata: list[list[tuple[str, str]]] = [
+        [],
+        [("traceparent", UNSAMPLED)],
+        [("traceparent", "nonsense")],
+        [("traceparent", f"ff-{TRACE}-{CALLER}-01")],
+    ]
+    calls = [(message, given) for given in metadata]
+
+    asyncio.run(called(repository, collector, calls))
+    assert collector.spans == []
+
+    asyncio.run(called(repository, collector, calls, trace_share=1.0))
+    assert len(collector.roots()) == 3
+    assert TRACE not in {root.trace_id.hex() for root in collector.roots()}
+
+
+def test_a_call_that_is_refused_is_traced_as_far_as_it_came(repository: Path, collector: Collector):
+    """An error only where the service is to blame."""
+    late = infer_request(INPUTS)
+    late.parameters["timeout"].int64_param = 1
+    messages = [infer_request(INPUTS, model_name="another"), infer_request([]), late]
+
+    statuses = asyncio.run(called(repository, collector, [(each, [("traceparent", SAMPLED)]) for each in messages]))
+
+    assert statuses == [5, 3, 4]
+    assert [
+        (attributes(root)["rpc.grpc.status_code"], root.status.code == Status.STATUS_CODE_ERROR)
+        for root in collector.roots()
+    ] == [(5, False), (3, False), (4, True)]
+    assert [attributes(root).get("retort.model") for root in collector.roots()] == [None, "student", "student"]
+
+
+def test_health_and_metadata_over_grpc_leave_no_trace(repository: Path, collector: Collector):
+    """Only inferences do, as over HTTP."""
+
+    async def ask() -> None:
+        async with serving(repository, traces=collector.url, trace_share=1.0) as (_, channel):
+            await caller(channel, "ServerReady")(methods()["ServerReady"][0](), metadata=[("traceparent", SAMPLED)])
+
+    asyncio.run(ask())
+
+    assert collector.spans == []
 
 
 def test_what_a_caller_may_cost_is_bounded(repository: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch):

@@ -144,7 +144,7 @@ def _exposure(record: dict[str, Any]) -> Exposure:
         model=_typed(record["model"], str),
         version=_typed(record["version"], int),
         experiment=_optional(get("experiment"), str),
-        phase=_optional(get("phase"), int),
+        phase=_optional(get("phase"), int) if get("experiment") is not None else None,  # in Parquet it is 0
         arm=_optional(get("arm"), str),
         served=_optional(get("served"), str),
         enrolled=bool(get("enrolled")),

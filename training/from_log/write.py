@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from training.recipe import LoadedRecipe
 LOG, SCHEMA, RECIPE, REPORT = "log.parquet", "schema.json", "recipe.yaml", "report.json"
 UNLABELLED = "unlabelled.parquet"
 ROW_GROUP = 1 << 16
+MOST_NAMES = 20
+"""That a person is told; `report.json` has all."""
 _NAMES = {int(Part.TRAIN): "train", int(Part.TEST): "test"}
 
 
@@ -100,6 +102,13 @@ def _as_name(text: str) -> str:
     return kept.lower()[:64]
 
 
+def _named(found: Mapping[str, int]) -> str:
+    """Names with their counts: the most frequent ones, since whoever sends requests makes names up as he likes."""
+    first = sorted(found.items(), key=lambda one: (-one[1], one[0]))[:MOST_NAMES]
+    told = [f"{name if name.isprintable() else ascii(name)} {count}" for name, count in first]
+    return ", ".join(told) + (f" and {len(found) - MOST_NAMES} others" if len(found) > MOST_NAMES else "")
+
+
 def said(report: dict[str, Any], fields: Sequence[str]) -> list[str]:
     """What a person is told."""
     counts = report["counts"]
@@ -113,7 +122,7 @@ def said(report: dict[str, Any], fields: Sequence[str]) -> list[str]:
     lines += [f"  {name:<32}{count:>9}" for name, count in left.items()]
     for title, found in (("values of a wrong type", "bad_values"), ("features that are no field", "ignored_features")):
         if report[found]:
-            lines.append(f"{title}: " + ", ".join(f"{name} {count}" for name, count in report[found].items()))
+            lines.append(f"{title}: {_named(report[found])}")
     never = [name for name in fields if report["missing_values"].get(name) == counts["rows"]]
     if never:
         lines.append(f"no request had these fields, is it the schema of what was served? {', '.join(never)}")

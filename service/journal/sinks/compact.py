@@ -37,6 +37,7 @@ from service.journal.sinks.parquet import (
     create_views,
     data_files,
     engine_error,
+    engine_said,
     is_compacted,
     parts,
     quoted,
@@ -112,12 +113,24 @@ def compact(folder: Path, out: Path, *, keep_seconds: float, now: float, part_by
 
 
 def compacted_to(folder: Path) -> list[Path]:
-    """Where a journal was compacted to, as far as it is still there."""
+    """Where a journal was compacted to, as far as it is still there. Raises `ConfigError`."""
+    return [Path(line) for line in _copies(folder) if is_compacted(Path(line))]
+
+
+def _copies(folder: Path) -> list[str]:
+    path = folder / COPIES_FILE
     try:
-        lines = (folder / COPIES_FILE).read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         return []
-    return [Path(line) for line in lines if is_compacted(Path(line))]
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ConfigError(
+            f"{path}: expected the folders that this log was compacted to, one a line, got something else: write them "
+            "there, or remove the file where there are none"
+        )
+    return text.splitlines()
 
 
 def lost_segments(folder: Path, known: Mapping[str, bool]) -> dict[str, int]:
@@ -134,10 +147,9 @@ def _mark(folder: Path, out: Path) -> str:
         _write_text(out / MARK, json.dumps({"format_version": FORMAT_VERSION, "source": source}) + "\n")
     elif read_mark(out) != source:
         raise ConfigError(f"--out {out}: it holds another journal than {folder}: one folder a journal")
-    copies = folder / COPIES_FILE
-    named = copies.read_text(encoding="utf-8").splitlines() if copies.exists() else []
+    named = _copies(folder)
     if str(out.resolve()) not in named:
-        _write_text(copies, "".join(f"{name}\n" for name in (*named, out.resolve())))
+        _write_text(folder / COPIES_FILE, "".join(f"{name}\n" for name in (*named, out.resolve())))
     return source
 
 
@@ -343,7 +355,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"retort: {error}", file=sys.stderr)
         return 1
     except engine_error() as error:
-        print(f"retort: --out {options.out}: {error}", file=sys.stderr)
+        print(f"retort: --out {options.out}: {engine_said(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"retort: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)

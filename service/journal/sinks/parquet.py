@@ -78,6 +78,11 @@ def engine_error() -> type[Exception]:
     return duckdb.Error
 
 
+def engine_said(error: Exception) -> str:
+    """What it says, without the query it was asked."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def parts(folder: Path) -> list[Path]:
     """Those that are whole, oldest first."""
     return sorted(path for path in folder.iterdir() if path.name.startswith(PART) and path.is_dir())
@@ -166,11 +171,13 @@ def erase_unit(folder: Path, unit: str) -> int:
     """Takes a unit's exposures, its failures, and what belongs to their requests out of every part; how many records.
 
     A file is written anew and renamed into its place: exposures and failures last, because they say which requests are
-    the unit's, so who is stopped in the middle begins again. Raises `ConfigError` where DuckDB is not installed.
+    the unit's, so who is stopped in the middle begins again. Raises `ConfigError` where DuckDB is not installed, and
+    `AnswersError` for a file that it cannot read.
     """
     refuse_pattern(folder)
     with (
         contextlib.closing(connect()) as connection,
+        _readable(folder),
         writing(folder, wait=True),
         retention_lock(folder, fcntl.LOCK_EX),
     ):
@@ -185,6 +192,17 @@ def erase_unit(folder: Path, unit: str) -> int:
         for path in with_unit:
             erased += _rewrite(connection, path, f"unit = {quoted(unit)}")
         return erased
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except engine_error() as error:
+        raise AnswersError(
+            f"{folder}: {engine_said(error)}; nothing is known to be erased there: where segments of a damaged part "
+            "are still there, remove the part and compact again, then erase again"
+        ) from None
 
 
 def _rewrite(connection: DuckDBPyConnection, path: Path, condition: str) -> int:

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from service.errors import ConfigError
 from service.journal.sinks.follow import Batch, Follower, Known
-from service.journal.sinks.lag import Standing, is_sink_name, read_standing, standing_path, write_standing
+from service.journal.sinks.lag import Standing, is_sink_name, lag_seconds, read_standing, standing_path, write_standing
 from service.journal.sinks.tables import read_source
 from service.logs import configure_logging
 
@@ -38,8 +38,8 @@ examples:
 
 One process a folder and target, beside the service or where the folder is mounted for writing (it takes turns with
 erase-unit by a lock there). Killed, or with the other side away, it goes on where it was. What is told: a line every
---status-seconds with what was shipped, how many bytes are not yet, and for how long it has been behind; and to the
-service, which shows the last two as metrics (retort_ship_lag_seconds).
+--status-seconds with what was shipped, how many bytes are not yet, and by how many seconds it is behind; and to the
+service, which shows the last two as metrics (retort_ship_unread_bytes, retort_ship_lag_seconds).
 
 exit codes  0 stopped as asked, or --once is done; 1 --once could not be done, or segments were removed unread;
             2 wrong option or folder, a schema of another version, or another follower ships this
@@ -86,12 +86,11 @@ class Shipper:
         self._poll_seconds = poll_seconds
         self._status_seconds = status_seconds
         self._follower: Follower | None = None
-        self._behind_since: float | None = None
         self._next_status = 0.0
         self._told = 0, 0
         self._standing = standing_path(folder, sink)
         self._before = read_standing(self._standing) or Standing(shipped_until=time.time())
-        """What those before this one have left."""
+        """What those before this one have left. The clock may have been put back since."""
         self._shipped_until, self._unread = self._before.shipped_until, self._before.unread_bytes
         self._last_look: float | None = None
         self._next_standing = 0.0
@@ -116,10 +115,10 @@ class Shipper:
                 wait = self._poll_seconds
             except TargetError as error:
                 logger.warning("%s cannot take records: %s; trying again in %.0f s", self._target.name, error, wait)
-                self._behind_since = self._behind_since or time.monotonic()
                 self._target.close()
                 self._follower = None
                 self._write_standing()
+                self._tell_status()
                 if once:
                     return False
                 self.stopping.wait(wait)
@@ -163,10 +162,9 @@ class Shipper:
                 if self.stopping.is_set():
                     break
             else:
-                self._behind_since = None
                 # Of a segment that is written to, what came since the look before is left for the next one.
                 until = began if follower.unread_bytes == 0 else self._last_look
-                self._shipped_until = max(self._shipped_until, until or 0.0)
+                self._shipped_until = self._shipped_until if until is None else until
                 self._last_look = began
                 self._write_standing(at_once=True)
                 return found
@@ -177,32 +175,35 @@ class Shipper:
         if not at_once and time.monotonic() < self._next_standing:
             return
         self._next_standing = time.monotonic() + 1.0
-        if self._follower is not None:
-            self._unread = self._follower.unread_bytes
-        lost = self._before.lost_bytes + self.lost_bytes
         try:
-            write_standing(self._standing, Standing(self._shipped_until, self._unread, lost))
+            write_standing(self._standing, self._stands())
             self._has_said_why = False
         except OSError as error:  # shipping goes on, and the metrics say that nobody knows of it
             if not self._has_said_why:
                 logger.warning("how far it is cannot be written to %s: %s", self._standing, error.strerror or error)
             self._has_said_why = True
 
+    def _stands(self) -> Standing:
+        """What the metrics and the status line both say. While the other side is away, what is unread is what was when
+        one last looked."""
+        if self._follower is not None:
+            self._unread = self._follower.unread_bytes
+        self._shipped_until = min(self._shipped_until, time.time())  # or a clock put back would hide every lag
+        return Standing(self._shipped_until, self._unread, self._before.lost_bytes + self.lost_bytes)
+
     def _tell_status(self) -> None:
         now = time.monotonic()
         if now < self._next_status:
             return
         self._next_status = now + self._status_seconds
-        unread = 0 if self._follower is None else self._follower.unread_bytes
-        if self._behind_since is None and unread:
-            self._behind_since = now
-        behind = 0.0 if self._behind_since is None else now - self._behind_since
+        stands = self._stands()
         records, size = self.records - self._told[0], self.bytes - self._told[1]
         self._told = self.records, self.bytes
         logger.info(
-            "shipped %d records (%d bytes); %d bytes are unread, behind for %.1f s; in all %d records, %d refused, "
+            "shipped %d records (%d bytes); %d bytes are unread, %.1f s behind; in all %d records, %d refused, "
             "%d segments (%d bytes) lost",
-            *(records, size, unread, behind, self.records, self.refused, self.lost_segments, self.lost_bytes),
+            *(records, size, stands.unread_bytes, lag_seconds(stands, time.time()), self.records, self.refused),
+            *(self.lost_segments, self.lost_bytes),
         )
 
 

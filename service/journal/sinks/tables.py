@@ -10,6 +10,7 @@ What is a member of a record and no column here is in `rest`, as JSON: nothing i
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,13 @@ from typing import Annotated, Any
 
 import msgspec
 
+from service.errors import ConfigError
+
 FORMAT_VERSION = 1
 SOURCE_FILE = "source.id"
 """In a journal's folder: the random name by which its records are known elsewhere, whatever the folder is called."""
+_SOURCE = re.compile(r"[!-~]{1,64}")
+"""Ours has 16 hex digits; somebody may have written a name of his own."""
 
 KEY: Mapping[str, str] = {"source": "text", "segment": "text", "place": "bigint"}
 
@@ -229,15 +234,27 @@ def view_statements() -> list[str]:
 
 
 def read_source(folder: Path) -> str:
-    """The name by which this journal's records are known elsewhere; made when first asked for."""
+    """The name by which this journal's records are known elsewhere; made when first asked for. Raises `ConfigError`
+    where it is none any more: records of two journals without a name would be taken for one another, and one of each
+    two be lost."""
     path = folder / SOURCE_FILE
     if not path.exists():
         temporary = folder / f"{SOURCE_FILE}.{os.getpid()}"
-        temporary.write_text(secrets.token_hex(8), encoding="ascii")
         try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(secrets.token_hex(8))
+                file.flush()
+                os.fsync(file.fileno())  # or the power fails, and the name is there without what it says
             os.link(temporary, path)  # of two who do this at the same time one wins
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
-    return path.read_text(encoding="ascii").strip()
+            temporary.unlink(missing_ok=True)
+    name = path.read_bytes().strip().decode("ascii", "replace")
+    if _SOURCE.fullmatch(name) is None:
+        raise ConfigError(
+            f"{path}: expected the name of this log, at most 64 signs without blanks, got something else: write there "
+            "what stands as `source` beside its records elsewhere; removed, it is made anew, and everything is handed "
+            "on once more under the new name"
+        )
+    return name

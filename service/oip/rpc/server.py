@@ -1,8 +1,8 @@
 """The protocol's methods over gRPC, on the event loop of a worker.
 
 Requests arrive as bytes and are parsed once they are admitted, in one count with HTTP's; refusals are statuses with our
-words, and our code in the trailing metadata `retort-code`. Every worker listens on the one port (SO_REUSEPORT), and the
-kernel deals connections out.
+words, and our code in the trailing metadata `retort-code`. A `traceparent` is metadata, where HTTP has headers. Every
+worker listens on the one port (SO_REUSEPORT), and the kernel deals connections out.
 
     PUBLIC     methods for everybody; any other takes the admin token in the metadata `authorization`
 """
@@ -23,7 +23,7 @@ from service.admin.gate import HEAD_BYTES
 from service.admin.repository import version_in
 from service.errors import Code, Refusal
 from service.http.protocol import MAX_ARRIVING, REQUEST_SECONDS
-from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE
+from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE, Passage
 from service.oip.metadata import describe_model, describe_server
 from service.oip.routes import MODEL, VERSION, find_loaded, find_model
 from service.oip.rpc.convert import fill_answer, parameters_of, request_of
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 PUBLIC = frozenset(
     ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelStatistics")
 )
+INFER = f"/{SERVICE}/ModelInfer"
 WAITING = 4
 """So many times `--max-in-flight` calls, beside those that arrive, may be open before the library refuses more."""
 
@@ -98,10 +99,12 @@ class RpcServer:
         route = f"/{SERVICE}/{name}"
 
         async def handle(_: object, context: Context) -> bytes:
+            passage = Passage(perf_counter())
             try:
                 body = await self._read(context)
-                found = await self._admit(name, answer, taken, body, context)
+                found = await self._admit(name, answer, taken, body, context, passage)
                 self._app.metrics.count_request(route, 200)
+                self._trace(route, context, passage, 200)
                 return found
             except Refusal as error:
                 refusal = error
@@ -110,6 +113,7 @@ class RpcServer:
                 refusal = Refusal(Code.INTERNAL, "the service failed; the failure is logged")
             self._app.metrics.count_refusal(refusal.code)
             self._app.metrics.count_request(route, refusal.status)
+            self._trace(route, context, passage, refusal.status)
             trailing = [("retort-code", str(refusal.code))]
             if RETRY_AFTER in refusal.headers:
                 trailing.append(("retry-after", RETRY_AFTER[1].decode()))
@@ -137,20 +141,30 @@ class RpcServer:
         assert isinstance(body, bytes)
         return body
 
-    async def _admit(self, name: str, answer: Answer, taken: Any, body: bytes, context: Context) -> bytes:
+    async def _admit(
+        self, name: str, answer: Answer, taken: Any, body: bytes, context: Context, passage: Passage
+    ) -> bytes:
         app = self._app
         if name not in PUBLIC:
             app.gate.check_token(_authorization(context), _address(context), name)
         if name != "ModelInfer":
             return _serialized(await answer(_parsed(taken, body), context))
-        predictor = app.predictor
-        if predictor.is_full:
+        admission = app.predictor.admission
+        if admission.is_full:
+            admission.note_refusal()
             raise Refusal(Code.OVERLOADED, "too many requests are in flight: try again", headers=(RETRY_AFTER,))
-        predictor.in_flight += 1
+        admission.take()
         try:
-            return _serialized(await answer(_parsed(taken, body), context))
+            return _serialized(await self._ModelInfer(_parsed(taken, body), context, passage))
         finally:
-            predictor.in_flight -= 1
+            admission.free()
+
+    def _trace(self, route: str, context: Context, passage: Passage, status: int) -> None:
+        """The trace of an inference that is being answered."""
+        tracer = self._app.tracer
+        if tracer is not None and route == INFER:
+            code: int = _STATUSES.get(status, grpc.StatusCode.OK).value[0]
+            tracer.record_rpc(route, _parent(context), passage, status, code)
 
     async def _ServerLive(self, message: Any, context: Context) -> Any:  # noqa: N802 - the methods' own names
         return _answer("ServerLive", live=True)
@@ -178,7 +192,7 @@ class RpcServer:
         found = describe_model(served.scorer, versions if target.version is None else [bundle.version])
         return _answer("ModelMetadata", **found)
 
-    async def _ModelInfer(self, message: Any, context: Context) -> Any:  # noqa: N802
+    async def _ModelInfer(self, message: Any, context: Context, passage: Passage) -> Any:  # noqa: N802
         app = self._app
         remaining = context.time_remaining()
         due = None if remaining is None else perf_counter() + remaining
@@ -188,7 +202,7 @@ class RpcServer:
         return await app.inference.score(
             app.require_plan(),
             Target(route, message.model_name, version),
-            perf_counter(),
+            passage,
             lambda: request_of(message),
             lambda served, request, outputs, found: fill_answer(given(), served, request, found),
             due,
@@ -255,6 +269,14 @@ def _authorization(context: Context) -> str:
         if name == "authorization" and isinstance(value, str):
             return value
     return ""
+
+
+def _parent(context: Context) -> bytes:
+    """The call's `traceparent`; empty where it has none. (Of several the library leaves the last.)"""
+    for name, value in context.invocation_metadata() or ():
+        if name == "traceparent" and isinstance(value, str):
+            return value.encode(errors="replace")
+    return b""
 
 
 def _address(context: Context) -> str | None:

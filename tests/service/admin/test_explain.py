@@ -244,10 +244,10 @@ def test_a_full_service_explains_nothing(repository: Path):
     app = make_app(repository, admin_token=TOKEN, max_in_flight=1)
     with TestClient(app, headers=BEARER) as client:
         wait_until_ready(client)
-        app.predictor.in_flight = 1
+        app.predictor.admission.in_flight = 1
 
         reply = client.post("/explain", json=request_of(1))
 
-        app.predictor.in_flight = 0
+        app.predictor.admission.in_flight = 0
     assert (reply.status_code, reply.json()["code"]) == (429, "overloaded")
     assert reply.headers["retry-after"] == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from decimal import Decimal
 from html.parser import HTMLParser
 from typing import Any
@@ -340,3 +341,17 @@ def test_the_page_stands_alone_and_echoes_nothing_as_markup(records: list[Record
     assert "script" not in parser.seen
     assert "&lt;script&gt;" in page
     assert "nan" not in page.lower().replace("dominant", "")
+
+
+def test_no_value_of_a_request_rules_a_terminal_or_a_ticket(records: list[Record]):
+    """As above, for who reads Markdown: the row it stands in is one row of its table, and text."""
+    hostile = ["\x1b[2J\x9b", "\u202eevil", "a\nb\r", "\\|", "[a](javascript:alert)", "<img src=x>", "`x`"]
+    for value in hostile:
+        one = [{**record, "device": value, "request_id": "h" + record["request_id"]} for record in records[:200]]
+        shown = to_markdown(answer(records + one))
+        assert all(line.isprintable() for line in shown.split("\n"))
+        rows = [line for line in shown.split("\n") if "javascript" in line or "evil" in line or "img" in line]
+        assert all(r"\[a\](" in row or "u202e" in row or r"\<img" in row for row in rows)
+        (table,) = (part for part in shown.split("\n\n") if part.startswith("| device |"))
+        cells = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table.split("\n")}
+        assert len(cells) == 1

@@ -88,6 +88,7 @@ def test_nothing_can_be_injected():
     )
     metrics = counted(
         ("retort_drift_psi", {"model": HOSTILE, "field": HOSTILE}, 0.3),
+        ("retort_drift_change_psi", {"model": HOSTILE, "field": HOSTILE}, 0.3),
         ("retort_shadow_kl", {"experiment": HOSTILE}, 0.01),
         ("retort_events_total", {"event": HOSTILE, "outcome": HOSTILE}, 3.0),
         ("retort_log_dropped_total", {"reason": HOSTILE}, 3.0),
@@ -329,13 +330,26 @@ def test_what_a_guard_rail_halted_is_told_with_its_evidence():
     assert re.search(r'name="off" value="student">', text)
 
 
-def test_the_largest_drift_comes_first():
-    """A few at once, all of them behind; in a word and a figure beside the gauge."""
-    samples = [("retort_drift_psi", {"model": "student", "field": f"f{n}"}, n / 40) for n in range(20)]
-    text = page(facts(counted=counted(*samples, ("retort_shadow_kl", {"experiment": NAME}, 0.0123))))
+def test_what_changed_comes_first_then_what_is_unlike_training():
+    """A few at once, all of them behind; in a word and a figure beside the gauge. What was so all the time, as ads that
+    come and go, is no alarm; what changed within a day, or cannot be read any more, is."""
+    indexes = [("retort_drift_psi", {"model": "student", "field": f"f{n}"}, n / 40) for n in range(20)]
+    healthy = [("retort_drift_change_psi", {"model": "student", "field": f"f{n}"}, 0.01) for n in range(19)]
+    broken = [
+        ("retort_drift_change_psi", {"model": "student", "field": "f3"}, 0.4),
+        ("retort_drift_change_psi", {"model": "student", "field": "f4"}, 0.15),
+        ("retort_drift_lost_share", {"model": "student", "field": "f2"}, 0.8),
+        ("retort_drift_lost_share", {"model": "student", "field": "f18"}, 0.2),
+        ("retort_shadow_kl", {"experiment": NAME}, 0.0123),
+    ]
+    quiet, loud = (page(facts(counted=counted(*indexes, *more))) for more in (healthy, [*healthy, *broken]))
 
-    drift = re.sub(r"\s+", " ", shown(text, "drift"))
-    assert drift.index("f19, student large 0.475") < drift.index("f18, student")
+    assert not re.search(r'class="state no">(large|lost)', quiet)
+    drift = re.sub(r"\s+", " ", shown(loud, "drift"))
+    words = ["f2, student lost", "f3, student large 0.400 0.400 0.075", "f4, student some 0.150"]
+    words += ["f19, student unlike training – 0.475", "f18, student as before 0.010", "f17, student as before"]
+    places = [drift.index(word) for word in words]
+    assert places == sorted(places)
     assert "All 20" in drift
-    assert "f0, student none 0.000" in drift
+    assert "f0, student none 0.010 0.010 0.000" in drift
     assert "0.0123 nats" in drift

@@ -192,6 +192,24 @@ def test_a_lifted_halt_begins_the_evidence_anew(traffic: Traffic):
     assert traffic.halted()[0]["counts"]["treatment"]["requests"] == 1100
 
 
+@pytest.mark.parametrize("what", ["gone", "junk", "a link to itself"])
+def test_rails_are_judged_on_while_the_experiment_file_cannot_be_read(traffic: Traffic, what: str):
+    """The workers go by the last good one, so an arm that does harm goes on doing it."""
+    path = traffic.state_file({"max_error_rate": 0.01})
+    rails = traffic.rails()
+    traffic.play(10)
+    rails.look()
+    path.unlink()
+    if what == "junk":
+        path.write_bytes(bytes(100))
+    elif what == "a link to itself":
+        path.symlink_to(path)
+    traffic.play(1000, failing=(0.0, 0.5))
+    rails.look()
+
+    assert [halt["arm"] for halt in traffic.halted()] == ["treatment"]
+
+
 def test_a_restart_reads_the_log_again(traffic: Traffic):
     """What was shown before counts."""
     traffic.state_file({"max_error_rate": 0.01})

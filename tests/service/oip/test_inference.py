@@ -531,16 +531,41 @@ def test_it_shares_admission_with_predict(repository: Path):
     async def beyond() -> tuple[Any, Any, int]:
         async with started(make_app(repository, max_in_flight=1)) as app:
             body = json.dumps({"inputs": [GOOD]}).encode()
-            app.predictor.in_flight = 1
+            app.predictor.admission.in_flight = 1
             refused = await ask(app, INFER, b"no JSON")
-            app.predictor.in_flight = 0
-            return refused, await ask(app, INFER, body), app.predictor.in_flight
+            app.predictor.admission.in_flight = 0
+            return refused, await ask(app, INFER, body), app.predictor.admission.in_flight
 
     refused, answered, left = asyncio.run(beyond())
 
     assert (refused.status, refused.json()["code"], refused.headers["retry-after"]) == (429, "overloaded", "1")
     assert answered.status == 200
     assert left == 0
+
+
+@pytest.mark.parametrize(("rows", "places"), [(1, 1), (30, 3), (200, 5)])
+def test_many_candidates_take_more_places_as_in_predict(repository: Path, rows: int, places: int):
+    """Or whoever sends tensors would have five times as much scored before somebody is refused. They are given back
+    whether it is scored or fails."""
+
+    async def taken() -> tuple[list[int], list[int], int]:
+        async with started(make_app(repository)) as app:
+            predictor, seen = app.predictor, []
+            score = predictor.queue.score
+
+            async def watched(*arguments: Any) -> Any:
+                seen.append(predictor.admission.in_flight)
+                if len(seen) == 2:
+                    raise RuntimeError("it failed")
+                return await score(*arguments)
+
+            predictor.queue.score = watched  # type: ignore[method-assign]
+            content = {"inputs": tensors_of(CONTEXT, [candidate(at) for at in range(rows)])}
+            body = json.dumps({**content, "outputs": [{"name": "pctr"}]}).encode()
+            replies = [await ask(app, INFER, body) for _ in range(2)]
+            return [reply.status for reply in replies if reply], seen, predictor.admission.in_flight
+
+    assert asyncio.run(taken()) == ([200, 500], [places, places], 0)
 
 
 def test_nothing_is_answered_before_the_models_are_proven(repository: Path):
@@ -639,7 +664,7 @@ def test_an_error_of_ours_tells_nothing(repository: Path, caplog: pytest.LogCapt
 
             for scorer in app.registry.loaded.values():
                 scorer.run = fail  # type: ignore[method-assign,assignment]
-            return await ask(app, INFER, json.dumps({"inputs": [GOOD]}).encode()), app.predictor.in_flight
+            return await ask(app, INFER, json.dumps({"inputs": [GOOD]}).encode()), app.predictor.admission.in_flight
 
     reply, left = asyncio.run(broken())
 

@@ -1,7 +1,6 @@
 """The protocol over gRPC: the same scores, the same refusals, the same gate, in another envelope."""
 
 import asyncio
-import contextlib
 import json
 import re
 import subprocess
@@ -23,7 +22,8 @@ from service.oip.rpc.server import PUBLIC, RpcServer
 from service.oip.tensors import DATATYPES
 from tests.models.tiny_bundle import REQUESTS
 from tests.service.bundles import write_slow_ensemble
-from tests.service.oip.tensors import FIELDS, pack, tensors_of
+from tests.service.oip.calling import caller, infer_request, scores, serving
+from tests.service.oip.tensors import FIELDS, tensors_of
 from tests.service.running import (
     CONTEXT,
     PATIENCE_SECONDS,
@@ -40,57 +40,6 @@ from tests.service.running import (
 )
 
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
-
-
-def infer_request(
-    inputs: list[dict[str, Any]], *, typed: bool = False, outputs: tuple[str, ...] = (), **members: Any
-) -> Any:
-    """A ModelInferRequest, its data as bytes or typed; None is NaN or ""."""
-    message = methods()["ModelInfer"][0](**{"model_name": "student", **members})
-    for tensor in inputs:
-        entry = message.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
-        data = [
-            ("" if tensor["datatype"] == "BYTES" else np.nan) if value is None else value for value in tensor["data"]
-        ]
-        if not typed:
-            message.raw_input_contents.append(pack(tensor["datatype"], data))
-        elif tensor["datatype"] == "BYTES":
-            entry.contents.bytes_contents.extend(text.encode() for text in data)
-        else:
-            kind = {"INT64": "int64", "FP64": "fp64", "BOOL": "bool"}[tensor["datatype"]]
-            getattr(entry.contents, f"{kind}_contents").extend(data)
-    for name in outputs:
-        message.outputs.add(name=name)
-    return message
-
-
-def caller(channel: Any, method: str) -> Any:
-    """A method as a client compiled from the file has it."""
-    taken, given = methods()[method]
-    return channel.unary_unary(
-        f"/{SERVICE}/{method}", request_serializer=taken.SerializeToString, response_deserializer=given.FromString
-    )
-
-
-def scores(answer: Any) -> dict[str, np.ndarray]:
-    return {
-        output.name: np.frombuffer(data, "<f4").reshape(list(output.shape))
-        for output, data in zip(answer.outputs, answer.raw_output_contents, strict=True)
-    }
-
-
-@contextlib.asynccontextmanager
-async def serving(repository: Path, **options: Any) -> AsyncIterator[tuple[Any, Any]]:
-    """(application, channel), in this event loop."""
-    async with started(make_app(repository, **options)) as app:
-        server = RpcServer(app)
-        port = server._server.add_insecure_port("127.0.0.1:0")
-        await server._server.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield app, channel
-        finally:
-            await server.stop(1.0)
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str, str]:
@@ -199,7 +148,7 @@ def test_each_fault_has_its_status_and_its_code(repository: Path, case: Any):
     async def refused() -> tuple[Any, ...]:
         async with serving(repository) as (app, channel):
             found = await refusal(caller(channel, "ModelInfer")(message))
-            return (*found, app.predictor.in_flight)
+            return (*found, app.predictor.admission.in_flight)
 
     found = asyncio.run(refused())
 
@@ -217,9 +166,9 @@ def test_limits_are_those_of_http(repository: Path):
         async with serving(repository, max_in_flight=1, max_body_bytes=2000) as (app, channel):
             infer = caller(channel, "ModelInfer")
             raw = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-            app.predictor.in_flight = 1
+            app.predictor.admission.in_flight = 1
             found["overloaded"] = await refusal(raw(b"\xff\xff"))
-            app.predictor.in_flight = 0
+            app.predictor.admission.in_flight = 0
             found["rubbish"] = await refusal(raw(b"\xff\xff"))
             found["long"] = await refusal(infer(infer_request([{**GOOD, "shape": [300], "data": [1.0] * 300}])))
             late = infer_request([GOOD])

@@ -26,6 +26,8 @@ def folder(tmp_path: Path) -> Path:
     records += [exposure("bare", context=None, candidates=None), event("click", request_id="bare")]
     records += [{"kind": "failure", "request_id": "f", "time": NOW, "unit": "u", "experiment": "e", "phase": 1}]
     records[-1] |= {"arm": "a", "code": "x", "latency_ms": 1.0}
+    records += [exposure("model route", experiment=None, phase=None, arm=None)]
+    records += [event("click", request_id="model route")]
     records += [event("click", 1, request_id="a", event_id="again"), {"kind": "from the future"}, b"{"]
     write_log(tmp_path / "log", *records)
     (segment,) = (tmp_path / "log").glob("*.seg")
@@ -42,7 +44,8 @@ def test_the_same_rows_and_the_same_counts_come_of_both(folder: Path):
         for name in ("log", "parquet")
     ]
 
-    assert len(found[0].table) == 6
+    assert len(found[0].table) == 7
+    assert None in found[0].table["phase"].to_pylist()
     assert found[0].table["campaign"].to_pylist().count(str(2**64 - 1)) == 1
     assert found[0].table.equals(found[1].table)
     assert dict(+found[0].counts) == dict(+found[1].counts)
@@ -66,5 +69,5 @@ def test_what_is_no_json_in_it_is_unreadable(folder: Path):
     place = table.column_names.index("context")
     pq.write_table(table.set_column(place, "context", pa.array(texts, pa.string())), path)
 
-    with pytest.raises(DataError, match="unreadable 5"):
+    with pytest.raises(DataError, match="unreadable 6"):
         join([folder / "parquet"], SCHEMA, Choice(WINDOW, LATER))

@@ -22,6 +22,7 @@ from training.data.faults import Faults
 from training.data.readers import FileSource
 from training.errors import DataError
 from training.from_log.join import Choice, Joined, join
+from training.from_log.write import MOST_NAMES, said
 from training.recipe import load_recipe
 
 NOW = 1_795_300_000.0
@@ -399,3 +400,17 @@ def test_nothing_is_written_over(written: Path, tmp_path: Path, capsys: pytest.C
 
     assert main(["from-log", str(tmp_path / "log"), *options]) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+def test_names_that_requests_made_up_neither_flood_nor_rule_a_terminal(tmp_path: Path):
+    """Every one of them stands in the report; told are the most frequent, and nothing of them is obeyed."""
+    names = ["\x1b[2J", *(f"made-up-{number}" for number in range(50))]
+    log = joined(tmp_path, exposure(context={**CONTEXT, **dict.fromkeys(names, 1)}), event("impression"))
+    counts = dict(log.features.ignored)
+    report = {"counts": {"rows": 1, "clicks": 0, "exposures": 1}, "parts": {}, "bad_values": {}, "missing_values": {}}
+
+    told = said({**report, "ignored_features": counts}, [])
+
+    assert set(names) <= counts.keys()
+    assert all(line.isprintable() for line in told)
+    assert told[-1].endswith(f" and {len(counts) - MOST_NAMES} others")

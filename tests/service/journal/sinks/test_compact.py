@@ -346,3 +346,62 @@ def kill(tmp_path: Path, *, stride: int) -> None:
         run(folder, path)
         assert_same(read_folders([path], "e", WINDOW), read_journal([folder], "e", WINDOW))
         assert not list(path.glob("new-*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", bytes(4), b"\xff\xfe", b"two words", b"x" * 65], ids=repr)
+def test_a_log_that_lost_its_name_is_handed_on_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+):
+    """Two logs without one would be taken for each other elsewhere, and a record of each two be dropped as known."""
+    folder, out = tmp_path / "log", tmp_path / "out"
+    write(folder, exposure("a"))
+    (folder / "source.id").write_bytes(content)
+
+    for command in (
+        ["compact", str(folder), "--out", str(out)],
+        ["ship", str(folder), "--to", "kafka://127.0.0.1:1/topic", "--once"],
+    ):
+        assert main(command) == 2
+        assert "source.id: expected the name of this log" in capsys.readouterr().err
+    assert not list(out.glob("part-*"))
+
+    (folder / "source.id").write_text("machine-1\n")
+    assert main(["compact", str(folder), "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("content", [bytes(4), b"\xff\xfe"], ids=repr)
+def test_whoever_erases_is_told_where_it_is_not_known_what_copies_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+):
+    """A power failure leaves such a file. Nothing is said to be gone that may be somewhere else too."""
+    folder, out = tmp_path / "log", tmp_path / "out"
+    write(folder, exposure("a", unit="them"))
+    (folder / "compacted.txt").write_bytes(content)
+
+    for command in (
+        ["erase-unit", "--log", str(folder), "--unit", "them"],
+        ["compact", str(folder), "--out", str(out)],
+    ):
+        assert main(command) == 2
+        assert "compacted.txt: expected the folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", ["exposures", "events", "segments"])
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str):
+    """Exit code 2: 1 would say that a unit is in segments that are still written to, and will be gone by itself."""
+    folder, out = tmp_path / "log", tmp_path / "out"
+    write(folder, exposure("a", unit="them"), event("click", request_id="a"))
+    run(folder, out)
+    (broken,) = out.rglob("segments.parquet" if table == "segments" else f"{table}/*/*.parquet")
+    broken.write_bytes(bytes(3000))
+    experiments = experiments_file(tmp_path / "e.json", arm("a", weight=0.5), arm("b", weight=0.5))
+    commands = [["results", "--experiments", str(experiments), "--log", str(out)]]
+    commands += [["erase-unit", "--log", str(out), "--unit", "them"]] if table != "segments" else []
+    commands += [["compact", str(folder), "--out", str(out)]] if table == "segments" else []
+
+    for command in commands:
+        assert main(command) == 2
+        said = capsys.readouterr()
+        assert broken.name in said.err
+        assert said.err.count("\n") == 1
+        assert not said.out

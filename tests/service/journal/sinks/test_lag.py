@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -54,6 +55,7 @@ def ship(folder: Path, target: Memory) -> Standing:
     """Looks until nothing is left or the target is away; what was said in the end."""
     shipper = Shipper(folder, target, sink=SINK, poll_seconds=0.01, status_seconds=3600)
     shipper.run(once=True)
+    shipper.close()
     found = read_standing(standing_path(folder, SINK))
     assert found is not None
     return found
@@ -88,6 +90,38 @@ def test_what_nobody_takes_is_behind_since_it_was_taken_last(tmp_path: Path):
     assert broken.shipped_until == again.shipped_until == well.shipped_until
     assert mended.shipped_until > well.shipped_until
     assert mended.unread_bytes == 0
+
+
+def test_the_status_line_says_what_the_metrics_say(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Seconds and bytes: of a sink that nobody could write to for a minute, and of one that keeps up."""
+    folder, metrics = tmp_path / "log", Metrics()
+    write(folder, *(exposure(f"r{number}") for number in range(50)))
+    path = standing_path(folder, SINK)
+    write_standing(path, Standing(time.time() - 60.0, 70))
+    show(metrics, folder)
+    target = Memory()
+
+    def told() -> tuple[float, int]:
+        """Of the last line."""
+        found = re.findall(r"(\d+) bytes are unread, ([0-9.]+) s behind", caplog.text)
+        return float(found[-1][1]), int(found[-1][0])
+
+    def shown() -> tuple[float, float]:
+        text = metrics.exposition().decode()
+        return metric(text, "retort_ship_lag_seconds", sink=SINK), metric(text, "retort_ship_unread_bytes", sink=SINK)
+
+    target.is_away = True
+    with caplog.at_level(logging.INFO):
+        before = shown()
+        ship(folder, target)
+        after = shown()
+        assert before[0] - 0.1 <= told()[0] <= after[0] + 0.1
+        assert told()[1] == before[1] == after[1] == 70
+
+        target.is_away = False
+        ship(folder, target)
+        assert told()[0] <= shown()[0] + 0.1 < 60.0
+        assert told()[1] == shown()[1] == 0
 
 
 def test_what_has_not_been_read_yet_is_unread_however_many_segments_it_is_in(tmp_path: Path):
@@ -182,3 +216,15 @@ def test_two_followers_of_a_folder_have_two_names(tmp_path: Path, capsys: pytest
 
     assert main(["ship", str(tmp_path), "--to", "kafka://b:1/t", "--name", "../kafka"]) == 2
     assert "--name: expected at most 64" in capsys.readouterr().err
+
+
+def test_a_clock_that_was_put_back_hides_no_lag(tmp_path: Path):
+    """Whoever followed while it was ahead has said that all is shipped until a day that is still to come."""
+    write(tmp_path, exposure("a"))
+    target = Memory()
+    ahead = Standing(time.time() + 1e9)
+    for is_away in (True, False):
+        (tmp_path / "ship").mkdir(exist_ok=True)
+        write_standing(standing_path(tmp_path, SINK), ahead)
+        target.is_away = is_away
+        assert ship(tmp_path, target).shipped_until <= time.time()
