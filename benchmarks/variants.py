@@ -11,6 +11,7 @@ within a round. Variants differ by a header or an option, nothing else:
     one request a run   --max-run-rows 1: nobody shares a run
     64 candidates a run --max-run-rows 64: a quick model's runs are shared no further than a slow one's
     by ids              candidates are in the catalogue, requests name them
+    by ids, no shares   --catalogue-share-bytes 0: the first layer takes their vectors with each request
     session.run         the same runs on ready-made inputs, without a service
 """
 
@@ -60,6 +61,7 @@ VARIANTS = (
     Variant("one request a run", ("--max-run-rows", "1")),
     Variant("64 candidates a run", ("--max-run-rows", "64")),
     Variant("by ids", by_ids=True),
+    Variant("by ids, no shares", ("--catalogue-share-bytes", "0"), by_ids=True),
 )
 
 
@@ -91,11 +93,13 @@ def request_bytes(body: bytes, headers: str) -> bytes:
     return head.encode() + body
 
 
-def measure(bundle: Bundle, repository: Path, counts: Sequence[int], rounds: int, seconds: float) -> Found:
-    """Every variant's turns."""
+def measure(
+    bundle: Bundle, repository: Path, counts: Sequence[int], rounds: int, seconds: float, chosen: Sequence[Variant]
+) -> Found:
+    """Every chosen variant's turns."""
     server, generator = two_cores()
     pin(generator)
-    names = [*(variant.name for variant in VARIANTS), FLOOR]
+    names = [*(variant.name for variant in chosen), FLOOR]
     found: Found = {n: {name: [] for name in names} for n in counts}
     workload = {count: make_requests(bundle, count, 200) for count in counts}
     with ExitStack() as stack:
@@ -104,7 +108,7 @@ def measure(bundle: Bundle, repository: Path, counts: Sequence[int], rounds: int
         keeping = ("--catalogue", str(folder / "ads.ndjson"))
         ports = {
             options: stack.enter_context(serve(repository, [bundle], server, folder, (*keeping, *options)))
-            for options in {variant.options for variant in VARIANTS}
+            for options in {variant.options for variant in chosen}
         }
         alone = stack.enter_context(floor({bundle.name: bundle}, workload, server))
         for count, requests in workload.items():
@@ -116,10 +120,10 @@ def measure(bundle: Bundle, repository: Path, counts: Sequence[int], rounds: int
                     request_bytes((named if v.by_ids else whole)[i % len(whole)], v.headers(i))
                     for i in range(4 * len(whole))
                 ]
-                for v in VARIANTS
+                for v in chosen
             }
             for number in range(rounds + 1):
-                for variant in VARIANTS if number % 2 else tuple(reversed(VARIANTS)):
+                for variant in chosen if number % 2 else tuple(reversed(chosen)):
                     process, port = ports[variant.options]
                     before = cpu_seconds(process.pid)
                     load = closed_loop(port, sent[variant.name], CALLERS, seconds)
@@ -169,19 +173,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repository", type=Path, default=Path("models/repository"), metavar="DIR", help="bundles")
     parser.add_argument("--models", nargs="+", default=["student"], metavar="NAME", help="live versions of [student]")
     parser.add_argument("--candidates", nargs="+", type=int, default=[1, 50, 200], metavar="N", help="ads a request")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="of the variants, beside the service [all of them]"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each variant [5]")
     parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of one turn [0.8]")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="replace the block `variants` of this document")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="replace a block of this document")
+    parser.add_argument("--block", default="variants", metavar="NAME", help="which [variants]")
     options = parser.parse_args(arguments)
     repository = Repository(options.repository)
     bundles = [read_bundle(repository.path(name, repository.live(name))) for name in options.models]
     machine = facts()
+    chosen = [one for one in VARIANTS if not options.only or one is VARIANTS[0] or one.name in options.only]
     found = {
-        bundle.name: measure(bundle, options.repository, options.candidates, options.rounds, options.seconds)
+        bundle.name: measure(bundle, options.repository, options.candidates, options.rounds, options.seconds, chosen)
         for bundle in bundles
     }
     more = f"{CALLERS} callers, rounds: {options.rounds}, median (least-greatest)"
-    publish([conditions("variants", arguments, machine, more), "", *table(found)], options.write, "variants")
+    publish([conditions("variants", arguments, machine, more), "", *table(found)], options.write, options.block)
     return 0
 
 

@@ -100,8 +100,9 @@ class Service(FastAPI):
         explained = (EXPLAIN_ROUTE, EXPLAIN_MODEL_ROUTE, EXPLAIN_VERSION_ROUTE)
         long_bodies = dict.fromkeys(explained, settings.max_body_bytes)
         self.gate = Gate(read_token(settings), {CATALOGUE_ROUTE: settings.max_catalogue_bytes, **long_bodies})
+        share_bytes = 0 if settings.catalogue is None else settings.catalogue_share_bytes
         self._registry = Registry(
-            settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes
+            settings.repository, metrics, settings.max_loaded_extra, settings.candidate_cache_bytes, share_bytes
         )
         self.catalogue = CatalogueKeeper(
             settings.catalogue, metrics, lambda: [scorer.catalogue for scorer in self._registry.loaded.values()]

@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     max_catalogue_bytes: int = Field(default=32 << 20, ge=1 << 10, le=1 << 30)
     """Longest catalogue that `PUT /catalogue` takes; a longer one is put in the file's place by hand."""
 
+    catalogue_share_bytes: int = Field(default=64 << 20, ge=0, le=1 << 36)
+    """Memory each loaded model version of a worker may take for what its first layer makes of the catalogue's ads,
+    computed ahead: 4 bytes an ad and unit of the layer, so 40,000 ads of a layer of 400. 0, or more than that: it is
+    computed with each request."""
+
     max_loaded_extra: int = Field(default=2, ge=0, le=100)
     """Versions that are neither live nor in an experiment, kept loaded because `/models/{name}/versions/{v}/predict`
     asked for them; the least recently asked goes first. They are loaded one at a time and for a twentieth of the time

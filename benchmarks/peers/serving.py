@@ -4,7 +4,8 @@ Each peer lives in an environment of its own outside the repository (made with p
 graph by a few lines in `servers/`, as its documentation shows: one process that scores, one thread, no spinning.
 The model is the wide one (39 fields, three layers of 400, with a tenth of its ids), in float32 and in int8. Two rows a
 peer: once it is sent ready-made ids and has no encoding to do, once raw features like we always are. We are sent
-raw JSON and have routing, metrics, limits and the cache of candidates on.
+raw JSON and have routing, metrics, limits and the cache of candidates on. Where asked for (`--rows float32:catalogue`),
+there is a third: ids for both, theirs of the graph's tables and ours of the catalogue.
 
 Server and generator have a core each; the two sides take turns on the same core, and ratios are taken within a round.
 Closed loop: so many callers, each waiting for its answer. Open loop: both sides get the same Poisson stream, at half of
@@ -36,6 +37,7 @@ from benchmarks.load import ask_once, closed_loop, http_request
 from benchmarks.machine import ROOT, cpu_seconds, descendants, facts, pin, two_cores
 from benchmarks.overload import open_loop
 from benchmarks.results import Spread, conditions, publish
+from benchmarks.variants import with_catalogue
 from benchmarks.wide_bundle import CANDIDATE_SIZES, CONTEXT_SIZES, write_wide_bundle
 from benchmarks.workload import AdRequest, make_requests
 from models.bundle import Bundle, read_bundle, write_bundle
@@ -47,10 +49,12 @@ from training.export.quantize import Quantize, quantize_graph
 
 SERVERS = Path(__file__).parent / "servers"
 NAIVE = "naive FastAPI"
-IDS, RAW = "ids", "raw"
+IDS, RAW, CATALOGUE = "ids", "raw", "catalogue"
+SENT = {IDS: "ids", RAW: "raw features", CATALOGUE: "ids, we ids of the catalogue"}
 START_SECONDS = 120.0
 GRAPHS = {"float32": "wide", "int8": "wide-int8"}
 ROWS = [f"{graph}:{takes}" for graph in GRAPHS for takes in (IDS, RAW)]
+MORE_ROWS = [f"{graph}:{CATALOGUE}" for graph in GRAPHS]
 SHRINK = 10
 REQUESTS = 100
 
@@ -338,25 +342,29 @@ def measure(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-peers-")))
         repository = bundles["float32"].path.parent.parent
-        ours = stack.enter_context(serve(repository, list(bundles.values()), core, folder))
+        by_ids = with_catalogue(workload, folder / "ads.ndjson")
+        keeping = ("--catalogue", str(folder / "ads.ndjson")) if set(options.rows) & set(MORE_ROWS) else ()
+        ours = stack.enter_context(serve(repository, list(bundles.values()), core, folder, keeping))
         alone = stack.enter_context(floor({one.name: one for one in bundles.values()}, workload, core))
         pin(own)
-        for name, row in itertools.product(pythons, ROWS):
-            graph, _, takes = row.partition(":")
+        for name, row in itertools.product(pythons, [*ROWS, *MORE_ROWS]):
+            graph, _, row_takes = row.partition(":")
+            takes = IDS if row_takes == CATALOGUE else row_takes
             if row not in options.rows or (name == NAIVE and takes == IDS):
                 continue
             bundle = bundles[graph]
             place = Path(tempfile.mkdtemp(dir=folder))
             with running(name, pythons[name], bundle, takes, core, place) as theirs:
                 for count, requests in workload.items():
-                    raw = [http_request("/predict", request.body(bundle.name)) for request in requests]
+                    body = by_ids if row_takes == CATALOGUE else AdRequest.body
+                    raw = [http_request("/predict", body(request, bundle.name)) for request in requests]
                     asked = [PEERS[name].ask(request, bundle, takes) for request in requests]
                     for mine, other in list(zip(raw, asked, strict=True))[:3]:
                         expected = json.loads(ask_once(ours[1], mine))["pctr"]
                         got = PEERS[name].scores(ask_once(theirs[1], other))
                         if not np.allclose(got, expected, rtol=0, atol=1e-5):
                             raise BenchmarkError(f"{name}: expected {expected[:3]}..., got {got[:3]}...")
-                    entry = {"peer": name, "graph": graph, "takes": takes, "candidates": count}
+                    entry = {"peer": name, "graph": graph, "takes": row_takes, "candidates": count}
                     sides = {"ours": (ours, raw), "theirs": (theirs, asked)}
                     cell = Cell(bundle.name, count, options.callers)
                     found = _turns(sides, lambda c=cell: alone.measure(c, options.seconds), options)
@@ -404,7 +412,7 @@ def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [
             entry["peer"],
             entry["graph"],
-            "ids" if entry["takes"] == IDS else "raw features",
+            SENT[entry["takes"]],
             str(entry["candidates"]),
             f"{median('rate', theirs):,.0f}",
             f"{median('rate', ours):,.0f}",
@@ -431,7 +439,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="NAME", help="[all]")
     parser.add_argument("--candidates", nargs="+", type=int, default=[1, 50, 200], metavar="N", help="[1 50 200]")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=f"{' '.join(ROWS)} [all]")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=[*ROWS, *MORE_ROWS],
+        default=ROWS,
+        metavar="ROW",
+        help=f"{' '.join(ROWS)} [these], {' '.join(MORE_ROWS)}",
+    )
     parser.add_argument("--callers", type=int, default=8, metavar="N", help="of the closed loop [8]")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side [5]")
     parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of one turn [0.8]")

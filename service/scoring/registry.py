@@ -78,13 +78,17 @@ def fingerprint_of(path: Path) -> Fingerprint | None:
 class Registry:
     """The loaded versions of one worker. Call its methods on the event loop."""
 
-    def __init__(self, root: Path, metrics: Metrics, max_extra: int, candidate_cache_bytes: int = 0) -> None:
+    def __init__(
+        self, root: Path, metrics: Metrics, max_extra: int, candidate_cache_bytes: int = 0, share_bytes: int = 0
+    ) -> None:
         """`max_extra`: how many versions that nothing but single requests asks for stay loaded.
-        `candidate_cache_bytes`: what each loaded version may remember of candidates."""
+        `candidate_cache_bytes`: what each loaded version may remember of candidates, `share_bytes` what it may
+        compute ahead for ads of a catalogue."""
         self._repository = Repository(root)
         self._metrics = metrics
         self._max_extra = max_extra
         self._candidate_cache_bytes = candidate_cache_bytes
+        self._share_bytes = share_bytes
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="retort-load")
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="retort-look")
         self._loading: dict[Version, asyncio.Future[Scorer]] = {}
@@ -237,7 +241,7 @@ class Registry:
 
     def _build(self, name: str, path: Path, candidates: Sequence[bytes]) -> Scorer:
         """A scorer with all that it needs to be asked in the next moment. In the loader's thread."""
-        scorer = _build(name, path, self._candidate_cache_bytes)
+        scorer = _build(name, path, self._candidate_cache_bytes, self._share_bytes)
         scorer.candidates.warm(candidates)
         self.build_more(scorer)
         return scorer
@@ -330,7 +334,7 @@ async def _nothing_to_prepare(_: Scorer) -> None:
     pass
 
 
-def _build(name: str, path: Path, candidate_cache_bytes: int) -> Scorer:
+def _build(name: str, path: Path, candidate_cache_bytes: int, share_bytes: int) -> Scorer:
     """Reads, verifies, loads and proves a bundle; every failure is a `ModelLoadError` with a reason."""
     try:
         bundle = read_bundle(path)
@@ -339,7 +343,7 @@ def _build(name: str, path: Path, candidate_cache_bytes: int) -> Scorer:
     except Exception as error:
         raise ModelLoadError(name, "error", f"{path}: {type(error).__name__}: {error}") from error
     try:
-        return Scorer(bundle, candidate_cache_bytes)
+        return Scorer(bundle, candidate_cache_bytes, share_bytes)
     except ModelLoadError:
         raise
     except Exception as error:

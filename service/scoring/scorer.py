@@ -18,6 +18,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +35,7 @@ from service.catalogue.lines import EncodedCatalogue
 from service.errors import ModelLoadError
 from service.scoring.candidates import CandidateCache
 from service.scoring.circuit import Circuit
+from service.scoring.first_layer import FirstLayer, shares_of, split
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +108,9 @@ def _nearest(by_size: Mapping[int, float], size: int) -> float:
 class Scorer:
     """One bundle's graph, loaded and proven: the golden rows come out as the manifest says, or it is not built."""
 
-    def __init__(self, bundle: Bundle, candidate_cache_bytes: int = 0) -> None:
-        """Loads the graph and scores the golden rows: warm-up, parity check and readiness check in one.
+    def __init__(self, bundle: Bundle, candidate_cache_bytes: int = 0, share_bytes: int = 0) -> None:
+        """Loads the graph and scores the golden rows: warm-up, parity check and readiness check in one. `share_bytes`:
+        what shares of the first layer, computed ahead for ads of a catalogue, may take; 0: there are none.
 
         Raises `ModelLoadError` with reason `graph` (onnxruntime refuses it, or its inputs are not the
         schema's) or `golden` (it scores, but not as it should).
@@ -115,8 +118,6 @@ class Scorer:
         self.bundle = bundle
         self.candidates = CandidateCache(bundle.encoder, candidate_cache_bytes)
         """Encoded candidates by their raw bytes; theirs is this version's meaning, and its life."""
-        self.catalogue = EncodedCatalogue(bundle.encoder)
-        """The ad catalogue, encoded likewise."""
         self.count_inputs: Callable[[Mapping[str, Ids]], object] | None = None
         """Told of what each run was fed."""
         self.sampled: Callable[[Mapping[str, Ids], Floats], object] = lambda inputs, pctr: None
@@ -124,15 +125,8 @@ class Scorer:
         self.estimate = TimeEstimate()
         self.circuit: Circuit | None = None
         """Whether it may be asked, where another model can answer in its place (`plan.py`)."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+            self._session = _open(str(bundle.model_path))
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             reason = f"onnxruntime cannot load it: {type(error).__name__}"
             raise ModelLoadError(bundle.name, "graph", f"{bundle.model_path}: {reason}") from error
@@ -147,6 +141,38 @@ class Scorer:
             check_golden(bundle.golden, self._score_golden, bundle.path)
         except BundleError as error:
             raise ModelLoadError(bundle.name, "golden", str(error)) from error
+        self._first_layer = self._open_first_layer() if share_bytes else None
+        self.catalogue = EncodedCatalogue(bundle.encoder, self._first_layer, share_bytes)
+        """The ad catalogue, encoded likewise."""
+
+    def _open_first_layer(self) -> FirstLayer | None:
+        """The first layer apart, where the graph has that form and its parts give the golden scores too: each share of
+        an ad by itself, as it may have been computed in any company."""
+        bundle = self.bundle
+        try:
+            parts = split(bundle.model_path.read_bytes())
+            if parts is None:
+                return None
+            apart = FirstLayer(parts, lambda model: _open(model, bundle.path))
+
+            def score(
+                context: Mapping[str, object], candidates: Sequence[Mapping[str, object]]
+            ) -> tuple[Floats, Floats]:
+                encoded = bundle.encoder.encode_candidates(candidates)
+                shares = np.concatenate([apart.shares(encoded.ids[row : row + 1]) for row in range(len(candidates))])
+                inputs = graph_inputs([bundle.encoder.encode_context(context)], [encoded])
+                places = np.arange(len(candidates), dtype=np.int32)
+                logit, pctr = apart.run([LOGIT, PCTR], inputs, shares, places)
+                return logit, pctr
+
+            check_golden(bundle.golden, score, bundle.path)
+        except Exception as error:  # onnxruntime's are many; the graph itself is proven and serves
+            logger.warning(
+                "model %s version %d: shares of the first layer are not computed ahead: %s: %s",
+                *(bundle.name, bundle.version, type(error).__name__, error),
+            )
+            return None
+        return apart
 
     def _check_signature(self) -> None:
         expected = set(input_names(self.bundle.schema))
@@ -179,7 +205,11 @@ class Scorer:
         """R encoded requests with N candidates in all -> pctr float32 [N], in their order."""
         started = perf_counter()
         inputs = graph_inputs(contexts, candidates)
-        (pctr,) = self._run([PCTR], inputs)
+        ahead = None if self._first_layer is None else shares_of(candidates)
+        if self._first_layer is None or ahead is None:
+            (pctr,) = self._run([PCTR], inputs)
+        else:
+            (pctr,) = self._first_layer.run([PCTR], inputs, *ahead)
         self.estimate.observe(len(pctr), perf_counter() - started)
         if self.count_inputs is not None:
             self.count_inputs(inputs)
@@ -223,6 +253,20 @@ class Scorer:
         """Every output by name, each [N] or [N, M], for `/explain`: neither counted nor timed. From any thread."""
         names = [node.name for node in self._session.get_outputs()]
         return dict(zip(names, self._run(names, feeds), strict=True))
+
+
+def _open(model: str | bytes, folder: Path | None = None) -> ort.InferenceSession:
+    """A session as this service wants it. `folder`: where the weights lie of a model that is given as its bytes."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(slots=True, eq=False)

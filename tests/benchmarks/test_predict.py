@@ -45,7 +45,8 @@ def test_a_quick_run_measures_all_three_and_writes_what_it_found(tmp_path: Path)
             assert figures["requests_per_second"]["median"] > 0
             assert 0 < figures["p50_ms"] <= figures["p99_ms"]
             assert figures["cpu_ms"]["median"] > 0
-        assert cell["ratios"]["retort / session.run"]["requests_per_second"]["median"] < 1
+        assert cell["ratios"].keys() == {"retort / naive", "retort / session.run"}
+        assert all(ratio["requests_per_second"]["median"] > 0 for ratio in cell["ratios"].values())
     assert result["generator"][0]["cpu_us"] > 0
     assert result["bundles"]["student"]["sha256"] != result["bundles"]["ensemble"]["sha256"]
     assert {"cpu", "cores", "onnxruntime"} <= set(result["machine"])
