@@ -7,8 +7,8 @@ same requests before anything is timed. A ratio of 99th percentiles is taken wit
 and its spread stands that of all rounds' requests together.
 
 --first as in `benchmarks.overload`, for both services: where other work shares the machine, tails are that work's word.
-The kernel stops what takes nearly all of a core for a second before all other work, so turns are shorter than that then,
-and each is followed by a pause of its length.
+What takes nearly all of a core for a second before all other work is stopped by the kernel, so turns are shorter than
+that then, and each is followed by a pause of its length.
 
 What the naive service would do beyond its capacity is no question of tails: it has no bound, and they grow without end.
 """
