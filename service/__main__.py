@@ -182,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] == "results":
         from service.answers.command import main as results
-        from service.journal.sinks.answers import read_folders
+        from service.journal.sinks.answers import read_log
 
-        return results(given[1:], read_folders)
+        return results(given[1:], read_log)
     if given and given[0] == "ramp":
         from service.journal.sinks.answers import read_folders
         from service.ramp.command import main as ramp

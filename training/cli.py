@@ -238,8 +238,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints what the report.json of one or several runs says, and the sweep it carries, as Markdown: "
         "every model with its spread over seeds, paired differences, and what was to be reached; and tables of ablate.",
     )
-    results.add_argument(
-        "reports", type=Path, nargs="+", metavar="FILE", help="report.json of a run, or tables/<table>.json of ablate"
+    what = results.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "reports",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="report.json of a run, or tables/<table>.json of ablate",
+    )
+    what.add_argument(
+        "--write",
+        type=Path,
+        metavar="DOCUMENT",
+        help="write the blocks of this document again, each from the files that it names: "
+        "'<!-- results: FILE ... -->', paths from the document's folder, to '<!-- results end -->'",
     )
     results.set_defaults(command=_results)
 
@@ -361,9 +374,13 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from training.results import markdown
+    from training.results import markdown, write_into
 
-    print(markdown(arguments.reports))
+    if arguments.write is not None:
+        write_into(arguments.write)
+        print(arguments.write)
+    else:
+        print(markdown(arguments.reports))
     return 0
 
 

@@ -7,6 +7,7 @@ process dies, whatever it died of. So a file that is `.open` and not locked is a
 from __future__ import annotations
 
 import fcntl
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,18 @@ SEALED = ".seg"
 
 
 def segment_paths(folder: Path) -> list[Path]:
-    """Every segment of a folder, oldest first. What has such a name and is no file, a folder say, is none."""
+    """Every segment of a folder, oldest first. What has such a name and is no file, a folder or a pipe, is none."""
     named = (path for path in folder.iterdir() if path.suffix in (OPEN, SEALED) and path.stem[:1].isdigit())
-    found = [path for path in named if not path.is_dir()]
+    found = [path for path in named if not _is_other(path)]
     return sorted(found, key=lambda path: path.name)
+
+
+def _is_other(path: Path) -> bool:
+    """Whether it is there and no regular file. One that is not there may have been sealed since, under another name."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def read_payloads(folder: Path, skipped: Skipped) -> Iterator[bytes]:

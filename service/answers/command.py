@@ -18,11 +18,12 @@ TEACHING = """
 examples:
   python -m service results --experiments experiments.yaml --log log               the folder of `--log` of the service
   python -m service results --experiments experiments.yaml --log joined-2026-11-20.jsonl joined-2026-11-21.jsonl
+  python -m service results --experiments experiments.yaml --log postgresql://reader@db.example/clicks
   python -m service results --experiments e.yaml --log joined.csv --segment device --format html --out a.html
 
-A folder is joined here: exposures with impressions and clicks by request id, within the experiment's attribution
-window (docs/journal.md). The columns of a joined log, and what each number means and assumes: docs/answers.md. The same
-log gives the same bytes.
+A folder is joined here, and so is a database that `ship` took it to: exposures with impressions and clicks by request
+id, within the experiment's attribution window (docs/journal.md). The columns of a joined log, and what each number
+means and assumes: docs/answers.md. The same log gives the same bytes.
 
 exit codes  0 answered, 2 wrong option or file
 """
@@ -41,11 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiment", metavar="NAME", help="one of its experiments; without, the default one")
     parser.add_argument(
         "--log",
-        type=Path,
+        type=_place,
         required=True,
         nargs="+",
         metavar="PATH",
-        help="folders of the service's log, or a joined log: .jsonl or .csv",
+        help="folders of the service's log, the database it was shipped to, or a joined log: .jsonl or .csv",
     )
     parser.add_argument("--segment", nargs="*", default=[], metavar="COLUMN", help="columns to split predictions by")
     parser.add_argument(
@@ -62,6 +63,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _place(text: str) -> Path | str:
+    """A path, or, where it is a database's, the URL."""
+    return text if text.partition("://")[0] in ("postgresql", "postgres") else Path(text)
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not abs(seconds) <= LATEST:
@@ -71,13 +77,15 @@ def _seconds(text: str) -> float:
 
 ReadFolders = Callable[[Sequence[Path], str, float, Sequence[str]], Rows]
 """(folders, experiment, attribution window in seconds, segments) -> rows."""
+ReadLog = Callable[[Sequence[Path | str], str, float, Sequence[str]], Rows]
+"""The same of folders, or of the URL of a database."""
 
 
-def main(arguments: Sequence[str], read_folders: ReadFolders) -> int:
-    """The command; returns its exit code. `read_folders` joins what the service has logged."""
+def main(arguments: Sequence[str], read_log: ReadLog) -> int:
+    """The command; returns its exit code. `read_log` joins what the service has logged."""
     options = make_parser().parse_args(arguments)
     try:
-        text = answer(options, read_folders)
+        text = answer(options, read_log)
         if options.out is None:
             sys.stdout.write(text)
         else:
@@ -91,14 +99,14 @@ def main(arguments: Sequence[str], read_folders: ReadFolders) -> int:
     return 0
 
 
-def answer(options: argparse.Namespace, read_folders: ReadFolders) -> str:
+def answer(options: argparse.Namespace, read_log: ReadLog) -> str:
     """What is printed."""
     file = read_experiments(options.experiments)
     tree = tree_of(
         file,
         options.experiment or file.default.name,
         options.log,
-        read_folders,
+        read_log,
         replay=options.replay,
         as_of=options.as_of,
         segments=options.segment,
@@ -109,25 +117,25 @@ def answer(options: argparse.Namespace, read_folders: ReadFolders) -> str:
 def tree_of(
     file: ExperimentFile,
     name: str,
-    log: Sequence[Path],
-    read_folders: ReadFolders,
+    log: Sequence[Path | str],
+    read_log: ReadLog,
     *,
     replay: bool = True,
     as_of: float | None = None,
     segments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The report of one experiment of the file from folders of the service's log, or from joined logs. Raises
-    `AnswersError` where none can be made."""
+    """The report of one experiment of the file from folders of the service's log, from a database (its URL), or from
+    joined logs. Raises `AnswersError` where none can be made."""
     names = [experiment.name for experiment in file.experiments]
     if name not in names:
         raise AnswersError(f"--experiment: no '{name}' in the experiment file (there are: {', '.join(names)})")
     experiment = file.experiments[names.index(name)]
     question = Question(experiment, file.assigner(experiment) if replay else None, as_of)
-    folders = [path for path in log if path.is_dir()]
-    if folders and len(folders) < len(log):
-        raise AnswersError("--log: expected folders or files, got both: a request might be in two of them")
-    if folders:
-        rows = read_folders(folders, experiment.name, experiment.analysis.attribution_window_seconds, segments)
+    files = [place for place in log if isinstance(place, Path) and not place.is_dir()]
+    if files and len(files) < len(log):
+        raise AnswersError("--log: expected folders, files or a database, got both: a request might be in two of them")
+    if files:
+        rows = read_rows(files, segments)
     else:
-        rows = read_rows(log, segments)
+        rows = read_log(log, experiment.name, experiment.analysis.attribution_window_seconds, segments)
     return report(question, rows)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import ExperimentError
 from service.experiments.file import Experiment
+from service.experiments.writing import replace_text
 
 PhaseKey = tuple[str, int, str]
 """A phase is known by its experiment's name, its number and its salt."""
@@ -107,14 +108,9 @@ def _read(path: Path) -> _State:
 
 
 def _replace(path: Path, state: _State) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        # What is empty is left out: without a halt an older release reads the file as it always did.
-        tree = {name: value for name, value in state.model_dump().items() if value != []}
-        file.write(json.dumps(tree, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # What is empty is left out: without a halt an older release reads the file as it always did.
+    tree = {name: value for name, value in state.model_dump().items() if value != []}
+    replace_text(path, json.dumps(tree, indent=1) + "\n", 0o644)
 
 
 def settle_latest(

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 HISTORY_BYTES = 1 << 30
 """What is read of an older log at the start: the newest segments of so much."""
+MOST_WAITING = 1_000_000
+"""Events kept that name no request known yet: of more, which only who makes requests up sends, the newest."""
 NICENESS = 10
 _SHADOW = b'{"kind":"shadow"'
 
@@ -97,7 +100,7 @@ class GuardRails:
         """What the evidence below was begun with."""
         self._evidence: dict[tuple[str, int], PhaseEvidence] = {}
         self._follower: Follower | None = None
-        self._unmatched: list[Event] = []
+        self._unmatched: deque[Event] = deque(maxlen=MOST_WAITING)
         self._said = ""
 
     def look(self) -> None:
@@ -148,14 +151,14 @@ class GuardRails:
             for key, (since, window, slow) in stated.items()
         }
         self._stated = stated
-        self._unmatched = []
+        self._unmatched.clear()
         self._follower = Follower(self._log, 0.0, HISTORY_BYTES)
         names = ", ".join(f"{name} (phase {phase})" for name, phase in sorted(self._evidence))
         logger.info("the guard-rails of %s are judged from the log in %s", names, self._log)
 
     def _read(self) -> None:
         assert self._follower is not None
-        events = []
+        events: deque[Event] = deque(maxlen=MOST_WAITING)
         for number, payload in enumerate(self._follower.new_payloads()):
             if number % 1000 == 0 and self._is_stopping():
                 return
@@ -166,7 +169,7 @@ class GuardRails:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue  # whoever reads the results counts it
             if isinstance(record, Event):
-                if record.event in (IMPRESSION, CLICK):
+                if record.event in (IMPRESSION, CLICK) and not self._add(record):
                     events.append(record)
                 continue
             evidence = self._evidence.get((record.experiment or "", record.phase))
@@ -184,9 +187,9 @@ class GuardRails:
                 )
         # An event may be read before its exposure, which stands in another worker's file: it has one more look's time.
         waited = self._unmatched
-        self._unmatched = [event for event in events if not self._add(event)]
         for event in waited:
             self._add(event)
+        self._unmatched = deque((event for event in events if not self._add(event)), MOST_WAITING)
         for evidence in self._evidence.values():
             evidence.close_windows(self._now())
 

@@ -29,12 +29,12 @@ def main() -> int:
     from service.answers.report import to_json
     from service.errors import AnswersError, ConfigError
     from service.experiments.file import parse_experiments
-    from service.journal.sinks.answers import read_folders
+    from service.journal.sinks.answers import read_log
 
     try:
         file = parse_experiments(question["file"], "the experiment file")
         folder = Path(question["log"])
-        tree = tree_of(file, question["experiment"], [folder], read_folders, replay=question["replay"])
+        tree = tree_of(file, question["experiment"], [folder], read_log, replay=question["replay"])
         answer = {"json": to_json(tree), "html": to_html(tree)}
     except (AnswersError, ConfigError) as error:
         answer = {"error": str(error)}

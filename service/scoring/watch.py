@@ -25,6 +25,8 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+MOST_NAMES = 10
+"""That a line of the log has."""
 SHIPPED = Path(models.__file__).parent / "experiments.yaml"
 
 
@@ -183,7 +185,7 @@ class Watcher:
         else:
             self._waiting_for_models = None
             _note_phases(before, file)
-            logger.info("the experiment file is in force: %s", ", ".join(e.name for e in file.experiments))
+            logger.info("the experiment file is in force: %s", _what_is_new(before, file))
 
     def _refuse(self, error: Exception) -> None:
         self._metrics.experiment_reload_failures.inc()
@@ -258,6 +260,21 @@ class Watcher:
             self._publish(self._build(self._file, self._fixed))
         except ExperimentError as error:
             logger.error("the last good plan stays in force: %s", error)
+
+
+def _what_is_new(before: ExperimentFile | None, after: ExperimentFile) -> str:
+    """Of hundreds of experiments, those that a change is about: each worker says it at every change."""
+    known = {} if before is None else {experiment.name: experiment for experiment in before.experiments}
+    here = {experiment.name for experiment in after.experiments}
+    told = [f"{len(here)} experiments" if len(here) != 1 else "1 experiment"]
+    for what, names in (
+        ("new or changed", [one.name for one in after.experiments if known.get(one.name) != one]),
+        ("gone", [name for name in known if name not in here]),
+    ):
+        if names:
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            told.append(f"{what}: {', '.join(names[:MOST_NAMES])}{more}")
+    return "; ".join(told)
 
 
 def _note_phases(before: ExperimentFile | None, after: ExperimentFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from hypothesis import given
@@ -89,9 +90,14 @@ def test_a_file_that_is_none_of_ours_is_one_damaged_end():
     assert len(frame(b"")) == HEAD_BYTES
 
 
-def test_a_folder_with_a_segments_name_is_none(tmp_path: Path):
-    """One that a mount or a copy left behind: what is in the log is read all the same."""
+def test_what_has_a_segments_name_and_is_no_file_is_none(tmp_path: Path):
+    """A folder that a mount or a copy left behind; a pipe, which whoever opens it would wait at for ever, as at a
+    device without an end. What is in the log is read all the same."""
     (tmp_path / "1795300000000-1-0.seg").mkdir()
+    os.mkfifo(tmp_path / "1795300000000-1-1.seg")
+    os.mkfifo(tmp_path / "1795300000000-1-2.open")
+    (tmp_path / "1795300000000-1-3.seg").symlink_to("/dev/zero")
+    (tmp_path / "1795300000000-1-4.seg").symlink_to("nowhere")
     (tmp_path / "1795300000001-1-0.seg").write_bytes(FILE_MAGIC + frame(b"here"))
 
     assert list(read_payloads(tmp_path, Skipped())) == [b"here"]

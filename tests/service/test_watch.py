@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -78,6 +79,41 @@ def test_an_edit_that_breaks_a_phase_is_in_force_and_warned_of(
         assert (await arms_of(app))["control"]["buckets"] == [4000, 10_000]
 
     in_app(repository, path, change)
+
+
+def test_of_many_experiments_the_log_names_those_that_a_change_is_about(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Each worker says it at every change: a name of each of hundreds would fill the log, and say nothing."""
+    path = tmp_path / "e.json"
+
+    def write(names: list[str], **more: Any) -> None:
+        stated = [{"name": name, "salt": name, "arms": [arm("student", 1.0)]} for name in names]
+        stated[0] |= {"default": True, **more}
+        path.with_suffix(".tmp").write_text(json.dumps({"format_version": 1, "experiments": stated}))
+        path.with_suffix(".tmp").replace(path)
+
+    names = [f"e{number}" for number in range(40)]
+    write(names)
+
+    async def change(app: Service) -> None:
+        async def is_said(what: str) -> None:
+            async def said() -> bool:
+                return what in caplog.text
+
+            await eventually(said, what)
+
+        write(names, salt="t", phase=2)
+        await is_said("in force: 40 experiments; new or changed: e0\n")
+        write([*names, *(f"new{number}" for number in range(12))], salt="t", phase=2)
+        await is_said(
+            "52 experiments; new or changed: new0, new1, new2, new3, new4, new5, new6, new7, new8, new9 and 2 more"
+        )
+        write(names[:1], salt="t", phase=2)
+        await is_said("in force: 1 experiment; gone: e1, e2")
+
+    with caplog.at_level(logging.INFO, "service.scoring.watch"):
+        in_app(repository, path, change)
 
 
 def test_a_new_file_is_in_force_for_the_next_request(repository: Path, tmp_path: Path):

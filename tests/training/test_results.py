@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.training.report.run import measure, report
+from training.cli import main
 from training.errors import DataError
-from training.results import markdown
+from training.results import markdown, write_into
 
 
 def written(folder: Path, name: str, **changes: object) -> Path:
@@ -84,3 +87,49 @@ def test_what_is_no_report_is_refused_by_name(tmp_path: Path, content: str):
 
     with pytest.raises(DataError, match=r"other\.json: expected the report\.json of a run"):
         markdown([tmp_path / "other.json"])
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "results.md"
+
+
+def test_the_published_results_are_what_their_files_say(tmp_path: Path):
+    """docs/results.md is made by one command from files that `run` and `ablate` wrote: nobody has edited a figure."""
+    shutil.copytree(DOCUMENT.parent / "results", tmp_path / "results")
+    copy = Path(shutil.copy(DOCUMENT, tmp_path))
+
+    assert main(["results", "--write", str(copy)]) == 0
+
+    assert copy.read_text(encoding="utf-8") == DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_every_published_file_is_in_the_document():
+    files = sorted(
+        path.relative_to(DOCUMENT.parent).as_posix() for path in (DOCUMENT.parent / "results").rglob("*.json")
+    )
+    named = re.findall(r"(?<=[ \n])results/\S+\.json", DOCUMENT.read_text(encoding="utf-8"))
+    assert files
+    assert sorted(named) == files
+
+
+def test_a_block_is_written_from_its_files_and_the_rest_is_left_alone(tmp_path: Path):
+    path = written(tmp_path, "one")
+    document = tmp_path / "about.md"
+    document.write_text(f"# Mine\n\n<!-- results: {path.name} -->\nold\n<!-- results end -->\n\nas it was\n")
+
+    write_into(document)
+
+    before, _, after = document.read_text().partition(f"<!-- results: {path.name} -->\n")
+    assert before == "# Mine\n\n"
+    assert after == f"\n{markdown([path]).strip()}\n\n<!-- results end -->\n\nas it was\n"
+
+
+def test_a_document_without_a_block_or_with_a_file_that_is_gone_is_left_as_it_was(tmp_path: Path):
+    document = tmp_path / "about.md"
+    for text, expected in (
+        ("# Mine\n", "expected a block"),
+        ("<!-- results: gone.json -->\n<!-- results end -->\n", "gone"),
+    ):
+        document.write_text(text)
+        with pytest.raises(DataError, match=expected):
+            write_into(document)
+        assert document.read_text() == text

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.journal.compacted import parts
 from models.journal.frames import Skipped
 from models.journal.reading import read_payloads
 from training.errors import DataError
@@ -91,7 +92,7 @@ def _segments(folder: Path, counts: Counter[str]) -> Iterator[Exposure | Event]:
 
 
 def _compacted(folder: Path, counts: Counter[str]) -> Iterator[Exposure | Event]:
-    for part in sorted(folder.glob("part-*")):
+    for part in parts(folder):
         for kind, table in (("exposure", "exposures"), ("event", "events"), ("failure", "failures")):
             for path in sorted((part / table).glob("*/*.parquet")):
                 for record in _rows(path):
@@ -113,6 +114,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
                 yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: has gone meanwhile (`compact` makes parts one, and removes old days): try again"
+        ) from None
     except pa.ArrowException as error:
         raise DataError(f"{path}: is damaged: {error}; compact the segments again, if they are still there") from None
 

@@ -8,24 +8,20 @@ One interacting layer, x [F, W] -> y [F, heads * d], where each head h has its o
 
 v_i [B, D], y_i [B, heads * d] of F fields; the perceptron's last layer [B, H] is the hint; logit [B].
 
-Inner products are not divided by sqrt(d), as in the paper.
+Inner products are not divided by sqrt(d), as in the paper. On a CPU the attention is trained by `attention.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.fit.precision import in_float32
+from training.zoo.attention import can_interact, interact
 from training.zoo.embedding import Encoded, FieldEmbedding, Fields
 from training.zoo.layers import Perceptron, SplitLinear
-
-WHOLE, PIECE = 1024, 64
-"""A batch of more rows than the one trains in pieces of the other, whose layers stay in the cache: a seventh faster.
-A smaller one would too, but its gradients would be summed in another order than those of figures already published."""
 
 
 class AutoInt(nn.Module):
@@ -46,6 +42,7 @@ class AutoInt(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = FieldEmbedding(fields, dim, init_sd=init_sd)
+        self.heads, self.head_dim = heads, head_dim
         widths = [dim] + [heads * head_dim] * (attention_layers - 1)
         self.interacting = nn.Sequential(*(InteractingLayer(width, heads, head_dim) for width in widths))
         self.last_interacting = nn.Linear(len(fields) * heads * head_dim, 1, bias=False)
@@ -56,16 +53,14 @@ class AutoInt(nn.Module):
     def forward(self, batch: Encoded) -> tuple[Tensor, Tensor | None]:
         """N encoded rows -> logit [N] and hint [N, hidden[-1]], the perceptron's last layer."""
         vectors = self.embedding(batch)
-        rows = vectors.joined()
-        if self.training and len(rows) > WHOLE:
-            interacted = torch.cat([self._interacted(piece) for piece in rows.split(PIECE)])
-        else:
-            interacted = self._interacted(rows)
+        interacted = self._interacted(vectors.joined())
         hint = self.hidden(self.first(vectors))
         return (interacted + self.last(hint)).squeeze(1), hint
 
     def _interacted(self, rows: Tensor) -> Tensor:
         """[N, F, D] -> the attention's share of the logit, [N, 1]."""
+        if self.training and can_interact(rows, self.head_dim):
+            return interact(rows, self.heads, list(self.interacting.parameters()), self.last_interacting.weight)
         share: Tensor = self.last_interacting(self.interacting(rows).flatten(1))
         return share
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from service.answers.rows import Rows, make_rows, row_values
-from service.errors import AnswersError
+from service.errors import AnswersError, ConfigError
 from service.journal.joined import COUNTS, read_journal
 from service.journal.sinks.parquet import (
     connect,
@@ -33,6 +33,33 @@ _COLUMNS = (
 _AT_ONCE = 10_000
 
 _context = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def read_log(
+    places: Sequence[Path | str], experiment: str, window_seconds: float, segments: Sequence[str] = ()
+) -> Rows:
+    """The rows of one experiment in folders of the log, or in the database, named by its URL, that it was shipped to.
+    Raises `AnswersError`, `ConfigError`."""
+    folders = [place for place in places if isinstance(place, Path)]
+    if len(folders) == len(places):
+        return read_folders(folders, experiment, window_seconds, segments)
+    if len(places) > 1:
+        raise AnswersError("--log: expected one database and nothing else: logs of several machines go into one")
+    return read_database(str(places[0]), experiment, window_seconds, segments)
+
+
+def read_database(url: str, experiment: str, window_seconds: float, segments: Sequence[str] = ()) -> Rows:
+    """The same of everything that was shipped to a database. Raises `AnswersError`, `ConfigError`."""
+    from service.journal.sinks import postgres
+    from service.journal.sinks.ship import TargetError
+
+    try:
+        with postgres.reading(url, experiment, window_seconds) as ask:
+            return read_views(ask, experiment, segments)
+    except TargetError as error:
+        raise AnswersError(f"--log {postgres.shown(url)}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"--log {postgres.shown(url)}: {error}") from None
 
 
 def read_folders(folders: Sequence[Path], experiment: str, window_seconds: float, segments: Sequence[str] = ()) -> Rows:

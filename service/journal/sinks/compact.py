@@ -2,7 +2,8 @@
 
 A part is made of some segments, under a name that nobody reads, synced, and renamed: killed at any moment, the folder
 holds what it held or one part more. Which segments are done stands in the parts themselves, so the next run goes on
-where this one ended, and doing it twice changes nothing. The segments stay; retention removes them as ever.
+where this one ended, and doing it twice changes nothing. The segments stay; retention removes them as ever. Parts of a
+day that is over become one (`merge.py`).
 
 While a part is made nobody may erase from the journal, or what was erased would come back with the rename.
 """
@@ -24,14 +25,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from models.journal.compacted import PART, parts
 from models.journal.frames import Skipped, frames, is_erased
 from models.journal.reading import SEALED, segment_paths
 from service.errors import ConfigError
 from service.journal.segments import adopt, erasing_lock, removed_segments, retention_lock
+from service.journal.sinks.merge import merge
 from service.journal.sinks.parquet import (
     MARK,
     NEW,
-    PART,
     BusyError,
     connect,
     create_views,
@@ -39,10 +41,10 @@ from service.journal.sinks.parquet import (
     engine_error,
     engine_said,
     is_compacted,
-    parts,
     quoted,
     read_mark,
     refuse_pattern,
+    seal,
     source_sql,
     sync,
     write_file,
@@ -57,6 +59,8 @@ COPIES_FILE = "compacted.txt"
 """In the journal's folder: where it was compacted to, for who erases a unit and must not forget the copies."""
 PART_BYTES = 256 << 20
 KEEP_DAYS = 90.0
+SETTLED_SECONDS = 7200.0
+"""So long after its end a day is over: segments that were begun in it are sealed and compacted by then."""
 
 TEACHING = """
 examples:
@@ -88,11 +92,14 @@ class Compacted:
     """Segments that retention removed before they were compacted: name -> bytes."""
     old: int = 0
     """Files that were removed for their age."""
+    merged: int = 0
+    """So many parts fewer, because those of a day that is over became one."""
 
 
 def compact(folder: Path, out: Path, *, keep_seconds: float, now: float, part_bytes: int = PART_BYTES) -> Compacted:
     """Compacts what is sealed in `folder` and not yet in `out`, in parts of about `part_bytes` of segments; removes
-    days that ended more than `keep_seconds` ago. Raises `ConfigError`, `BusyError`, `OSError`."""
+    days that ended more than `keep_seconds` ago; makes the parts of each day that is over one. Raises `ConfigError`,
+    `BusyError`, `OSError`."""
     refuse_pattern(out)
     out.mkdir(parents=True, exist_ok=True)
     with writing(out, wait=False):
@@ -109,6 +116,7 @@ def compact(folder: Path, out: Path, *, keep_seconds: float, now: float, part_by
         if lost:
             _make_part(source, folder, out, [], lost, done)
         done.old = _forget(folder, out, day_of(now - keep_seconds))
+        done.merged = merge(out, day_of(now - SETTLED_SECONDS))
         return done
 
 
@@ -281,10 +289,7 @@ def _fill_part(
 
 
 def _close_part(temporary: Path, part: Path) -> None:
-    for path in sorted(temporary.rglob("*"), reverse=True):
-        path.chmod(0o750 if path.is_dir() else 0o640)
-        sync(path)
-    sync(temporary)
+    seal(temporary)
     temporary.rename(part)
     sync(part.parent)
 
@@ -364,7 +369,7 @@ def main(arguments: Sequence[str]) -> int:
     print(
         f"{done.segments} segments in {done.parts} parts: {said}; "
         f"{done.skipped.torn} torn ends, {done.skipped.damaged} damaged places, {done.unreadable} unreadable records; "
-        f"{done.old} files removed for their age"
+        f"{done.old} files removed for their age, {done.merged} parts merged into others of their day"
     )
     for name, number in counts.items():
         print(f"{number} {name.replace('_', ' ')}")

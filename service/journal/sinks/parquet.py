@@ -4,10 +4,11 @@
     <folder>/part-<first segment>/exposures/day=2026-11-22/*.parquet
     <folder>/part-<first segment>/events/…   shadows/…   failures/…
     <folder>/part-<first segment>/segments.parquet              which segments are in it, and what of them is not
+    <folder>/merged-<first segment>/…                           parts of a day made one, until those are gone
     <folder>/new-*                                              what a process that died was making: not part of it
 
-A part appears whole, by one rename. The tables and their columns: `tables.py`. Days are UTC, of when the service
-answered or received.
+A part appears whole, by one rename; which there are says `models/journal/compacted.py`. The tables and their columns:
+`tables.py`. Days are UTC, of when the service answered or received.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.journal.compacted import MERGED, PART, REPLACES, parts, replaced
 from service.errors import AnswersError, ConfigError
 from service.journal.segments import retention_lock
 from service.journal.sinks.tables import DATA, FORMAT_VERSION, SEGMENTS, create_tables, view_statements
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 MARK = "compacted.json"
-PART = "part-"
 NEW = "new-"
 
 _TEMPORARY = "parquet.rewritten"
@@ -81,11 +82,6 @@ def engine_error() -> type[Exception]:
 def engine_said(error: Exception) -> str:
     """What it says, without the query it was asked."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def parts(folder: Path) -> list[Path]:
-    """Those that are whole, oldest first."""
-    return sorted(path for path in folder.iterdir() if path.name.startswith(PART) and path.is_dir())
 
 
 def data_files(part: Path, table: str) -> list[Path]:
@@ -147,9 +143,25 @@ def writing(folder: Path, *, wait: bool) -> Iterator[None]:
             raise BusyError(f"{folder}: another process compacts into it") from None
         for left in folder.glob(f"{NEW}*"):
             shutil.rmtree(left)
+        finish_merging(folder)
         yield
     finally:
         os.close(lock)
+
+
+def finish_merging(out: Path) -> None:
+    """Removes what merged parts replace, and gives them their own names: also of a process that died. The caller is the
+    only one who writes there."""
+    for merged in sorted(out.glob(f"{MERGED}*")):
+        with retention_lock(out, fcntl.LOCK_EX):
+            for number, name in enumerate(replaced(merged)):
+                with contextlib.suppress(FileNotFoundError):
+                    (out / name).rename(out / f"{NEW}replaced-{number}")
+            merged.rename(part := out / merged.name.replace(MERGED, PART, 1))
+            sync(out)
+        for left in out.glob(f"{NEW}replaced-*"):
+            shutil.rmtree(left)
+        (part / REPLACES).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -224,6 +236,14 @@ def write_file(connection: DuckDBPyConnection, query: str, path: Path, *, days: 
     """The rows of a query as a Parquet file, or, where `days`, as a folder with a file for each `day` among them."""
     by = ", PARTITION_BY (day)" if days else ""
     connection.execute(f"COPY ({query}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd{by})")
+
+
+def seal(folder: Path) -> None:
+    """Everything in a new folder, and its names, outlives a power failure from here on, with the rights of a log."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.chmod(0o750 if path.is_dir() else 0o640)
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path) -> None:

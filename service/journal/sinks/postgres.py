@@ -22,6 +22,8 @@ from service.journal.sinks.tables import DATA, FORMAT_VERSION, Row, create_table
 if TYPE_CHECKING:
     import psycopg
 
+    from service.journal.sinks.answers import Ask
+
     Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 logger = logging.getLogger("service.ship")
@@ -29,6 +31,7 @@ logger = logging.getLogger("service.ship")
 SCHEMA = "retort"
 LOCKS = 0x5E70
 """The first half of the keys of our advisory locks."""
+ROWS_AT_ONCE = 10_000
 LOCK_SECONDS = 30.0
 """The server takes a moment to see that a follower has died, and longer on a busy machine."""
 
@@ -50,9 +53,10 @@ ON CONFLICT (source, segment) DO UPDATE SET
 """
 
 
-def connect(url: str) -> Connection:
-    """A session whose names are those of our schema, made where it is not there. Raises `ConfigError` for what will not
-    get better (no psycopg, a URL that is none, no rights, a schema of another version), else `TargetError`."""
+def connect(url: str, *, make: bool = True) -> Connection:
+    """A session whose names are those of our schema; where it is not there it is made, or, without `make`, refused.
+    Raises `ConfigError` for what will not get better (no psycopg, a URL that is none, no rights, a schema of another
+    version), else `TargetError`."""
     try:
         import psycopg
     except ImportError:
@@ -69,7 +73,7 @@ def connect(url: str) -> Connection:
             tcp_user_timeout=60_000,
         )
         try:
-            _prepare(connection)
+            _prepare(connection, make=make)
         except BaseException:
             connection.close()
             raise
@@ -99,6 +103,31 @@ def erase_unit(url: str, unit: str) -> int:
         for table in ("exposures", "failures"):
             erased += connection.execute(f"DELETE FROM {table} WHERE unit = %s", [_clean(unit)]).rowcount
         return erased
+
+
+@contextlib.contextmanager
+def reading(url: str, experiment: str, window_seconds: float) -> Iterator[Ask]:
+    """Inside, queries are asked of the views as they are at one moment, under that attribution window of the experiment
+    whatever the table `windows` says. Nothing is left behind; the right to read is enough. Raises as `connect` does."""
+    with (
+        contextlib.closing(connect(url, make=False)) as connection,
+        _errors(),
+        connection.transaction(force_rollback=True),
+    ):
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute(f"SET LOCAL search_path TO pg_temp, {SCHEMA}")  # what is made here is ours, and found first
+        for statement in (statement for statement in create_tables() if " windows " in statement):
+            connection.execute(statement)
+        connection.execute("INSERT INTO windows VALUES (%s, %s)", [experiment, window_seconds])
+        for statement in view_statements():
+            connection.execute(statement)
+
+        def ask(query: str) -> Iterator[tuple[Any, ...]]:
+            with connection.cursor(name="answers") as cursor:  # the server's: not all rows at once
+                cursor.itersize = ROWS_AT_ONCE
+                yield from cursor.execute(query)
+
+        yield ask
 
 
 class PostgresTarget:
@@ -181,9 +210,11 @@ class PostgresTarget:
             yield self._source if name == "source" else values.get(name)
 
 
-def _prepare(connection: Connection) -> None:
-    """The schema, made once; who may only write there finds it made."""
+def _prepare(connection: Connection, *, make: bool) -> None:
+    """The schema, made once; who may only write or read there finds it made."""
     if connection.execute("SELECT to_regclass(%s) IS NULL", [f"{SCHEMA}.meta"]).fetchone() == (True,):
+        if not make:
+            raise ConfigError(f"no schema {SCHEMA}: no log was shipped there (python -m service ship)")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", [LOCKS])  # of two who do this, one does
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import math
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
+from service.__main__ import main
 from service.answers.report import Question, report
 from service.answers.rows import rows_of
 from service.experiments.file import Analysis, Arm, Experiment
@@ -148,3 +152,27 @@ def test_thompson_samplings_rate_from_the_random_log_agrees_with_where_it_ran(ca
 
 def width(bounds: list[float]) -> float:
     return bounds[1] - bounds[0]
+
+
+def test_the_documents_mapping_makes_the_published_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """docs/answers.md, word by word: its SQL, its experiment file, its command."""
+    document = (Path(__file__).parents[3] / "docs" / "answers.md").read_text(encoding="utf-8")
+    sql, experiments = (
+        re.search(rf"```{kind}\n(.*?)```", document[document.index("### Your log as ours") :], re.DOTALL)
+        for kind in ("sql", "yaml")
+    )
+    assert sql is not None
+    assert experiments is not None
+    monkeypatch.chdir(tmp_path)
+    Path("obd.csv.gz").symlink_to(FILE)
+    Path("open-bandit.yaml").write_text(experiments[1], encoding="utf-8")
+
+    duckdb.sql(sql[1])
+    command = ["results", "--experiments", "open-bandit.yaml", "--log", "open-bandit.csv", "--no-replay"]
+    assert main([*command, "--format", "json", "--out", "answer.json"]) == 0
+
+    found, expected = json.loads(Path("answer.json").read_text(encoding="utf-8")), answer("men")
+    assert found["decisions"][0]["reasons"] == ["control has 46 clicks, needed are 50"]
+    assert [arm["clicks"] for arm in found["arms"]] == [46, 69]
+    for arm, other in zip(found["arms"], expected["arms"], strict=True):
+        assert arm["off_policy"]["ips"]["value"] == pytest.approx(other["off_policy"]["ips"]["value"])

@@ -1,5 +1,6 @@
 """What `latest` means is settled once a phase, for every process of the machine."""
 
+import errno
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -134,3 +135,17 @@ def test_a_file_of_many_is_settled_in_one_go(tmp_path: Path, monkeypatch: pytest
 
 
 ARMS_OF_LATEST = (("control", "ensemble"), ("b", "student"))
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor room that a full disk no longer has: tried again and again, it would be a file a process."""
+    path = tmp_path / "state.json"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ExperimentError, match="No space left on device"):
+        settle_latest(path, experiment(), LIVE.__getitem__)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json.lock"]

@@ -12,6 +12,7 @@ import pytest
 from service.experiments.file import read_experiments
 from service.experiments.state import lift_halt
 from service.guard import evidence as evidence_module
+from service.guard import process as process_module
 from tests.service.guard.playing import NOW, Traffic
 
 
@@ -290,3 +291,22 @@ def test_events_come_twice_late_before_and_for_what_is_not_there(traffic: Traffi
     counts = dict(rails._evidence["e", 1].counts())
     assert sum(arm["clicks"] for arm in counts.values()) == 5
     assert sum(arm["impressions"] for arm in counts.values()) == 8
+
+
+def test_events_of_requests_that_were_made_up_are_not_kept_for_ever(traffic: Traffic, monkeypatch: pytest.MonkeyPatch):
+    """Whoever fills the log with them takes neither memory without bound nor the place of those that are told in time:
+    what is read after its exposure is never kept, and of what is read before it, the newest is."""
+    monkeypatch.setattr(process_module, "MOST_WAITING", 100)
+    traffic.state_file({"max_ctr_loss": 0.1})
+    event = {"kind": "event", "event": "click", "candidate": 0, "received": NOW + 1}
+    rails = traffic.rails()
+    traffic.play(500, ctr=(1.0, 1.0))
+    traffic.write(*({**event, "request_id": f"nobody-{number}"} for number in range(1000)))
+    traffic.write(*({**event, "request_id": f"r-{number}"} for number in range(501, 551)))  # before their exposures
+    rails.look()
+    traffic.play(50, ctr=(0.0, 0.0))
+    rails.look()
+
+    counts = dict(rails._evidence["e", 1].counts())
+    assert sum(arm["clicks"] for arm in counts.values()) == 550
+    assert len(rails._unmatched) <= 100

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,19 @@ def test_the_same_rows_and_the_same_counts_come_of_both(folder: Path):
     assert dict(+found[0].counts) == dict(+found[1].counts)
     assert found[0].counts["torn"] == 1
     assert found[0].counts["unreadable"] == 2
+
+
+def test_parts_that_are_being_made_one_are_read_once(folder: Path):
+    """As whoever was killed meanwhile has left them: the merged one is there, and what it replaces is too."""
+    whole = join([folder / "parquet"], SCHEMA, Choice(WINDOW, LATER))
+    (part,) = (folder / "parquet").glob("part-*")
+    merged = shutil.copytree(part, part.with_name(part.name.replace("part-", "merged-")))
+    (merged / "replaces.json").write_text(json.dumps([part.name]))
+
+    found = join([folder / "parquet"], SCHEMA, Choice(WINDOW, LATER))
+
+    assert found.table.equals(whole.table)
+    assert dict(+found.counts) == dict(+whole.counts)
 
 
 def test_a_damaged_part_is_refused_by_name(folder: Path):

@@ -18,7 +18,7 @@ from tests.training.zoo.formulas import FORMULAS, slow_logits
 from tests.training.zoo.rows import FIELDS, NEEDS_HISTORY, VARIANTS, in_row_form, options, random_batch
 from training.errors import NetworkError
 from training.fit.loop import embedding_penalty
-from training.zoo import NETWORKS, Encoded, FieldEmbedding, FieldSpec, autoint, build, default_of, options_of
+from training.zoo import NETWORKS, Encoded, FieldEmbedding, FieldSpec, build, default_of, options_of
 from training.zoo.embedding import segment_mean
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
@@ -289,23 +289,6 @@ def test_din_says_what_it_misses(fields: tuple[FieldSpec, ...], targets: dict[st
     """A log without a history, or a target that is not there, is refused before any training."""
     with pytest.raises(NetworkError, match=said):
         build("din", fields, dim=4, hidden=(8,), targets=targets)
-
-
-def test_autoint_learns_the_same_from_a_large_batch_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits, hints and gradients are those of the batch as a whole; scoring never parts it."""
-
-    def learned() -> list[torch.Tensor]:
-        network = network_of("autoint").train()
-        logit, hint = network(in_row_form(random_batch(5, 37)))
-        (logit.square().mean() + hint.mean()).backward()
-        return [logit.detach(), hint.detach(), *(weight.grad for weight in network.parameters())]
-
-    whole = learned()
-    monkeypatch.setattr(autoint, "WHOLE", 10)
-    monkeypatch.setattr(autoint, "PIECE", 8)
-
-    for one, other in zip(learned(), whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_teachers_and_student_never_share_embeddings() -> None:

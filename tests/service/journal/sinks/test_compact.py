@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.journal.compacted import parts
 from models.journal.frames import frame
 from models.journal.reading import SEALED, segment_paths
 from service.__main__ import main
@@ -25,7 +26,9 @@ from service.journal.joined import read_journal
 from service.journal.segments import forget
 from service.journal.sinks.answers import read_folders
 from service.journal.sinks.compact import Compacted, compact
-from service.journal.sinks.parquet import BusyError, create_views, data_files, parts, writing
+from service.journal.sinks.merge import merge
+from service.journal.sinks.parquet import BusyError, create_views, data_files, writing
+from service.journal.sinks.parquet import erase_unit as erase_from_parts
 from service.journal.writer import SegmentWriter
 from tests.service.journal.test_joined import NOW, WINDOW, event, exposure
 from tests.service.journal.test_writer import BOUNDS
@@ -253,6 +256,106 @@ def test_days_are_kept_as_long_as_is_said(tmp_path: Path):
     run(folder, out, now=NOW + 9 * DAY, keep_seconds=DAY)
     assert len(parts(out)) == 1  # the youngest says what is known
     assert read_folders([out], "e", WINDOW)["request_id"].tolist() == []
+
+
+def hours(folder: Path, out: Path, days: int = 1) -> None:
+    """Days of three parts each, of 2026-11-21 on, as a compaction each hour leaves them: nothing is merged yet. A click
+    comes in another part than its exposure."""
+    for number in range(3 * days):
+        at = (number // 3) * DAY + 60.0 * (number % 3)
+        unit = "them" if number % 3 == 1 else f"u{number}"
+        late = [event("click", 1, at, request_id=f"r{number - 1}", received=NOW + at)] if number % 3 else []
+        write(folder, exposure(f"r{number}", time=NOW + at, unit=unit), *late)
+        run(folder, out, now=NOW)
+
+
+def test_the_parts_of_a_day_become_one_when_it_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As many files a day as there are tables, with every record and every count; of today they wait. Erasing and
+    retention find what they look for, and what was compacted is not compacted again."""
+    folder, out = tmp_path / "log", tmp_path / "out"
+    hours(folder, out, days=2)
+    torn = segment_paths(folder)[0]
+    before = read_folders([out], "e", WINDOW)
+
+    half = run(folder, out, now=NOW + DAY)
+    both = run(folder, out, now=NOW + 2 * DAY)
+    again = run(folder, out, now=NOW + 2 * DAY)
+
+    assert (half.merged, both.merged, again.merged) == (2, 2, 0)
+    assert (half.segments, both.segments, again.segments) == (0, 0, 0)
+    first, second = parts(out)
+    assert first.name == f"part-{torn.stem}"
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [first.name, second.name]
+    assert len(list(out.rglob("*.parquet"))) == 2 * 5
+    assert_same(read_folders([out], "e", WINDOW), before)
+    assert_same(before, read_journal([folder], "e", WINDOW))
+    for path in (first, first / "exposures", first / "segments.parquet"):
+        assert path.stat().st_mode & 0o777 == (0o640 if path.is_file() else 0o750)
+
+    write(folder, exposure("late", time=NOW + 60.0), event("impression", 2, 60.0, request_id="late"))
+    assert run(folder, out, now=NOW + 2 * DAY).merged == 0, "it is behind the second day"
+    assert main(["erase-unit", "--log", str(out), str(folder), "--unit", "them"]) == 0
+    assert capsys.readouterr().out.startswith("8 records erased")
+    assert not [path for path in out.rglob("*.parquet") if b"them" in path.read_bytes()]
+    assert_same(read_folders([out], "e", WINDOW), read_journal([folder], "e", WINDOW))
+    assert run(folder, out, now=NOW + 2 * DAY, keep_seconds=DAY).old > 0
+    assert read_folders([out], "e", WINDOW)["request_id"].tolist() == ["r3", "r5"]
+
+
+def test_a_part_is_not_merged_beyond_a_size(tmp_path: Path):
+    """A day of many gigabytes stays several parts."""
+    folder, out = tmp_path / "log", tmp_path / "out"
+    hours(folder, out)
+    sizes = [sum(path.stat().st_size for path in part.rglob("*.parquet")) for part in parts(out)]
+
+    with writing(out, wait=False):
+        assert merge(out, "2027-01-01", most_bytes=sizes[0]) == 0
+        assert merge(out, "2027-01-01", most_bytes=sizes[0] + sizes[1]) == 1
+    assert len(parts(out)) == 2
+    assert_same(read_folders([out], "e", WINDOW), read_journal([folder], "e", WINDOW))
+
+
+def test_killed_at_any_rename_of_merging_every_record_is_there_once(tmp_path: Path):
+    """What is done between two of them nobody reads."""
+    kill_merging(tmp_path, "rename")
+
+
+@pytest.mark.soak
+def test_killed_at_any_step_of_merging_every_record_is_there_once(tmp_path: Path):
+    """Or sync, or removal."""
+    kill_merging(tmp_path)
+
+
+def kill_merging(tmp_path: Path, *calls: str) -> None:
+    """Whatever was left is read like any other folder: no record is missing, none is there twice, also for who names
+    `part-*` himself. Whoever writes there next goes on, or erases what was to be erased."""
+    folder, out, kept = tmp_path / "log", tmp_path / "out", tmp_path / "kept"
+    hours(folder, out)
+    expected = read_journal([folder], "e", WINDOW)
+    module = "tests.service.journal.sinks.killed"
+    command = [sys.executable, "-m", module, str(folder), str(out), str(kept), "1", *calls]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    left = sorted(path for path in kept.iterdir() if path.name != "before")
+    assert len(left) == int(done.stdout) >= 5
+    assert {1, 3} == {len(parts(path)) for path in left}
+    assert any(list(path.glob("merged-*")) for path in left)
+    for path in left:
+        assert_same(read_folders([path], "e", WINDOW), expected)
+        seen = list(map(str, path.glob("part-*/exposures/*/*.parquet")))
+        ids = duckdb.read_parquet(seen).project("request_id").fetchall() if seen else []
+        assert len(set(ids)) == len(ids)
+    for number, path in enumerate(left):
+        if number % 2:
+            assert erase_from_parts(path, "them") == 2
+            assert not [file for file in path.rglob("*.parquet") if b"them" in file.read_bytes()]
+        run(folder, path, now=NOW + DAY)
+        assert len(parts(path)) == 1
+        assert not [*path.glob("new-*"), *path.glob("merged-*")]
+        if not number % 2:
+            assert_same(read_folders([path], "e", WINDOW), expected)
 
 
 def test_a_segment_that_was_removed_too_early_is_counted_and_loud(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.service.journal.sinks.test_compact import assert_same, run, write
 from tests.service.journal.test_joined import NOW, WINDOW, event, exposure
 from tests.service.journal.test_writer import BOUNDS
 from tests.service.running import ROOT, wait_for
+from tests.service.test_watch import arm, experiments_file
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,59 @@ def test_the_views_say_what_the_segments_and_duckdb_say(tmp_path: Path, url: str
     assert_answers(url, folder)
     assert_same(read_folders([out], "e", WINDOW, ["device"]), read_journal([folder], "e", WINDOW, ["device"]))
     assert ask(url, "SELECT sum(torn) FROM segments") == [(1,)]
+
+
+def test_the_report_is_the_same_to_the_byte(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]):
+    """`python -m service results` over the folder, over Parquet and over the database, by whom reads there alone; under
+    the window of the experiment file, whatever was inserted there. Nothing is left behind."""
+    experiments = experiments_file(
+        tmp_path / "e.json", arm("ensemble"), arm("student"), analysis={"attribution_window_seconds": WINDOW}
+    )
+    folder, out = tmp_path / "log", tmp_path / "out"
+    log(folder, 0, 20)
+    ship(folder, url)
+    run(folder, out)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("INSERT INTO retort.windows VALUES ('e', 1)")
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'reader'").fetchone():
+            connection.execute("CREATE ROLE reader LOGIN")
+        connection.execute("GRANT USAGE ON SCHEMA retort TO reader")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA retort TO reader")
+    before = ask(url, "SELECT relname, relnamespace FROM pg_class ORDER BY oid")
+
+    texts = []
+    for place in (str(folder), str(out), re.sub("user=[^&]*", "user=reader", url)):
+        command = ["results", "--experiments", str(experiments), "--no-replay", "--segment", "device"]
+        command += ["--as-of", str(NOW + 9 * WINDOW), "--format", "json", "--log", place]
+        assert main(command) == 0
+        texts.append(capsys.readouterr().out)
+
+    assert texts[0] == texts[1] == texts[2]
+    tree = json.loads(texts[0])
+    assert sum(one["clicks"] for one in tree["arms"]) > 0
+    assert tree["log"]["log_late_events"] > 0
+    assert tree["log"]["log_duplicate_events"] > 0
+    assert ask(url, "SELECT * FROM windows") == [("e", 1.0)]
+    assert ask(url, "SELECT relname, relnamespace FROM pg_class ORDER BY oid") == before
+
+
+def test_where_nothing_was_shipped_results_say_so(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]):
+    """And make no schema there; nor is a database read beside anything else, or said with its password."""
+    experiments = experiments_file(tmp_path / "e.json", arm("ensemble"), arm("student"))
+    results = ["results", "--experiments", str(experiments), "--log"]
+    gone = "postgresql://me:secret@127.0.0.1:1/db"
+    for logs, said in (
+        ([url], "no log was shipped there"),
+        ([url, str(tmp_path)], "one database and nothing else"),
+        ([url, str(experiments)], "got both"),
+        ([gone], "--log postgresql://127.0.0.1/db: "),
+    ):
+        assert main([*results, *logs]) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert "secret" not in told
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT to_regnamespace('retort')").fetchall() == [(None,)]
 
 
 def test_what_is_being_written_is_followed(tmp_path: Path, url: str):
