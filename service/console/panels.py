@@ -146,7 +146,7 @@ def arms(one: ExperimentFacts, facts: Facts) -> Markup:
         if window is None
         else f"“Now” is the last {window.seconds:.0f} s. All workers together, estimated from the histogram's buckets."
     )
-    return panel("arms", "Arms, live", table("Arms, live", heads, rows, left=3), note=said, size="wide")
+    return panel("arms", "Arms, live", table("Arms, live", heads, rows, left=2), note=said, size="wide")
 
 
 OUTCOMES = ("ok", "fallback", "refused")
@@ -211,18 +211,17 @@ def drift(one: ExperimentFacts, facts: Facts) -> Markup:
         (
             f"{shift.field}, {shift.model}",
             state(*shift.word()),
-            "" if shift.change is None else _meter(shift.change),
-            "–" if shift.change is None else f"{shift.change:.3f}",
+            "–" if shift.change is None else tag("span", _meter(shift.change), f" {shift.change:.3f}"),
             f"{shift.psi:.3f}",
         )
         for shift in found[:MOST_LISTED]
     ]
     body: list[Child] = []
     if rows:
-        heads = ("field", "shift", "", "in a day", "from training")
-        body.append(table("Largest shifts by field", heads, rows[:MOST_DRIFTED], left=3))
+        heads = ("field", "shift", "in a day", "from training")
+        body.append(table("Largest shifts by field", heads, rows[:MOST_DRIFTED], left=2))
         if len(rows) > MOST_DRIFTED:
-            every = table("Drift of every field", heads, rows, left=3)
+            every = table("Drift of every field", heads, rows, left=2)
             body.append(tag("details", tag("summary", f"All {len(rows)}"), every))
     else:
         body.append(

@@ -121,10 +121,16 @@ def command(arguments: argparse.Namespace) -> int:
         _say(f"the same as a page: {files['page']}; what was true: {files['truth']}")
         _say("to train on it:     python -m training from-log " + _from_log(files["log"], arguments.repository, folder))
         if arguments.stay:
-            _say(f"the service goes on at {url}; Ctrl-C stops it")
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.pause()
+            stay(url)
     return 0
+
+
+def stay(url: str) -> None:
+    """Returns when it is told to end: by Ctrl-C, or by whoever stops programs otherwise."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _say(f"the service goes on at {url}; Ctrl-C stops it")
+        signal.pause()
 
 
 def _halts(url: str) -> list[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import yaml
 from service.experiments.file import parse_experiments
 from training.errors import TrainingError
 from training.simulate.demo import EXPERIMENTS, serving, world_of
+
+ROOT = Path(__file__).parents[3]
 
 
 def repository(folder: Path, recipe: dict[str, Any]) -> Path:
@@ -49,3 +54,19 @@ def test_the_experiment_is_valid_and_its_window_is_closed_when_it_is_asked():
     assert yaml.safe_load(EXPERIMENTS)["format_version"] == 1
     assert experiment.analysis.attribution_window_seconds > 10
     assert experiment.guard_rails is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stays_ends_in_order_however_it_is_told(number: signal.Signals):
+    """SIGTERM as Ctrl-C: a service that outlives its demonstration would hold the port."""
+    program = "from training.simulate.demo import stay; stay('http://it'); print('the service is stopped next')"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            assert "the service goes on at http://it" in process.stderr.readline()
+            process.send_signal(number)
+            assert process.stdout.read() == "the service is stopped next\n"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
