@@ -18,6 +18,7 @@ __all__ = [
     "facts",
     "pin",
     "put_first",
+    "put_process_first",
     "put_workers_first",
     "siblings",
     "threads",
@@ -44,8 +45,13 @@ def put_workers_first(supervisor: int) -> None:
     """The same for the processes of a service that score: their event loops, and behind these their other threads."""
     for worker in descendants(supervisor):
         if "onnxruntime" in Path(f"/proc/{worker}/maps").read_text(encoding="utf-8"):
-            for task in Path(f"/proc/{worker}/task").iterdir():
-                put_first(int(task.name), FIRST if int(task.name) == worker else FIRST // 2)
+            put_process_first(worker)
+
+
+def put_process_first(process: int) -> None:
+    """The same for one process: its first thread, and behind that its others."""
+    for task in Path(f"/proc/{process}/task").iterdir():
+        put_first(int(task.name), FIRST if int(task.name) == process else FIRST // 2)
 
 
 def facts() -> dict[str, object]:

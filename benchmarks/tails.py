@@ -6,6 +6,10 @@ to round. Time counts from when a request came, not from when a connection was f
 same requests before anything is timed. A ratio of 99th percentiles is taken within a round; beside the median of rounds
 and its spread stands that of all rounds' requests together.
 
+--first as in `benchmarks.overload`, for both services: where other work shares the machine, tails are that work's word.
+What takes nearly all of a core for a second before all other work is stopped by the kernel, so turns are shorter than
+that then, and each is followed by a pause of its length.
+
 What the naive service would do beyond its capacity is no question of tails: it has no bound, and they grow without end.
 """
 
@@ -25,8 +29,8 @@ from numpy.typing import NDArray
 
 from benchmarks.contenders import NAIVE, RETORT, BenchmarkError, contenders
 from benchmarks.load import closed_loop, http_request
-from benchmarks.machine import cpu_seconds, facts, pin, two_cores
-from benchmarks.overload import CALLERS, open_loop
+from benchmarks.machine import cpu_seconds, facts, pin, put_first, put_process_first, put_workers_first, two_cores
+from benchmarks.overload import CALLERS, REST_SECONDS, open_loop
 from benchmarks.results import conditions, latency_rows, publish
 from benchmarks.workload import make_requests
 from models.bundle import read_bundle
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="pairs of turns of each [5]")
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of one turn [3]")
+    parser.add_argument("--first", action="store_true", help="before all other work of the machine; takes root")
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace the block `tails` of this document")
     options = parser.parse_args(arguments)
     repository = Repository(options.repository)
@@ -79,6 +84,11 @@ def main(arguments: Sequence[str]) -> int:
                         raise BenchmarkError(f"{name}: the two services answer different pctr")
                 sent = [http_request("/predict", request.body(name)) for request in requests]
                 servers = {side.name: side.servers[name] for side in (ours, its)}
+                if options.first:
+                    put_workers_first(servers[RETORT][0].pid)
+                    put_process_first(servers[NAIVE][0].pid)
+                    put_first(0)
+                rest, pause = (REST_SECONDS, options.seconds) if options.first else (0.0, PAUSE_SECONDS)
                 rates: list[float] = []
                 cpu: dict[tuple[float, str], list[float]] = {}
                 found: dict[tuple[float, str], list[NDArray[np.float64]]] = {}
@@ -88,9 +98,10 @@ def main(arguments: Sequence[str]) -> int:
                     for share in options.shares:
                         for side in (RETORT, NAIVE) if number % 2 else (NAIVE, RETORT):
                             process, port = servers[side]
-                            time.sleep(PAUSE_SECONDS)
+                            time.sleep(pause)
                             before = cpu_seconds(process.pid)
-                            load = open_loop(port, sent, CONNECTIONS, share * capacity, options.seconds, number)
+                            rate = share * capacity
+                            load = open_loop(port, sent, CONNECTIONS, rate, options.seconds, number, rest)
                             each = 1e3 * (cpu_seconds(process.pid) - before) / len(load.latency_ms)
                             refused += load.refused
                             cpu.setdefault((share, side), []).append(each)
