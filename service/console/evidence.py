@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from service.console import charts, figures
+from service.console.gather import ArmFacts, ExperimentFacts
 from service.console.html import Child, Markup, table, tag
 from service.console.panels import key, missing, panel, state, words
 
@@ -26,8 +27,8 @@ class Evidence:
     missing: str = ""
 
 
-def answer(evidence: Evidence) -> Markup:
-    """The decisions, before everything else."""
+def answer(evidence: Evidence, one: ExperimentFacts) -> Markup:
+    """The decisions, before everything else; of an arm that is switched off, first that it is."""
     tree = evidence.tree
     if tree is None:
         return tag(
@@ -39,18 +40,23 @@ def answer(evidence: Evidence) -> Markup:
             data_live=True,
         )
     control = tree["stated"]["control"]
-    kinds = {"ship": "wins", "roll back": "loses", "invalid": "loses"}
-    boxes = [
-        tag(
-            "div",
-            tag("p", f"{found['arm']} against {control}, phase {tree['phase']}", class_="kicker"),
-            tag("h2", found["action"].capitalize()),
-            tag("p", "; ".join(found["reasons"]), class_="lead"),
-            _tiles(tree, found["arm"]),
-            class_=f"answer {kinds.get(found['action'], '')}".strip(),
+    off = {arm.name: arm for arm in one.arms if arm.halted}
+    boxes = []
+    for found in tree["decisions"][:MOST_DRAWN]:
+        title, lead, kind = found["action"].capitalize(), "; ".join(found["reasons"]), _KINDS.get(found["action"], "")
+        if (arm := off.get(found["arm"])) is not None:
+            lead = f"{_why_off(arm)} Its units get control. The report: {found['action']}: {lead}"
+            title, kind = ("Paused", kind) if arm.halt is None else ("Halted", "loses")
+        boxes.append(
+            tag(
+                "div",
+                tag("p", f"{found['arm']} against {control}, phase {tree['phase']}", class_="kicker"),
+                tag("h2", title),
+                tag("p", lead, class_="lead"),
+                _tiles(tree, found["arm"]),
+                class_=f"answer {kind}".strip(),
+            )
         )
-        for found in tree["decisions"][:MOST_DRAWN]
-    ]
     until = datetime.fromtimestamp(tree["as_of"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     said = tag(
         "p",
@@ -59,6 +65,16 @@ def answer(evidence: Evidence) -> Markup:
         class_="note",
     )
     return tag("div", boxes or tag("p", "One arm: there is nothing to compare."), said, id="answer", data_live=True)
+
+
+_KINDS = {"ship": "wins", "roll back": "loses", "invalid": "loses"}
+
+
+def _why_off(arm: ArmFacts) -> str:
+    if arm.halt is None:
+        return "It is switched off in the experiment file."
+    found, bound = (figures.rail(arm.halt.rail, value) for value in (arm.halt.found, arm.halt.bound))
+    return f"A guard-rail found a {figures.rail_name(arm.halt.rail)} of {found}, allowed {bound}."
 
 
 def _tiles(tree: Tree, arm: str) -> Markup:
@@ -225,10 +241,10 @@ def rails(tree: Tree) -> Markup:
     title = "Guard-rails"
     rows = [
         (
-            f"{arm['arm']}: {rail['name'].replace('_', ' ')}",
+            f"{arm['arm']}: {figures.rail_name(rail['name'])}",
             _rail_state(rail),
-            figures.figure(rail["bound"]),
-            figures.figure(rail["found"]),
+            figures.rail(rail["name"], rail["bound"]),
+            figures.rail(rail["name"], rail["found"]),
         )
         for arm in tree["arms"]
         for rail in arm["guard_rails"]

@@ -28,6 +28,25 @@ def figure(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3g}".replace("-", "−")
 
 
+def rail_name(name: str) -> str:
+    """A guard-rail of the report, in words."""
+    return _RAILS.get(name, name.replace("_", " "))
+
+
+def rail(name: str, value: float | None) -> str:
+    """Its bound, or what was found: shares, but for calibration's |ln(predicted/actual)|."""
+    return figure(value) if name == "calibration" else percent(value)
+
+
+_RAILS = {
+    "errors": "error rate",
+    "fallbacks": "fallback rate",
+    "slow": "share of slow answers",
+    "calibration": "calibration error",
+    "ctr_loss": "CTR loss",
+}
+
+
 def milliseconds(seconds: float | None) -> str:
     """From seconds; above the last bucket it is only known to be above."""
     if seconds is None:

@@ -93,7 +93,8 @@ def ramp(one: ExperimentFacts, facts: Facts, evidence: Evidence) -> Markup:
 def _halt(arm: str, halt: HaltFacts) -> Markup:
     """What a guard-rail did, and a way to undo it."""
     moment = datetime.fromtimestamp(halt.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    crossed = f"{halt.rail.replace('_', ' ')} of {figures.figure(halt.found)}, allowed {figures.figure(halt.bound)}"
+    found, bound = (figures.rail(halt.rail, value) for value in (halt.found, halt.bound))
+    crossed = f"{figures.rail_name(halt.rail)} of {found}, allowed {bound}"
     told = f"A guard-rail halted {arm} at {moment}: {crossed}. Its units get control until somebody lifts this."
     button = tag("button", "Lift it", type="button", disabled=True, data_lift=arm, aria_label=f"Lift the halt of {arm}")
     return tag("p", state(told, "no"), " ", button, class_="halt")

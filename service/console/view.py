@@ -132,7 +132,7 @@ def _main(
     for part in parts:
         pause()
         made.append(text(part()))
-    return [shown.answer(evidence), tag("div", made, class_="grid")]
+    return [shown.answer(evidence, one), tag("div", made, class_="grid")]
 
 
 def _footer(facts: Facts) -> Markup:

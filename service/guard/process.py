@@ -98,6 +98,8 @@ class GuardRails:
         self._file: ExperimentFile | None = None
         self._stated: dict[PhaseKey, tuple[object, ...]] = {}
         """What the evidence below was begun with."""
+        self._since: dict[tuple[PhaseKey, float], float] = {}
+        """By phase and lift, the time from which on it is judged."""
         self._evidence: dict[tuple[str, int], PhaseEvidence] = {}
         self._follower: Follower | None = None
         self._unmatched: deque[Event] = deque(maxlen=MOST_WAITING)
@@ -143,7 +145,10 @@ class GuardRails:
             assert experiment.guard_rails is not None
             key = phase_key(experiment)
             window = experiment.analysis.attribution_window_seconds
-            stated[key] = (lifts.get(key, 0.0), window, experiment.guard_rails.max_p99_ms)
+            lifted = lifts.get(key, 0.0)
+            # A lift that is still to come is of a clock that was put back since: what comes from now on is judged.
+            since = self._since.setdefault((key, lifted), min(lifted, self._now()))
+            stated[key] = (since, window, experiment.guard_rails.max_p99_ms)
         if stated == self._stated:
             return
         self._evidence = {

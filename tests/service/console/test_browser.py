@@ -280,7 +280,7 @@ def test_an_owner_lifts_what_a_guard_rail_has_halted(site: Site, console: Page):
     student = lambda: site.app.require_plan().default.arms[1]  # noqa: E731
     wait_for(lambda: student().halted, "the arm is halted")
     console.open(f"{site.url}/console")
-    assert "A guard-rail halted student" in said(console, "ramp-now", "ctr loss of 0.4, allowed 0.1")
+    assert "A guard-rail halted student" in said(console, "ramp-now", "CTR loss of 40%, allowed 10%")
     console.type_into("#token", TOKEN)
 
     console.click("[data-lift=student]")

@@ -324,10 +324,34 @@ def test_what_a_guard_rail_halted_is_told_with_its_evidence():
     text = page(facts(experiment(arms=[arm("ensemble"), arm("student", 1, halted=True, halt=halt)])))
 
     assert "A guard-rail halted student at 2026-09-21" in shown(text, "ramp")
-    assert "ctr loss of 0.32, allowed 0.1" in shown(text, "ramp")
+    assert "CTR loss of 32%, allowed 10%" in shown(text, "ramp")
     assert "halted by a guard-rail" in shown(text, "arms")
     assert re.search(r'<button[^>]* disabled[^>]* data-lift="student"', text)
     assert re.search(r'name="off" value="student">', text)
+
+
+def test_the_answer_says_first_that_an_arm_is_off():
+    """Whatever the report says, which may not have clicks enough to say anything: nobody is to read `keep running` of
+    an arm that nobody gets."""
+    (found,) = tree()["decisions"]
+    halt = HaltFacts("ctr_loss", 0.1, 0.32, 1.79e9)
+    arms = [arm("ensemble"), arm("student", 1, halted=True, halt=halt)]
+
+    halted = shown(page(facts(experiment(arms=arms)), Evidence(tree())), "answer")
+    paused = shown(
+        page(facts(experiment(arms=[arms[0], arm("student", 1, halted=True, is_off=True)])), Evidence(tree())), "answer"
+    )
+    running = shown(page(facts(), Evidence(tree())), "answer")
+
+    assert "Halted" in halted
+    assert (
+        f"A guard-rail found a CTR loss of 32%, allowed 10%. Its units get control. The report: {found['action']}"
+        in halted
+    )
+    assert "Paused" in paused
+    assert "It is switched off in the experiment file. Its units get control." in paused
+    assert found["action"].capitalize() in running
+    assert "control." not in running
 
 
 def test_what_changed_comes_first_then_what_is_unlike_training():

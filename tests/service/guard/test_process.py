@@ -211,6 +211,22 @@ def test_rails_are_judged_on_while_the_experiment_file_cannot_be_read(traffic: T
     assert [halt["arm"] for halt in traffic.halted()] == ["treatment"]
 
 
+def test_a_halt_that_was_lifted_by_a_clock_put_back_since_leaves_nobody_unguarded(traffic: Traffic):
+    """By the right time the lift is ten years ahead; what the arm does until then is judged all the same."""
+    path = traffic.state_file({"max_error_rate": 0.01})
+    traffic.play(1000, failing=(0.0, 0.5))
+    rails = traffic.rails()
+    rails.look()
+    assert lift_halt(traffic.state, read_experiments(path).default, "treatment", NOW + 3.2e8) is not None
+    rails.look()
+    assert traffic.halted() == []  # what it did before is judged no more
+
+    traffic.play(1000, failing=(0.0, 0.5))
+    rails.look()
+
+    assert [halt["arm"] for halt in traffic.halted()] == ["treatment"]
+
+
 def test_a_restart_reads_the_log_again(traffic: Traffic):
     """What was shown before counts."""
     traffic.state_file({"max_error_rate": 0.01})
