@@ -84,7 +84,7 @@ def main(arguments: Sequence[str], read_folders: ReadFolders) -> int:
         _check(options)
         while True:
             ask = _gatherer(options, read_folders)
-            verdicts = look(options.experiments, options.experiment, ask, time.time(), options.state)
+            verdicts = look(options.experiments, options.experiment, ask, time.time(), options.state, clock=time.time)
             if options.once or all(verdict.action is Action.DONE for verdict in verdicts.values()):
                 return 0
             time.sleep(options.every)
@@ -117,9 +117,18 @@ def _gatherer(options: argparse.Namespace, read_folders: ReadFolders) -> Gather:
     return ask
 
 
-def look(path: Path, only: str | None, ask: Gather, now: float, state: Path | None = None) -> dict[str, Verdict]:
+def look(
+    path: Path,
+    only: str | None,
+    ask: Gather,
+    now: float,
+    state: Path | None = None,
+    *,
+    clock: Callable[[], float] | None = None,
+) -> dict[str, Verdict]:
     """One look at every experiment with a ramp, or at that one: by name, what was done. What goes wrong meanwhile (a
-    file that somebody broke, a log that cannot be read) is logged, and holds. `state`: the service's."""
+    file that somebody broke, a log that cannot be read) is logged, and holds. `state`: the service's. `clock` says when
+    a step is made, if not `now`: a look takes what reading the log takes."""
     state = path.with_name(path.name + ".state.json") if state is None else state
     try:
         file = read_experiments(path)
@@ -136,7 +145,7 @@ def look(path: Path, only: str | None, ask: Gather, now: float, state: Path | No
                 def ask_about(since: float, experiment: Experiment = experiment, lifted: float = lifted) -> Evidence:
                     return ask(file, experiment, since, lifted, now)
 
-                verdict = _advance(path, experiment, halted, ask_about, now)
+                verdict = _advance(path, experiment, halted, ask_about, now, clock or (lambda: now))
         except (AnswersError, ConfigError) as error:
             verdict = Verdict(Action.HOLD, "changed" if isinstance(error, StaleError) else "error", str(error))
         _tell(experiment, verdict)
@@ -149,7 +158,12 @@ def _with_ramp(file: ExperimentFile, only: str | None) -> list[Experiment]:
 
 
 def _advance(
-    path: Path, experiment: Experiment, halted: Collection[str], ask: Callable[[float], Evidence], now: float
+    path: Path,
+    experiment: Experiment,
+    halted: Collection[str],
+    ask: Callable[[float], Evidence],
+    now: float,
+    clock: Callable[[], float],
 ) -> Verdict:
     """Decides, writes down what is intended, does it, and writes down that it is done."""
     place = state_path(path)
@@ -160,14 +174,14 @@ def _advance(
     progress.holds = verdict.reason if verdict.action is Action.HOLD else ""
     if verdict.coverage is not None:
         before, after = float(experiment.coverage), float(verdict.coverage)
-        step = Step(time=now, before=before, after=after, reason=verdict.reason, evidence=verdict.evidence)
+        step = Step(time=clock(), before=before, after=after, reason=verdict.reason, evidence=verdict.evidence)
         progress.intended = step
         write_state(place, state)
         change_experiment(
             path, experiment.name, lambda content: {**content, "coverage": after}, expected_tag=experiment.tag()
         )
         progress.steps.append(step)
-        progress.coverage, progress.since, progress.intended = after, now, None
+        progress.coverage, progress.since, progress.intended = after, clock(), None
     write_state(place, state)
     return verdict
 

@@ -125,6 +125,30 @@ def test_it_holds(path: Path, change: dict[str, Any], found: Evidence | None, af
     assert coverage(path) > held_at
 
 
+def test_a_hold_begins_when_the_step_is_made_however_long_the_look_took(path: Path):
+    """Reading the log of a busy service takes minutes: the hold is not that much shorter, nor are impressions from
+    before the step a part of its sample."""
+    clock = START
+    asked: list[float] = []
+
+    def slow(file: ExperimentFile, experiment: Experiment, since: float, lifted: float, now: float) -> Evidence:
+        nonlocal clock
+        clock += 600.0
+        asked.append(since)
+        return evidence()
+
+    def look_at(now: float) -> str:
+        nonlocal clock
+        clock = now
+        return look(path, None, slow, now, clock=lambda: clock)["e"].kind
+
+    look_at(START)
+    assert look_at(START + DAY) == "clean"
+    assert look_at(START + 2 * DAY + 599) == "time"
+    assert look_at(START + 2 * DAY + 600) == "clean"
+    assert asked == [START, START + DAY + 600]
+
+
 class Killed(BaseException):
     """As by a signal: nothing catches it."""
 
