@@ -54,8 +54,8 @@ class KafkaTarget:
         self._topic = topic.strip("/")
         if not brokers.strip(",") or not _TOPIC.fullmatch(self._topic) or "@" in brokers:
             raise ConfigError(
-                "--to (RETORT_SHIP_TO): expected kafka://HOST:PORT[,HOST:PORT…]/TOPIC, the topic of at most 249 letters, "
-                "digits, `.`, `_` and `-`; user and password belong into --kafka-options"
+                "--to (RETORT_SHIP_TO): expected kafka://HOST:PORT[,HOST:PORT…]/TOPIC, the topic of at most 249 "
+                "letters, digits, `.`, `_` and `-`; user and password belong into --kafka-options"
             )
         self.name = f"kafka://{brokers}/{self._topic}"
         self._options = {
@@ -202,7 +202,7 @@ def _read_options(path: Path) -> dict[str, str]:
     except OSError as error:
         raise ConfigError(f"--kafka-options: {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--kafka-options: {path}: expected UTF-8, got something else at byte {error.start}") from None
+        raise ConfigError(f"--kafka-options: {path}: expected UTF-8, got none at byte {error.start}") from None
     options = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
