@@ -33,6 +33,9 @@ LOCKS = 0x5E70
 ROWS_AT_ONCE = 10_000
 LOCK_SECONDS = 30.0
 """The server takes a moment to see that a follower has died, and longer on a busy machine."""
+PLANNING = ("enable_nestloop = off", "cursor_tuple_fraction = 1", "jit = off")
+"""For who reads all of the views. Of the rows that a window ranks first the planner expects a handful, and joins them
+by reading everything anew for each: minutes for some hundred requests."""
 
 _INDEXES = tuple(  # by hash: a text of any length has one
     f"CREATE INDEX IF NOT EXISTS {table}_{column} ON {table} USING hash ({column})"
@@ -140,6 +143,8 @@ def reading(url: str, experiment: str, window_seconds: float) -> Iterator[Ask]:
     ):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         connection.execute(f"SET LOCAL search_path TO pg_temp, {SCHEMA}")  # what is made here is ours, and found first
+        for setting in PLANNING:
+            connection.execute(f"SET LOCAL {setting}")
         for statement in (statement for statement in create_tables() if " windows " in statement):
             connection.execute(statement)
         connection.execute("INSERT INTO windows VALUES (%s, %s)", [experiment, window_seconds])
