@@ -35,7 +35,8 @@ from service.http.direct import Direct
 from service.http.protocol import Arriving, GuardedProtocol
 from service.scoring.admission import Admission
 from service.scoring.candidates import take_apart
-from service.scoring.predict import PREDICT, Call, _request_in, decode_request
+from service.scoring.predict import PREDICT, Call
+from service.scoring.request import decode_request, request_in
 from service.settings import Settings
 
 ROUNDS = 7
@@ -128,7 +129,7 @@ def inner_stages(app: Service, requests: Sequence[AdRequest], model: str) -> dic
     calls = []
     for body, envelope, own, feeds in zip(bodies, envelopes, pieces, inputs, strict=True):
         call = Call(predictor.finish, PREDICT, body, time.perf_counter(), lambda answer: None, plan)
-        call.request = _request_in(envelope, len(own), lambda: "id")
+        call.request = request_in(envelope, len(own), lambda: "id")
         call.chosen = plan.choose(model, None, "user")
         call.served, call.due, call.rows = call.chosen.served, None, len(own)
         call.pctr = scorer._run([PCTR], feeds)[0]
@@ -157,7 +158,7 @@ def inner_stages(app: Service, requests: Sequence[AdRequest], model: str) -> dic
         "decode the envelope, look the candidates up": microseconds(look_up, bodies),
         "  or, all new: decode, encode, learn": microseconds(as_missed, range(len(bodies))),
         "check, choose the arm": microseconds(
-            lambda envelope: plan.choose(model, None, _request_in(envelope, 1, lambda: "id").unit), envelopes
+            lambda envelope: plan.choose(model, None, request_in(envelope, 1, lambda: "id").unit), envelopes
         ),
         "encode the context": microseconds(lambda request: encoder.encode_context(request.context), requests),
         "inputs of the graph": microseconds(

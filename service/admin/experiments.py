@@ -24,8 +24,8 @@ from service.experiments.file import ExperimentFile, decode_json
 from service.experiments.phases import describe_changes
 from service.experiments.writing import Change, Draft, exclusive
 from service.http.asgi import ClientGoneError
-from service.scoring.predict import decode_json as decode_strictly
-from service.scoring.predict import refuse_wide_integers
+from service.scoring.json_body import decode_json as decode_strictly
+from service.scoring.json_body import refuse_wide_integers
 
 _TAGS = re.compile(r'[ \t]*(?:(?:W/)?"[^"]*"[ \t]*)?(?:,[ \t]*(?:(?:W/)?"[^"]*"[ \t]*)?)*')
 """A list of entity tags (RFC 9110, section 8.8.3); what is in a tag may be commas and stars."""

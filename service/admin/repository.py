@@ -19,7 +19,7 @@ from models.versions import LATEST, NONE, Wish, is_model_name
 from service.admin import audit
 from service.admin.gate import Admin
 from service.errors import Code, ModelLoadError, Refusal
-from service.scoring.predict import decode_json
+from service.scoring.json_body import decode_json
 from service.scoring.registry import Registry
 
 

@@ -1,6 +1,6 @@
 """What the OpenAPI page says about the routes: schemas and worked examples, made from the same tables the code uses.
 
-The predict routes read their bodies themselves (`predict.py`), so FastAPI cannot derive this; a test holds
+The predict routes read their bodies themselves (`request.py`), so FastAPI cannot derive this; a test holds
 every example here against the running application.
 """
 

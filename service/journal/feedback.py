@@ -16,7 +16,8 @@ from models.values import LARGEST_INTEGER, describe
 from service.errors import Code, Refusal
 from service.journal.records import Event
 from service.scoring.candidates import holds_wide_integer
-from service.scoring.predict import MAX_ID_BYTES, decode_json
+from service.scoring.json_body import decode_json
+from service.scoring.request import MAX_ID_BYTES
 
 MAX_EVENTS = 1000
 """In one request."""

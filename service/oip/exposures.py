@@ -13,7 +13,8 @@ from __future__ import annotations
 from service.errors import Code, Refusal
 from service.oip.request import InferenceRequest
 from service.scoring.plan import Chosen, Plan, RunningExperiment, Served
-from service.scoring.predict import Call, Predictor, PredictRequest, Target
+from service.scoring.predict import Call, Predictor, Target
+from service.scoring.request import PredictRequest
 
 
 def begin_exposure(

@@ -24,7 +24,8 @@ from models.schema import FieldSchema
 from service.errors import Code, Refusal
 from service.oip.request import InferenceRequest
 from service.oip.tensors import BYTES, Tensor, integers, invalid, raw_values, rows_of
-from service.scoring.predict import decode_json, have_many_exponents, refuse_encoding
+from service.scoring.json_body import decode_json, have_many_exponents
+from service.scoring.request import refuse_encoding
 
 Ids = npt.NDArray[np.int32]
 

@@ -19,7 +19,8 @@ from typing import Any
 from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
 from service.errors import Code, Refusal
 from service.oip.tensors import DATATYPES, Tensor, invalid
-from service.scoring.predict import MAX_DEADLINE_MS, MAX_ID_BYTES, decode_json, refuse_wide_integers
+from service.scoring.json_body import decode_json, refuse_wide_integers
+from service.scoring.request import MAX_DEADLINE_MS, MAX_ID_BYTES
 
 MAX_DIMENSIONS = 8
 _MEMBERS = frozenset(("id", "parameters", "inputs", "outputs", "model_name", "model_version"))

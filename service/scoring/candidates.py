@@ -9,7 +9,7 @@ Why this is safe. `take_apart` cuts between `[{` and `}]` at every `{`, without 
 only if, each piece is one object and what is left with `[]` in the list's place is the envelope: then the body is that
 envelope with the list of those objects in it, since a list of JSON objects is JSON. A piece only comes into the cache
 after it was decoded, alone, as one object; and what is not in the cache is decoded, alone, or the request goes the
-usual way (`predict.py`), which reads all of it and is the specification. Nothing is refused here.
+usual way (`request.py`), which reads all of it and is the specification. Nothing is refused here.
 
 A cache belongs to one loaded version: the same bytes may be other ids to another, and go with it.
 """

@@ -22,16 +22,10 @@ from models.encoder import EncodedRows
 from models.errors import EncodeError
 from models.graph import GATE_WEIGHTS, LOGIT, PCTR, TEACHER_LOGITS, graph_inputs
 from models.tables import MISSING, UNKNOWN
+from service.scoring.json_body import refuse_wide_integers
 from service.scoring.plan import Chosen, Plan, Served
-from service.scoring.predict import (
-    PredictRequest,
-    Target,
-    choose,
-    decode_request,
-    encode_request,
-    refuse_encoding,
-    refuse_wide_integers,
-)
+from service.scoring.predict import Target, choose
+from service.scoring.request import PredictRequest, decode_request, encode_request, refuse_encoding
 from service.scoring.scorer import Floats, Scorer
 
 EXPLAIN_ROUTE = "/explain"

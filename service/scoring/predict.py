@@ -16,29 +16,34 @@ import itertools
 import logging
 import math
 import random
-import re
 import secrets
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
-import msgspec
 import numpy as np
 import orjson
 from starlette.types import Receive, Scope
 
 from models.encoder import EncodedRows
 from models.errors import EncodeError
-from models.values import LARGEST_INTEGER, SMALLEST_INTEGER, describe
 from service.errors import PROBLEMS, Code, Refusal
 from service.http.asgi import FIRST_BYTE, Answer, ClientGoneError, parent_of, read_body, refuse
 from service.http.compression import expand
 from service.metrics import Metrics, adder
 from service.scoring.admission import Admission, places_of
-from service.scoring.candidates import Envelope, has_wide_integer, holds_wide_integer, take_apart
+from service.scoring.candidates import has_wide_integer, take_apart
+from service.scoring.json_body import refuse_wide_integers
 from service.scoring.plan import Chosen, Plan, Served, ShadowRoute, find_version
 from service.scoring.registry import Version
+from service.scoring.request import (
+    PredictRequest,
+    decode_request,
+    encode_request,
+    refuse_encoding,
+    request_in,
+)
 from service.scoring.scorer import Floats, Job, Scorer, ScoringQueue
 
 if TYPE_CHECKING:
@@ -46,37 +51,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_ID_BYTES = 256
-MAX_DEADLINE_MS = 3_600_000.0
-LONG_BODY = 1 << 15
-"""Shorter bodies cost little whatever is in them."""
-MANY_EXPONENTS = 3000
 RETRY_AFTER = (b"retry-after", b"1")
 RENEWAL_SECONDS = 1.0
 """The shortest time after which what a model takes is measured again, while it is not asked for being too slow."""
 RENEWAL_SHARE = 0.02
 """Share of the time that may go into that."""
 _NO_SCORES = np.zeros(0, dtype=np.float32)
-
-_MEMBERS = frozenset(
-    ("request_id", "unit_id", "context", "candidates", "candidate_ids", "experiment", "arm", "deadline_ms")
-)
-_DIGITS_TO_ZERO = bytes(
-    ord("0") if ord("0") <= byte <= ord("9") else ord("e") if byte in b"eE" else ord(" ") for byte in range(256)
-)
-_DIGITS = re.compile(rb"[0-9]+")
-_NO_WIDE_INTEGER = re.compile(
-    rb"(?:[^\"0-9]++"
-    rb"|\"[^\"\\]*+(?:\\.[^\"\\]*+)*+\""
-    rb"|[0-9]++(?:\.[0-9]++(?:[eE][+-]?+[0-9]++)?+|[eE][+-]?+[0-9]++)"
-    rb"|[0-9]{1,18}+(?![0-9]))*+",
-    re.DOTALL,
-)
-"""JSON tokens up to the next integer of 19 digits or more; without backtracking, so in linear time."""
-_NO_HALF_PAIR = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).)*+", re.DOTALL)
-"""Text up to the next escaped surrogate that is not part of a pair."""
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_BEYOND = describe(LARGEST_INTEGER + 1)
 
 
 class Target(NamedTuple):
@@ -88,253 +68,6 @@ class Target(NamedTuple):
 
 
 PREDICT = Target("/predict")
-
-
-class PredictRequest:
-    """A decoded request with `count` candidates, in `rows`, `columns` or `ids` of the catalogue; in none of them, and
-    without `members`, where they are known by their bytes (`candidates.py`)."""
-
-    __slots__ = (
-        *("arm", "columns", "context", "count", "deadline_seconds"),
-        *("experiment", "ids", "ignored", "members", "request_id", "rows", "unit"),
-    )
-
-    request_id: str
-    unit: str
-    context: dict[str, Any]
-    rows: list[Any] | None
-    columns: dict[str, list[Any]] | None
-    ids: list[str] | None
-    count: int
-    experiment: str | None
-    arm: str | None
-    deadline_seconds: float | None
-    ignored: int
-    members: dict[str, Any] | None
-
-
-def have_many_exponents(body: bytes) -> bool:
-    """Whether msgspec would take long over the numbers of a long body."""
-    return len(body) > LONG_BODY and body.translate(_DIGITS_TO_ZERO).count(b"0e") > MANY_EXPONENTS
-
-
-def _decode_exponents(body: bytes) -> Any:
-    """What msgspec makes of a body, from another decoder: msgspec takes 7 us for 5e-324, which makes half a second
-    of a megabyte. This one makes floats of integers beyond 64 bits, so they are looked for."""
-    if has_wide_integer(body):
-        place = 0
-        while (place := _NO_WIDE_INTEGER.match(body, place).end()) < len(body):  # type: ignore[union-attr]
-            digits = _DIGITS.match(body, place)
-            if digits is None:
-                break  # no JSON
-            negative = body[place - 1 : place] == b"-"
-            value = int(digits[0]) if len(digits[0]) <= 20 else 1 << 64
-            if value > (-SMALLEST_INTEGER if negative else LARGEST_INTEGER):
-                raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
-            place = digits.end()
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "infinity" in error.msg:
-            raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
-        if "depth" in error.msg:
-            raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
-        raise _malformed(body, f"malformed at character {error.pos}") from None
-
-
-def _malformed(body: bytes, what: str) -> Refusal:
-    """The refusal of what is no JSON. Decoders have many words for half of a surrogate pair, "truncated" among them."""
-    place = _NO_HALF_PAIR.match(body).end()  # type: ignore[union-attr]
-    if _SURROGATE.match(body, place):
-        what = "a string holds half of a surrogate pair"
-    return Refusal(Code.MALFORMED_JSON, f"expected JSON: {what}")
-
-
-def decode_json(body: bytes, has_many_exponents: bool | None = None) -> Any:
-    """What a body says, or `Refusal`. Integers beyond 64 bits are let through: see `refuse_wide_integers`.
-
-    `has_many_exponents` says it of all the texts of one request, where there are more than one.
-    """
-    if has_many_exponents is None:
-        has_many_exponents = have_many_exponents(body)
-    try:
-        if has_many_exponents:
-            return _decode_exponents(body)
-        return msgspec.json.decode(body)
-    except msgspec.ValidationError:
-        raise Refusal(Code.NUMBER_OUT_OF_RANGE, "a number is beyond what 64 bits can hold") from None
-    except UnicodeDecodeError:
-        raise _malformed(body, "invalid UTF-8") from None
-    except msgspec.DecodeError as error:
-        what = str(error).removeprefix("JSON is malformed: ")
-        raise _malformed(body, "it ends too early" if what == "Input data was truncated" else what) from None
-    except RecursionError:
-        raise Refusal(Code.TOO_DEEP, "lists and objects are nested too deeply") from None
-
-
-def decode_request(body: bytes, max_candidates: int, new_id: Callable[[], str]) -> PredictRequest:
-    """The request that a body holds, or `Refusal`. Feature values are checked later, by the encoder.
-
-    Of two members with one name the last counts, as in every common JSON reader.
-    """
-    members = decode_json(body)
-    if type(members) is not dict:
-        raise Refusal(Code.INVALID_REQUEST, f"expected an object, got {describe(members)}")
-    get = members.get
-    request = PredictRequest()
-    request.members = members
-    request.ignored = len(members.keys() - _MEMBERS)
-
-    names = ("request_id", "unit_id", "context", "experiment", "arm", "deadline_ms")
-    _take_members(request, new_id, *map(get, names))
-    _take_candidates(request, get("candidates"), get("candidate_ids"), max_candidates)
-    return request
-
-
-def _take_members(
-    request: PredictRequest,
-    new_id: Callable[[], str],
-    request_id: Any,
-    unit: Any,
-    context: Any,
-    experiment: Any,
-    arm: Any,
-    deadline_ms: Any,
-) -> None:
-    """Checks every member but the candidates; None is absent."""
-    request.request_id = new_id() if request_id is None else _checked_id(request_id, "request_id")
-    if unit is None:
-        request.unit = request.request_id
-    elif type(unit) is int:
-        if not SMALLEST_INTEGER <= unit <= LARGEST_INTEGER:
-            raise _wrong_type("unit_id", "an integer of at most 64 bits", unit)
-        request.unit = str(unit)
-    else:
-        request.unit = _checked_id(unit, "unit_id")
-    request.experiment = _optional_string(experiment, "experiment")
-    request.arm = _optional_string(arm, "arm")
-    request.deadline_seconds = None if deadline_ms is None else _checked_deadline(deadline_ms)
-    if context is not None and type(context) is not dict:
-        raise _wrong_type("context", "an object", context)
-    request.context = context or {}
-
-
-def _take_candidates(request: PredictRequest, candidates: Any, ids: Any, max_candidates: int) -> None:
-    request.rows = request.columns = request.ids = None
-    if ids is not None:
-        if type(ids) is not list or not {str}.issuperset(map(type, ids)):
-            wrong = ids if type(ids) is not list else next(id_ for id_ in ids if type(id_) is not str)
-            raise _wrong_type("candidate_ids", "a list of strings", wrong)
-        if candidates is not None:
-            detail = "expected `candidates` or `candidate_ids`, got both"
-            raise Refusal(Code.INVALID_REQUEST, detail, field="candidate_ids")
-        request.ids = ids
-        count = len(ids)
-    elif type(candidates) is list:
-        request.rows = candidates
-        count = len(candidates)
-    elif type(candidates) is dict:
-        request.columns = candidates
-        count = _column_length(candidates)
-    elif candidates is None:
-        raise Refusal(Code.MISSING_CANDIDATES, "expected `candidates`", field="candidates")
-    else:
-        raise _wrong_type("candidates", "a list of objects or an object of lists", candidates)
-    if count == 0:
-        raise Refusal(Code.EMPTY_CANDIDATES, "expected at least one candidate", field="candidates")
-    if count > max_candidates:
-        raise Refusal(
-            Code.TOO_MANY_CANDIDATES,
-            f"expected at most {max_candidates} candidates, got {count}",
-            field="candidates",
-        )
-    request.count = count
-
-
-def _column_length(columns: dict[str, Any]) -> int:
-    """The length all columns have; 0 for no column. Names of columns are the client's and are not repeated."""
-    count = -1
-    for column in columns.values():
-        if type(column) is not list:
-            raise _wrong_type("candidates", "a list in every column", column)
-        if count not in (-1, len(column)):
-            raise Refusal(
-                Code.UNEQUAL_COLUMNS,
-                f"expected columns of one length, got {count} and {len(column)}",
-                field="candidates",
-            )
-        count = len(column)
-    return max(count, 0)
-
-
-def _wrong_type(field: str, expected: str, got: object) -> Refusal:
-    kind = describe(got)
-    code = Code.NUMBER_OUT_OF_RANGE if kind == _BEYOND else Code.WRONG_TYPE
-    return Refusal(code, f"field '{field}': expected {expected}, got {kind}", field=field)
-
-
-def _optional_string(value: Any, field: str) -> str | None:
-    if value is not None and type(value) is not str:
-        raise _wrong_type(field, "a string", value)
-    return value
-
-
-def _checked_id(value: Any, field: str) -> str:
-    if type(value) is not str:
-        expected = "a string" if field == "request_id" else "a string or an integer"
-        raise _wrong_type(field, expected, value)
-    size = len(value) if value.isascii() else len(value.encode())
-    if not 1 <= size <= MAX_ID_BYTES:
-        raise Refusal(
-            Code.INVALID_ID,
-            f"field '{field}': expected 1 to {MAX_ID_BYTES} bytes of UTF-8, got {size}",
-            field=field,
-        )
-    return value
-
-
-def _checked_deadline(value: Any) -> float:
-    if type(value) is not float and type(value) is not int:
-        raise _wrong_type("deadline_ms", "a number", value)
-    if not 0 < value <= MAX_DEADLINE_MS:
-        if describe(value) == _BEYOND:
-            raise _wrong_type("deadline_ms", "a number", value)
-        raise Refusal(
-            Code.INVALID_DEADLINE,
-            f"field 'deadline_ms': expected more than 0 and at most {MAX_DEADLINE_MS:.0f}",
-            field="deadline_ms",
-        )
-    return value / 1000.0
-
-
-def refuse_encoding(error: EncodeError) -> Refusal:
-    """What a value that does not fit its field is refused with."""
-    code = Code.NUMBER_OUT_OF_RANGE if error.got == _BEYOND else Code.WRONG_TYPE
-    return Refusal(code, str(error), field=error.field, row=error.row)
-
-
-def refuse_wide_integers(members: Any, body: bytes) -> None:
-    """Refuses integers beyond 64 bits in members that nobody reads, where the decoder lets them pass.
-
-    Where a field does read them, the encoder refuses them itself, so only requests with ignored members come here.
-    """
-    if holds_wide_integer(members, body):
-        raise Refusal(Code.NUMBER_OUT_OF_RANGE, "an integer is beyond what 64 bits can hold")
-
-
-def encode_request(request: PredictRequest, scorer: Scorer) -> tuple[EncodedRows, EncodedRows | None, list[int]]:
-    """(context, candidates, places of those that the catalogue does not know) of a decoded request, in a model's ids.
-
-    The candidates are None where the catalogue knows none of them. Raises `EncodeError`, or `Refusal`.
-    """
-    encoder = scorer.bundle.encoder
-    context = encoder.encode_context(request.context)
-    if request.rows is not None:
-        return context, encoder.encode_candidates(request.rows), []
-    if request.columns is not None:
-        return context, encoder.encode_candidate_columns(request.columns, request.count), []
-    assert request.ids is not None
-    return context, *scorer.catalogue.find(request.ids)
 
 
 class Call(Job):
@@ -530,7 +263,7 @@ class Predictor:
             return False
         envelope, text, call.pieces = taken
         try:
-            call.request = _request_in(envelope, len(call.pieces), self.new_id)
+            call.request = request_in(envelope, len(call.pieces), self.new_id)
             call.decoded = perf_counter() - began
             chosen = choose(call.plan, call.target, call.request)
             if not isinstance(chosen, Chosen):
@@ -823,22 +556,3 @@ def with_unknown(scores: bytes, unknown: list[int], count: int) -> tuple[bytes, 
     missing = frozenset(unknown)
     all_of_them = b",".join(b"null" if place in missing else next(known) for place in range(count))
     return b"[%b]" % all_of_them, b',"unknown_candidates":' + orjson.dumps(unknown)
-
-
-def _request_in(envelope: Envelope, count: int, new_id: Callable[[], str]) -> PredictRequest:
-    """The request of an envelope whose candidates are known by their bytes; the same checks as `decode_request`."""
-    request = PredictRequest()
-    request.members = request.rows = request.columns = request.ids = None
-    request.ignored = 0
-    request.count = count
-    _take_members(
-        request,
-        new_id,
-        envelope.request_id,
-        envelope.unit_id,
-        envelope.context,
-        envelope.experiment,
-        envelope.arm,
-        envelope.deadline_ms,
-    )
-    return request

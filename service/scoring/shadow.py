@@ -33,7 +33,8 @@ from models.graph import graph_inputs
 from service.errors import Refusal
 from service.metrics import Metrics, adder
 from service.scoring.plan import ShadowRoute
-from service.scoring.predict import Call, Predictor, encode_request, with_unknown
+from service.scoring.predict import Call, Predictor, with_unknown
+from service.scoring.request import encode_request
 from service.scoring.scorer import Floats, Ids, Scorer
 
 logger = logging.getLogger(__name__)

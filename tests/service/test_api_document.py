@@ -11,7 +11,7 @@ from service.http.descriptions import PREDICT_REQUEST_SCHEMA
 from service.metrics import LATENCY_SECONDS, STAGE_SECONDS, STAGES, Metrics
 from service.processes import worker
 from service.processes.supervisor import LONGEST_PATIENCE_SECONDS
-from service.scoring.predict import _MEMBERS, MAX_DEADLINE_MS, MAX_ID_BYTES
+from service.scoring.request import MAX_DEADLINE_MS, MAX_ID_BYTES, MEMBERS
 from service.settings import Settings
 from tests.service.running import ROOT
 from tests.service.test_metrics import declared
@@ -59,7 +59,7 @@ def test_every_member_of_a_request_is_listed():
     """As the decoder takes them and the OpenAPI describes them."""
     listed = {name for row in table("member") for name in code(row[0])}
 
-    assert listed == _MEMBERS == PREDICT_REQUEST_SCHEMA["properties"].keys()
+    assert listed == MEMBERS == PREDICT_REQUEST_SCHEMA["properties"].keys()
 
 
 def test_every_refusal_is_listed_with_its_status():

@@ -20,7 +20,8 @@ from service.app import Service
 from service.errors import PROBLEMS, Code, Refusal
 from service.http.asgi import refuse
 from service.http.descriptions import REFUSAL_EXAMPLES
-from service.scoring.predict import decode_request, refuse_wide_integers
+from service.scoring.json_body import refuse_wide_integers
+from service.scoring.request import decode_request
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.bundles import write_slow_ensemble
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
