@@ -56,6 +56,8 @@ KEEP_SECONDS = 5.0
 """How often a worker's counts are put where the others see them."""
 ENOUGH = 1000.0
 """Fewer values, by weight, say nothing: chance alone would move PSI by (bins - 1) / values."""
+ENOUGH_RUNS = 300.0
+"""Nor do fewer runs say what changed: candidates of a request are often alike, by their format say."""
 CHANGE_SECONDS = 86_400.0
 """What is counted now is held against what was counted so long ago, or first."""
 COPY_SECONDS = 3600.0
@@ -182,17 +184,25 @@ class _Side:
 
 
 class _Counts:
-    """How many values fell into the bins of some fields, now, and up to a day ago."""
+    """How many values fell into the bins of some fields, and in how many runs, now, and up to a day ago."""
 
     def __init__(self, size: int, fields: int) -> None:
         self.now = np.zeros(size)
+        self.runs = 0.0
         self._least = ENOUGH * max(fields, 1)
         self._copies: deque[tuple[float, Array]] = deque()
 
-    def keep(self, now: float) -> None:
-        """Keeps what is counted now, where it is enough and that was not done for a while."""
+    def add(self, counts: Array) -> None:
+        """Those of one run."""
+        self.now += counts
+        self.runs += 1.0
+
+    def fade(self, share: float, now: float) -> None:
+        """Leaves so much of every weight; keeps it, where it is enough and that was not done for a while."""
+        self.now *= share
+        self.runs *= share
         is_due = not self._copies or now >= self._copies[-1][0] + COPY_SECONDS
-        if is_due and self.now.sum() >= self._least:
+        if is_due and self.runs >= ENOUGH_RUNS and self.now.sum() >= self._least:
             self._copies.append((now, self.now.copy()))
         while len(self._copies) > 1 and now >= self._copies[1][0] + CHANGE_SECONDS:
             self._copies.popleft()
@@ -239,17 +249,16 @@ class VersionDrift:
         """Counts one run of those that wait."""
         inputs, pctr = self.waiting.pop()
         for side, counts in zip(self._sides, self._counts, strict=True):
-            counts.now += side.count(inputs)
+            counts.add(side.count(inputs))
         if len(pctr) > MOST_ROWS:
             pctr = pctr[:: -(-len(pctr) // MOST_ROWS)]
         places = self._edges.searchsorted(pctr, side="right")
-        self._pctr.now += np.bincount(places, minlength=len(self._pctr_reference))
+        self._pctr.add(np.bincount(places, minlength=len(self._pctr_reference)).astype(np.float64))
 
     def fade(self, share: float) -> None:
         """Leaves so much of every weight."""
         for counts in (*self._counts, self._pctr):
-            counts.now *= share
-            counts.keep(self._clock())
+            counts.fade(share, self._clock())
 
     def snapshot(self) -> dict[str, Any]:
         """Everything counted, with the reference it is held against."""
@@ -257,6 +266,7 @@ class VersionDrift:
         fields = {
             name: {
                 "counts": counts.now[part].tolist(),
+                "runs": counts.runs,
                 "before": None if counts.before is None else counts.before[part].tolist(),
                 "reference": reference.tolist(),
                 "special": special,
@@ -277,11 +287,13 @@ class _Field:
         self._reference = reference
         self._special = special
         self._now = np.zeros(len(reference))
+        self._runs = 0.0
         self._before = np.zeros(len(reference))
 
     def add(self, counted: Mapping[str, Any], share: float) -> None:
         """One worker's, of which so much is left."""
         self._now += share * np.array(counted["counts"])
+        self._runs += share * counted["runs"]
         if counted["before"] is not None:
             self._before += np.array(counted["before"])
 
@@ -294,7 +306,9 @@ class _Field:
         if special:
             now, then = (float(x[:special].sum() / x.sum()) for x in (self._now, self._reference))
             lost = max(0.0, now - then)
-        changed = change(self._before, self._now, special) if self._before.sum() >= ENOUGH else None
+        changed = None
+        if self._runs >= ENOUGH_RUNS and self._before.sum() >= ENOUGH:
+            changed = change(self._before, self._now, special)
         return psi(self._reference, self._now), changed, lost
 
 

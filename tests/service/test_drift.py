@@ -18,7 +18,17 @@ from models.manifest import FieldReference, Histogram
 from models.schema import FieldSchema
 from service.app import Service
 from service.metrics import Metrics
-from service.scoring.drift import COPY_SECONDS, ENOUGH, HALF_LIFE_SECONDS, Drift, IdBins, VersionDrift, pctr_bins, psi
+from service.scoring.drift import (
+    COPY_SECONDS,
+    ENOUGH,
+    ENOUGH_RUNS,
+    HALF_LIFE_SECONDS,
+    Drift,
+    IdBins,
+    VersionDrift,
+    pctr_bins,
+    psi,
+)
 from service.scoring.scorer import Scorer
 from tests.models.tiny_bundle import write_tiny_bundle
 from tests.service.running import CONTEXT, ask, candidate, make_app, metric, request_of, started
@@ -219,8 +229,8 @@ def test_what_changed_a_day_ago_is_how_it_is(scorer: Scorer, clock: Clock):
     def an_hour_of(ad: object) -> float:
         clock.seconds += COPY_SECONDS
         asyncio.run(drift.count())  # an hour has faded
-        for _ in range(40):
-            run(scorer, clock, CONTEXT, *({**candidate(1), "ad_id": ad} for _ in range(50)))
+        for _ in range(int(1.1 * ENOUGH_RUNS)):
+            run(scorer, clock, CONTEXT, *({**candidate(1), "ad_id": ad} for _ in range(5)))
         asyncio.run(drift.count())
         return drift.gauges().change["student", "ad_id"]
 
@@ -230,6 +240,26 @@ def test_what_changed_a_day_ago_is_how_it_is(scorer: Scorer, clock: Clock):
     assert max(before) < 0.01
     assert min(changes[:23]) > 0.25
     assert changes[-1] < 0.01
+
+
+def test_requests_whose_candidates_are_alike_are_as_many_as_they_are(scorer: Scorer, clock: Clock):
+    """A slot takes one format, so all candidates of a request have it. Of some twenty requests the thousand values
+    that they have between them are no picture of the traffic that anything could be held against."""
+    ads = scorer.bundle.encoder.to_vocabularies()["ad_id"][:2]
+    drift = drift_of(clock, scorer)
+
+    def requests(number: int, ad: object) -> None:
+        for _ in range(number):
+            run(scorer, clock, CONTEXT, *({**candidate(1), "ad_id": ad} for _ in range(50)))
+        asyncio.run(drift.count())
+
+    requests(30, ads[0])  # chance
+    assert ("student", "ad_id") in drift.gauges().psi
+    assert ("student", "ad_id") not in drift.gauges().change
+    for number in range(24):
+        requests(30, ads[number % 2])
+
+    assert drift.gauges().change["student", "ad_id"] < 0.1
 
 
 def test_what_was_made_before_a_version_went_live_is_what_counts_it(scorer: Scorer, clock: Clock):
@@ -354,8 +384,9 @@ def test_a_version_that_is_gone_is_counted_no_more(scorer: Scorer, bundle: Bundl
     assert drift.gauges().psi == {}
 
 
-def test_a_scrape_shows_both(repository: Path, tmp_path: Path):
+def test_a_scrape_shows_both(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of a service with a shadow, once enough was scored."""
+    monkeypatch.setattr("service.scoring.drift.ENOUGH_RUNS", 20.0)
     app: Service = make_app(repository, shadowed(tmp_path))
 
     async def scenario() -> str:

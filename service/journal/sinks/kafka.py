@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("service.ship")
 
 DELIVERY_SECONDS = 30.0
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 PRUNE_ABOVE = 1000
 """Positions kept of segments that may be gone."""
 
@@ -49,20 +50,23 @@ class KafkaTarget:
     """One topic. `ship.Target` says what is promised. `state`: the file that says how far it is."""
 
     def __init__(self, url: str, state: Path, options: Path | None = None) -> None:
-        parts = urlsplit(url)
-        self._topic = parts.path.strip("/")
-        if not parts.netloc or not self._topic or "/" in self._topic or "@" in parts.netloc:
-            raise ConfigError("--to (RETORT_SHIP_TO): expected kafka://HOST:PORT[,HOST:PORT…]/TOPIC")
-        self.name = f"kafka://{parts.netloc}/{self._topic}"
+        brokers, _, topic = url.removeprefix("kafka://").partition("/")
+        self._topic = topic.strip("/")
+        if not brokers.strip(",") or not _TOPIC.fullmatch(self._topic) or "@" in brokers:
+            raise ConfigError(
+                "--to (RETORT_SHIP_TO): expected kafka://HOST:PORT[,HOST:PORT…]/TOPIC, the topic of at most 249 "
+                "letters, digits, `.`, `_` and `-`; user and password belong into --kafka-options"
+            )
+        self.name = f"kafka://{brokers}/{self._topic}"
         self._options = {
-            "bootstrap.servers": parts.netloc,
+            "bootstrap.servers": brokers,
             "enable.idempotence": True,
             "compression.type": "lz4",
             "linger.ms": 5,
             "message.timeout.ms": int(1000 * DELIVERY_SECONDS),
             **({} if options is None else _read_options(options)),
         }
-        self._patience = min(float(str(self._options["message.timeout.ms"])) / 1000, 10.0)
+        self._patience = _patience(str(self._options["message.timeout.ms"]))
         self._state = state
         self._source = ""
         self._positions: dict[str, Position] = {}
@@ -184,12 +188,21 @@ class KafkaTarget:
             raise TargetError(f"{self._state}: {error.strerror or error}: what was sent will be sent again") from None
 
 
+def _patience(timeout_ms: str) -> float:
+    """How long to wait for a broker's first word, in seconds: as for a delivery, but bounded. Raises `ConfigError`."""
+    if not timeout_ms.isdecimal():
+        raise ConfigError("--kafka-options: message.timeout.ms: expected milliseconds, as 30000")
+    return min(int(timeout_ms) / 1000 or 10.0, 10.0)  # to librdkafka 0 is for ever
+
+
 def _read_options(path: Path) -> dict[str, str]:
     """`name=value` lines of librdkafka's options; lines with # are for people."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"--kafka-options: {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--kafka-options: {path}: expected UTF-8, got none at byte {error.start}") from None
     options = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):

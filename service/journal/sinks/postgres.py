@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import urlsplit
 
 from models.journal.frames import is_erased
 from service.errors import ConfigError
@@ -56,11 +55,17 @@ ON CONFLICT (source, segment) DO UPDATE SET
 def connect(url: str, *, make: bool = True) -> Connection:
     """A session whose names are those of our schema; where it is not there it is made, or, without `make`, refused.
     Raises `ConfigError` for what will not get better (no psycopg, a URL that is none, no rights, a schema of another
-    version), else `TargetError`."""
+    version), else `TargetError`; neither says anything of a password."""
     try:
         import psycopg
     except ImportError:
         raise ConfigError("psycopg is not installed here: pip install 'retort[postgres]'") from None
+    if _understood(url) is None:
+        raise ConfigError(
+            "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE as libpq reads it; in user and password every "
+            "letter of @ : / ? # [ ] % and space is written as %40 %3A %2F %3F %23 %5B %5D %25 %20 (not shown here: "
+            "it may hold a password)"
+        )
     with _errors():
         connection = psycopg.connect(
             url,
@@ -81,9 +86,28 @@ def connect(url: str, *, make: bool = True) -> Connection:
 
 
 def shown(url: str) -> str:
-    """The URL for people: without user, password and options."""
-    parts = urlsplit(url)
-    return f"postgresql://{parts.hostname or ''}{parts.path}"
+    """The URL for people: without user, password and options; and where it cannot be told what is what, nothing."""
+    facts = _understood(url)
+    return "postgresql://…" if facts is None else f"postgresql://{facts.get('host', '')}/{facts.get('dbname', '')}"
+
+
+def _understood(url: str) -> Mapping[str, Any] | None:
+    """What libpq makes of a URL; None where it makes nothing of it, or takes a piece of a password for something
+    else: then its errors, and the URL as it is shown, would have that piece in them."""
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError:
+        return None
+    authority, _, rest = url.partition("://")[2].partition("?")[0].partition("/")
+    if authority.count("@") > 1 or "@" in rest:
+        return None
+    try:
+        facts = conninfo_to_dict(url)
+    except ProgrammingError:
+        return None
+    ports = str(facts.get("port") or "0").split(",")
+    return facts if all(port.isdecimal() for port in ports if port) else None
 
 
 def erase_unit(url: str, unit: str) -> int:

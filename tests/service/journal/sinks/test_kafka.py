@@ -204,6 +204,48 @@ def test_a_full_disk_keeps_the_place_and_says_so(tmp_path: Path, url: str, monke
     assert sorted(key for key, _, _ in messages(url, 2)) == ["a", "a"]
 
 
+@pytest.mark.parametrize(
+    ("to", "options"),
+    [
+        ("kafka://[::1/topic", b""),
+        ("kafka://,/topic", b""),
+        ("kafka://127.0.0.1:1/no topic!", b""),
+        ("kafka://me:SECRET@127.0.0.1:1/topic", b""),
+        ("kafka://127.0.0.1:1/topic", b"message.timeout.ms=soon\n"),
+        ("kafka://127.0.0.1:1/topic", b"sasl.password=SECRET\xff\n"),
+        ("kafka://127.0.0.1:1/topic", b"SECRET\n"),
+    ],
+)
+def test_what_is_no_target_is_refused_in_one_line_without_secrets(
+    tmp_path: Path, to: str, options: bytes, capsys: pytest.CaptureFixture[str]
+):
+    """Before anything is sent; a traceback would show what the options hold."""
+    folder, file = tmp_path / "log", tmp_path / "options"
+    write(folder, exposure("a"))
+    file.write_bytes(b"message.timeout.ms=200\nsocket.timeout.ms=200\nlog_level=0\n" + options)
+
+    code = main(["ship", str(folder), "--to", to, "--once", "--kafka-options", str(file)])
+
+    said = capsys.readouterr().err
+    if to.startswith("kafka://[::1"):  # it may be a name to a resolver: then nobody is there
+        assert code in (1, 2)
+    else:
+        assert code == 2
+        assert "expected" in said
+    assert "SECRET" not in said
+
+
+def test_a_queue_that_is_full_is_waited_for(tmp_path: Path, url: str):
+    """librdkafka's, of ten messages: nothing is left out, and nothing sent twice for it."""
+    folder, options = tmp_path / "log", tmp_path / "options"
+    options.write_text("queue.buffering.max.messages=10\nlinger.ms=50\n")
+    write(folder, *(exposure(f"r-{number}") for number in range(300)))
+
+    assert ship(folder, url, options).records == 300
+    assert in_order(found := messages(url, 300)) == logged(folder)
+    assert len(found) == 300
+
+
 def test_what_cannot_work_is_refused(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch):
     """An option librdkafka does not know, a file that is not ours, and a machine without it."""
     folder, options = tmp_path / "log", tmp_path / "options"

@@ -375,3 +375,38 @@ def test_a_schema_of_another_release_is_refused(tmp_path: Path, url: str, monkey
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigError, match=r"pip install 'retort\[postgres\]'"):
         shipper(folder, url).run(once=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:100%SECRET@127.0.0.1:1/clicks",
+        "postgresql://me:pa/SECRET@127.0.0.1:1/clicks",
+        "postgresql://me:12/SECRET@127.0.0.1:1/clicks",
+        "postgresql://me:pa@SECRET@127.0.0.1:1/clicks",
+        "postgresql://me:pa SECRET@127.0.0.1:1/clicks",
+        "postgresql://me:pa[SECRET@127.0.0.1:1/clicks",
+        "postgresql://me:pa\u2100SECRET@127.0.0.1:1/clicks",
+        "postgresql://127.0.0.1:SECRET/clicks",
+        "postgresql://127.0.0.1:1/clicks?password=SECRET",
+    ],
+)
+@pytest.mark.parametrize("command", ["results", "ship", "erase-unit"])
+def test_a_password_is_in_no_error(
+    tmp_path: Path, url: str, command: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    """Also not a piece of one with letters in it that a URL takes for something else."""
+    folder = tmp_path / "log"
+    log(folder, 0, 1)
+    spec = experiments_file(tmp_path / "e.json", arm("ensemble"), arm("student"))
+    arguments = {
+        "results": ["--experiments", str(spec), "--log", url],
+        "ship": [str(folder), "--once", "--to", url],
+        "erase-unit": ["--log", url, "--unit", "u"],
+    }
+
+    assert main([command, *arguments[command]]) != 0
+
+    captured = capsys.readouterr()
+    assert "SECRET" not in captured.out + captured.err + caplog.text
+    assert "127.0.0.1" in captured.err + caplog.text or "%40" in captured.err + caplog.text
