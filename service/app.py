@@ -176,6 +176,11 @@ class Service(FastAPI):
             self.results.stop()
             logger.info("draining: readiness is down, what arrives is still answered")
 
+    def show_admission(self) -> None:
+        """Says in the metrics how full this worker is now."""
+        admission = self.predictor.admission
+        self.metrics.show_admission(admission.in_flight, admission.is_overloaded)
+
     def reasons_not_ready(self) -> tuple[str, ...]:
         """Why a balancer should send requests elsewhere; empty when it should not."""
         reasons = []
@@ -467,6 +472,7 @@ def _add_routes(app: Service) -> None:
         summary="Metrics for Prometheus",
     )
     async def metrics() -> Response:
+        app.show_admission()
         # In a thread: adding up many workers' files takes milliseconds that requests need not wait for.
         text = await asyncio.to_thread(app.metrics.exposition)
         return Response(text, headers={"content-type": CONTENT_TYPE})

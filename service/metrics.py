@@ -34,6 +34,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.utils import floatToGoString
 
 from service.errors import Code
+from service.processes.census import read_census
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -51,6 +52,9 @@ PCTR = (
     *(0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
 )
+
+_STARTS, _RESTARTS = "retort_worker_starts_total", "retort_worker_restarts_total"
+"""Which the supervisor counts: a worker that dies young does not come to it (`processes/census.py`)."""
 
 STAGES = ("decode", "encode", "queue", "score", "reply")
 
@@ -335,10 +339,28 @@ class Metrics:
             "Candidates looked up by their raw bytes, hit or miss, and entries evicted to make room.",
             ["outcome"],
         )
-        self.worker_starts = counter("retort_worker_starts_total", "Worker processes started.")
-        self.worker_restarts = counter(
-            "retort_worker_restarts_total", "Of these, those in the place of one that had ended."
+        self.places_taken = Gauge(
+            "retort_places_taken",
+            "Places that admitted and unanswered requests take, of --max-in-flight: of the fullest worker.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
+        self.admission_state = Gauge(
+            "retort_admission_state",
+            "Who is let in: 1 as many as there are places, 2 fewer, because overload lasts. The worst of the workers.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.workers = DerivedGauge(
+            "retort_workers",
+            "Worker processes: ready to serve, and wanted, as --workers says.",
+            ("state",),
+            self.registry,
+        )
+        if directory is not None:
+            self.workers.values = functools.partial(_workers, directory)
+        self.worker_starts = counter(_STARTS, "Worker processes started, also those that never became ready.")
+        self.worker_restarts = counter(_RESTARTS, "Of these, those in the place of one that had ended.")
 
         for outcome in ("recorded", "limited"):
             self.traces.labels(outcome)
@@ -347,7 +369,7 @@ class Metrics:
 
         self._derived = (
             *(self.shadow_kl, self.drift_psi, self.drift_change_psi, self.drift_lost_share),
-            *(self.ship_lag, self.ship_unread, self.ship_lost),
+            *(self.ship_lag, self.ship_unread, self.ship_lost, self.workers),
         )
         self._families = [Metric(family.name, family.documentation, family.type) for family in self.registry.collect()]
         self._requests: dict[tuple[str, int], Callable[[float], object]] = {}
@@ -379,6 +401,11 @@ class Metrics:
     def count_refusal(self, code: Code) -> None:
         """Counts a refusal under its stable code."""
         self._refused[code](1)
+
+    def show_admission(self, places_taken: int, is_overloaded: bool) -> None:
+        """Says how full this worker is, and whether it admits fewer because overload lasts."""
+        self.places_taken.set(places_taken)
+        self.admission_state.set(2 if is_overloaded else 1)
 
     def show_halted(self, arms: Mapping[tuple[str, str], bool]) -> None:
         """Says of every arm, by experiment and name, whether it is switched off; forgets the others."""
@@ -480,6 +507,13 @@ def _parse_key(key: str) -> tuple[str, str, dict[str, str], str]:
     return metric_name, name, labels, help_text
 
 
+def _workers(directory: Path) -> Iterator[tuple[tuple[str, ...], float]]:
+    census = read_census(directory)
+    if census is not None:
+        yield ("ready",), census.ready
+        yield ("wanted",), census.wanted
+
+
 class _SlotCollector:
     """The slots' files added up: counters and histograms summed, gauges by their maximum, absent where 0."""
 
@@ -503,12 +537,14 @@ class _SlotCollector:
 
     def collect(self) -> Iterator[Metric]:
         metrics = {family.name: Metric(family.name, family.documentation, family.type) for family in self.families}
+        census = read_census(self.directory)
+        told = {} if census is None else {_STARTS: census.starts, _RESTARTS: census.restarts}
         for kind in ("counter", "gauge"):
             for key, value in self._totals(kind).items():
                 metric_name, name, labels, help_text = _parse_key(key)
                 metric = metrics.setdefault(metric_name, Metric(metric_name, help_text, kind))
                 if kind == "counter" or value != 0:
-                    metric.add_sample(name, labels, value)
+                    metric.add_sample(name, labels, told.get(name, value))
         series: dict[str, dict[tuple[tuple[str, str], ...], tuple[dict[float, float], list[float]]]] = {}
         for key, value in self._totals("histogram").items():
             metric_name, name, labels, help_text = _parse_key(key)

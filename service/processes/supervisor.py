@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from service.errors import ConfigError
+from service.processes.census import FILE, Census, write_census
 from service.processes.worker import READY, run_worker
 from service.settings import Settings
 
@@ -133,10 +134,7 @@ class Supervisor:
             others_serve = any(other.ready for other in self._workers if other is not worker)
             process = self._context.Process(
                 target=run_worker,
-                args=(
-                    *(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
-                    worker.starts > 0,
-                ),
+                args=(self._settings, worker.slot, self._listener, theirs, self._metrics_directory, others_serve),
                 name=f"retort-worker-{worker.slot}",
             )
         hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the new process inherits, unlike a handler
@@ -145,11 +143,18 @@ class Supervisor:
         theirs.close()
         worker.starts += 1
         worker.process, worker.line, worker.ready = process, ours, False
+        self._count()
         worker.heard = time.monotonic()
         if worker is self._rails:
             logger.info("guard-rails are looked after by process %s", process.pid)
         else:
             logger.info("worker %d started as process %s", worker.slot, process.pid)
+
+    def _count(self) -> None:
+        """Tells whoever is scraped how many workers there are."""
+        workers = self._workers
+        starts, restarts = sum(one.starts for one in workers), sum(max(one.starts - 1, 0) for one in workers)
+        write_census(self._metrics_directory, Census(len(workers), sum(one.ready for one in workers), starts, restarts))
 
     def _listen(self, wake: socket.socket, timeout: float) -> None:
         """Takes what the workers say, until a timeout, a death or a signal."""
@@ -167,6 +172,7 @@ class Supervisor:
                 try:
                     if event.recv_bytes() == READY:
                         worker.ready = True
+                        self._count()
                         logger.info("worker %d is ready", worker.slot)
                     worker.heard = time.monotonic()
                 except (EOFError, OSError):
@@ -195,6 +201,7 @@ class Supervisor:
         self._bury(worker)
         worker.be_patient(now)
         worker.ready = False
+        self._count()
         if now >= worker.not_before:
             self._start(worker)
 
@@ -267,7 +274,7 @@ def metric_files(settings: Settings) -> Iterator[Path]:
     if directory is not None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for path in (*directory.glob("*.db"), *directory.glob("drift_*.json")):
+            for path in (*directory.glob("*.db"), *directory.glob("drift_*.json"), *directory.glob(FILE)):
                 path.unlink()
         except OSError as error:
             raise ConfigError(f"metrics directory {directory}: {error.strerror or error}") from None

@@ -57,11 +57,10 @@ def run_worker(
     supervisor: Connection,
     metrics_directory: Path,
     loads_first: bool,
-    replaces: bool = False,
 ) -> None:
     """Serves until told to stop, then exits the process with an honest code.
 
-    `loads_first`: leaves connections to the others until its models are proven. `replaces`: another one had its slot.
+    `loads_first`: leaves connections to the others until its models are proven.
 
     SIGTERM and SIGINT, and the supervisor's death, all mean: readiness falls, requests are answered with
     `Connection: close` for `drain_seconds`, the socket closes, what was accepted is answered, exit 0.
@@ -80,8 +79,6 @@ def run_worker(
 
     try:
         shared = metrics.Metrics(directory=metrics_directory, slot=slot)
-        shared.worker_starts.inc()
-        shared.worker_restarts.inc(replaces)
         app = create_app(settings, shared)
         app.loads_first = loads_first
         code = _serve(app, settings, listener, supervisor, stopping)
@@ -188,6 +185,7 @@ def _serve(
             supervisor.send_bytes(READY)
             while True:
                 await asyncio.sleep(HEARTBEAT_SECONDS)
+                app.show_admission()
                 supervisor.send_bytes(ALIVE)
         except OSError:
             if not server.should_exit:

@@ -149,6 +149,8 @@ class Scorer:
         """The first layer apart, where the graph has that form and its parts give the golden scores too: each share of
         an ad by itself, as it may have been computed in any company."""
         bundle = self.bundle
+        if len(bundle.schema.candidate_id_fields) < len(bundle.schema.candidate_fields):
+            return None  # an ad has sequences too, which a place in the table does not bring along
         try:
             parts = split(bundle.model_path.read_bytes())
             if parts is None:

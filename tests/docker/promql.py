@@ -54,6 +54,14 @@ class Expression:
         return found
 
     @property
+    def selectors(self) -> list[str]:
+        """What it reads, each as `name{matchers}`, without ranges and offsets: what must be there at all before a
+        comparison can say that something is wrong."""
+        text = re.sub(r"\[[^\]]*\]", "", _GROUPING.sub("", self.text))
+        named = self.metrics.keys()
+        return [name + matchers for name, matchers in _SELECTOR.findall(text) if name in named]
+
+    @property
     def groupings(self) -> set[str]:
         """Labels that it groups or joins by."""
         return {label.strip() for group in _GROUPING.findall(self.text) for label in group.split(",")} - {""}

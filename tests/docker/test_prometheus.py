@@ -230,6 +230,18 @@ def test_every_alerts_expression_parses(prometheus: Prometheus, expression: Expr
     _values(prometheus.port, expression.text)
 
 
+@pytest.mark.parametrize("expression", [*alert_expressions()], ids=lambda expression: expression.place)
+def test_whatever_an_alert_reads_is_there(prometheus: Prometheus, expression: Expression):
+    """While all is well an alert's comparison is empty, as one would be whose metric or label is misspelled: so each
+    selector of it gets data, but for what only faults bring about."""
+    assert expression.selectors
+    for selector in expression.selectors:
+        name = selector.partition("{")[0]
+        values = _values(prometheus.port, selector, prometheus.seen)
+
+        assert values or name in WITHOUT_TRAFFIC or "code=~" in selector, selector
+
+
 def test_prometheus_evaluates_our_rules(prometheus: Prometheus):
     """All of them, without an error."""
     rules: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.scoring.admission import CALM_RUNS, Admission, places_of
+from service.scoring.admission import CALM_RUNS, CALM_SECONDS, Admission, places_of
 
 
 class Runs:
@@ -33,15 +33,15 @@ def test_many_candidates_take_more_places(rows: int, places: int):
 
 def test_a_burst_is_let_in_as_far_as_there_are_places():
     """The last may take more than are left: it is not known before it is read how many."""
-    assert crowd(Admission(100, Runs()), 200) == 100
-    assert crowd(Admission(100, Runs()), 200, places=5) == 20
-    assert crowd(Admission(1, Runs()), 3, places=5) == 1
+    assert crowd(Admission(100, Runs(), clock=lambda: 0.0), 200) == 100
+    assert crowd(Admission(100, Runs(), clock=lambda: 0.0), 200, places=5) == 20
+    assert crowd(Admission(1, Runs(), clock=lambda: 0.0), 3, places=5) == 1
 
 
 def test_a_burst_that_was_too_large_changes_nothing():
     """What is refused within one run may have come while the process did not get to run."""
     runs = Runs()
-    admission = Admission(100, runs)
+    admission = Admission(100, runs, clock=lambda: 0.0)
     for _ in range(10):
         assert crowd(admission, 200) == 100
         runs.count += 1
@@ -53,7 +53,7 @@ def test_a_burst_that_was_too_large_changes_nothing():
 
 def overloaded(runs: Runs) -> Admission:
     """A hundred places, and refusals in two runs on end."""
-    admission = Admission(100, runs)
+    admission = Admission(100, runs, clock=lambda: 0.0)
     for _ in range(2):
         crowd(admission, 200)
         runs.count += 1
@@ -95,11 +95,51 @@ def test_overload_is_over_when_some_runs_refused_nobody():
     assert crowd(admission, 200) == 100
 
 
+class Clock:
+    """Seconds."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_overload_is_forgotten_where_nobody_asks():
+    """There are no runs then: a burst that comes hours later is a burst."""
+    runs, clock = Runs(), Clock()
+    admission = Admission(100, runs, clock)
+    for _ in range(2):
+        crowd(admission, 200)
+        runs.count += 1
+    admission.free(admission.in_flight)
+    assert admission.is_overloaded
+    assert crowd(admission, 200) == 40
+    admission.free(40)
+
+    clock.now += CALM_SECONDS + 1
+
+    assert not admission.is_overloaded
+    assert crowd(admission, 200) == 100
+
+
+def test_refusals_of_one_moment_and_of_hours_later_are_not_one_overload():
+    """Though there was but one run between them."""
+    runs, clock = Runs(), Clock()
+    admission = Admission(100, runs, clock)
+    crowd(admission, 200)
+    runs.count += 1
+    clock.now += CALM_SECONDS + 1
+
+    crowd(admission, 200)
+
+    assert not admission.is_overloaded
+
+
 @pytest.mark.parametrize("places", [1, 2, 3, 8])
 def test_few_places_always_let_somebody_in(places: int):
     """However long overload lasts."""
     runs = Runs()
-    admission = Admission(places, runs)
+    admission = Admission(places, runs, clock=lambda: 0.0)
     for _ in range(20):
         assert crowd(admission, 10) > 0
         runs.count += 1

@@ -16,7 +16,7 @@ from service.http.descriptions import PREDICT_REQUEST_SCHEMA
 from service.oip.inference import INFER_ROUTE, INFER_VERSION_ROUTE
 from service.scoring.explain import EXPLAIN_MODEL_ROUTE, EXPLAIN_ROUTE, EXPLAIN_VERSION_ROUTE
 from service.scoring.predict import Target
-from tests.service.running import make_app, metric, request_of
+from tests.service.running import make_app, metric, request_of, wait_until_ready
 
 ROUTES = {
     ("post", "/predict"),
@@ -209,6 +209,25 @@ def test_every_request_is_counted_under_its_route(client: TestClient):
     assert metric(text, "retort_requests_total", route=MODEL_ROUTE, code="404") >= 1
     assert metric(text, "retort_requests_total", route="/metrics", code="200") >= 0
     assert not re.search(r'route="/models/nobody', text)
+
+
+def test_a_scrape_says_how_full_the_worker_is(repository: Path):
+    """And whether it lets fewer in than there are places."""
+    app = make_app(repository, max_in_flight=10)
+    with TestClient(app) as client:
+        wait_until_ready(client)
+        calm = client.get("/metrics").text
+        admission = app.predictor.admission
+        admission.take(7)
+        for run in range(2):
+            app.predictor.queue.runs = run
+            admission.note_refusal()
+        crowded = client.get("/metrics").text
+
+    assert metric(calm, "retort_admission_state") == 1
+    assert metric(calm, "retort_places_taken") == 0
+    assert metric(crowded, "retort_admission_state") == 2
+    assert metric(crowded, "retort_places_taken") == 7
 
 
 def test_the_metrics_are_in_the_text_format(client: TestClient):

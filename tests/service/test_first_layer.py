@@ -19,6 +19,7 @@ from models.golden import Golden, GoldenRequest
 from models.graph import LOGIT, PCTR, graph_inputs
 from models.manifest import Calibration
 from models.schema import FeatureSchema
+from service.catalogue.lines import read_catalogue
 from service.scoring.first_layer import CatalogueRows, FirstLayer, Parts, shares_of, split
 from service.scoring.scorer import Scorer
 from tests.models.tiny_bundle import TinyModel, tiny_card
@@ -190,23 +191,26 @@ ADS = [{"ad_id": f"a{number}", "campaign": number} for number in range(30)]
 REQUESTS = [({"device": "phone", "slot": 3}, ADS[:7]), ({}, ADS[3:]), ({"device": "desktop"}, ADS[5:6])]
 
 
-@pytest.fixture
-def student(tmp_path: Path) -> Bundle:
-    """A student whose graph has the form, in a repository of its own."""
-    schema = FeatureSchema.from_text(SCHEMA)
+def bundle_of(root: Path, model: onnx.ModelProto, schema_text: str, requests: Any) -> Bundle:
+    """A bundle of this graph in a repository; the golden rows are the requests."""
+    schema = FeatureSchema.from_text(schema_text)
     encoder = Encoder(schema, {"device": ["phone", "desktop"], "ad_id": [ad["ad_id"] for ad in ADS[:25]]})
-    run = session(graph().SerializeToString()).run
+    run = session(model.SerializeToString()).run
     golden = []
-    for context, candidates in REQUESTS:
+    for context, candidates in requests:
         feeds = graph_inputs([encoder.encode_context(context)], [encoder.encode_candidates(candidates)])
         logit, pctr = (tuple(values.tolist()) for values in run([LOGIT, PCTR], feeds))
         golden.append(GoldenRequest(context=context, candidates=tuple(candidates), logit=logit, pctr=pctr))
     starts = dict.fromkeys((field.name for field in schema.fields), 0)
     card = tiny_card(TinyModel(encoder, WEIGHTS["last"], starts, 0.0, Calibration(scale=1.0, bias=0.0)))
-    model, facts = graph().SerializeToString(), {"encoder": encoder, "card": card}
-    return read_bundle(
-        write_bundle(tmp_path / "repository", "student", golden=Golden(requests=tuple(golden)), model=model, **facts)
-    )
+    facts = {"encoder": encoder, "card": card, "golden": Golden(requests=tuple(golden))}
+    return read_bundle(write_bundle(root, "student", model=model.SerializeToString(), **facts))
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Bundle:
+    """A student whose graph has the form, in a repository of its own."""
+    return bundle_of(tmp_path / "repository", graph(), SCHEMA, REQUESTS)
 
 
 UNSCALED = ("Gemm", ["candidate_flat", "from_candidate", "spread"], {})
@@ -279,3 +283,54 @@ def test_by_ids_the_answer_is_that_of_the_candidates(student: Bundle, tmp_path: 
         pytest.approx(json.loads(answer)["pctr"], abs=1e-6) for answer in alone
     ]
     assert (0 < share_bytes <= allowed) is has_shares
+
+
+def with_sequences() -> onnx.ModelProto:
+    """The same student, to whose logit the number of an ad's tags is added."""
+    model = graph()
+    names = ("tags_ids", "tags_offsets")
+    model.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT32, [f"{name}_n"]) for name in names)
+    bounds = {"zero": [0], "one": [1], "end": [2**40], "last_but_one": [-1]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(at, np.int64), name) for name, at in bounds.items())
+    nodes = [node for node in model.graph.node if node.output[0] not in (LOGIT, PCTR)]
+    nodes += [
+        helper.make_node("MatMul", ["relu", "last"], ["of_the_layers"]),
+        helper.make_node("Slice", ["tags_offsets", "one", "end"], ["ends"]),
+        helper.make_node("Slice", ["tags_offsets", "zero", "last_but_one"], ["starts"]),
+        helper.make_node("Sub", ["ends", "starts"], ["counts"]),
+        helper.make_node("Size", ["tags_ids"], ["in_all"]),  # so that every input is asked for
+        helper.make_node("Mul", ["in_all", "zero"], ["nothing"]),
+        helper.make_node("Cast", ["counts"], ["whole_counts"], to=TensorProto.INT64),
+        helper.make_node("Add", ["whole_counts", "nothing"], ["same_counts"]),
+        helper.make_node("Cast", ["same_counts"], ["count"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["of_the_layers", "count"], [LOGIT]),
+        helper.make_node("Sigmoid", [LOGIT], [PCTR]),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def test_ads_with_sequences_have_no_shares(tmp_path: Path):
+    """Not even where the graph has the form and asks for them behind the first layer: a table has no room for them."""
+    tags = "{name: tags, type: string, role: candidate, kind: sequence, max_length: 4, encoding: "
+    tags += "{method: hash, buckets: 9}}"
+    ads = [{**ad, "tags": ["old", "new"][: number % 3]} for number, ad in enumerate(ADS)]
+    model = with_sequences()
+    assert split(model.SerializeToString()) is not None
+    bundle = bundle_of(tmp_path / "repository", model, SCHEMA + f"  - {tags}\n", [({"device": "phone"}, ads)])
+    scorer = Scorer(bundle, share_bytes=1 << 20)
+    lines = b"".join(
+        json.dumps({"id": f"id-{place}", "candidate": ad}).encode() + b"\n" for place, ad in enumerate(ads)
+    )
+
+    async def encode() -> None:
+        (await scorer.catalogue.encode(await read_catalogue(lines), is_strict=True))()
+
+    asyncio.run(encode())
+    rows, unknown = scorer.catalogue.find([f"id-{place}" for place in range(len(ads))])
+
+    assert rows is not None
+    assert (unknown, scorer.catalogue.share_bytes) == ([], 0)
+    found = scorer.score([bundle.encoder.encode_context({"device": "phone"})], [rows])
+    np.testing.assert_allclose(found, bundle.golden.requests[0].pctr, atol=1e-6)

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.metrics import CANDIDATES, LATENCY_SECONDS, PCTR, Bins, Metrics, forget_gauges
+from service.processes import census
+from service.processes.census import Census, write_census
 from tests.service.running import ROOT, clean_environment, metric
 
 CONTRACT = {
@@ -54,7 +56,10 @@ def test_every_metric_of_the_contract_is_there_with_its_labels():
     assert found.keys() - CONTRACT.keys() == {
         "retort_candidate_cache_total",
         "retort_catalogue_candidates",
+        "retort_admission_state",
         "retort_circuit_state",
+        "retort_places_taken",
+        "retort_workers",
         "retort_worker_starts_total",
         "retort_worker_restarts_total",
         "retort_arm_halted",
@@ -185,6 +190,29 @@ def test_counts_survive_a_killed_worker_and_its_successor(tmp_path: Path):
     assert metric(text, "retort_exposures_total", experiment="e1") == 14
     assert metric(text, "retort_model_info", version="1") == 1
     assert metric(text, "retort_model_info", version="0") == 0
+
+
+def test_workers_are_counted_by_their_supervisor(tmp_path: Path):
+    """Those too that died before they could count; a file that is no census changes nothing."""
+    write_census(tmp_path, Census(wanted=4, ready=3, starts=19, restarts=15))
+    text = run_worker(tmp_path, 0, "live")
+    (tmp_path / census.FILE).write_text("{")
+    without = run_worker(tmp_path, 1, "live")
+
+    assert metric(text, "retort_worker_starts_total") == 19
+    assert metric(text, "retort_worker_restarts_total") == 15
+    assert metric(text, "retort_workers", state="ready") == 3
+    assert metric(text, "retort_workers", state="wanted") == 4
+    assert metric(without, "retort_worker_starts_total") == 2
+    assert "retort_workers{" not in without
+
+
+def test_a_census_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A full disk does not end the supervisor."""
+    write_census(tmp_path / "gone", Census(1, 1, 1, 0))
+
+    assert "cannot be written" in caplog.text
+    assert census.read_census(tmp_path / "gone") is None
 
 
 def test_workers_expose_what_one_process_would(tmp_path: Path):

@@ -149,6 +149,7 @@ def test_a_worker_that_is_killed_again_and_again_is_started_again_at_once(reposi
             assert time.monotonic() - died < 5
             assert running.request("POST", "/predict", request_of(1)).status == 200
             wait_for(lambda kill=kill: running.ready_count() == 3 + kill, "it is ready")  # type: ignore[misc]
+        assert metric(running.metrics(), "retort_worker_starts_total") == 7
         assert running.stop() == 0
 
 
@@ -435,8 +436,12 @@ def test_a_worker_that_cannot_start_again_does_not_take_the_others_with_it(own_r
 
         wait_for(lambda: "ended with code 3" in running.log_text(), "the new worker gives up")
         statuses = {running.request("POST", "/predict", request_of(1)).status for _ in range(10)}
+        wait_for(lambda: metric(running.metrics(), "retort_workers", state="ready") == 1, "the metrics say so")
+        assert metric(running.metrics(), "retort_workers", state="wanted") == 2
+        assert metric(running.metrics(), "retort_worker_restarts_total") >= 1
         model.write_bytes(whole)
         wait_for(lambda: running.ready_count() == 3, "a worker starts with the whole model")
+        assert metric(running.metrics(), "retort_workers", state="ready") == 2
         code = running.stop()
 
     assert statuses == {200}
