@@ -310,4 +310,4 @@ def test_from_requests_over_feedback_to_the_report(
     assert main(command) == 0
     assert "| log orphan events | 1 |" in " ".join(capsys.readouterr().out.split())
     assert main(["results", "--experiments", str(experiments), "--log", str(folder), str(experiments)]) == 2
-    assert "folders or files" in capsys.readouterr().err
+    assert "folders, files or a database, got both" in capsys.readouterr().err
