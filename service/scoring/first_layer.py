@@ -16,7 +16,7 @@ scored as before, and so is one whose parts do not give the golden scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from models.encoder import EncodedRows
 from models.graph import CANDIDATES, LOGIT, PCTR, REQUEST_INDEX
+from models.protobuf import Field, fields
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -95,36 +96,28 @@ class FirstLayer:
 
 def split(model: bytes) -> Parts | None:
     """A graph's two parts; None where it has not the form above. Raises ValueError where the bytes are no model."""
-    fields = list(_fields(memoryview(model)))
-    graphs = [field for field in fields if field.number == _GRAPH]
-    if len(graphs) != 1 or any(field.number == _FUNCTION for field in fields):
+    members = list(fields(memoryview(model)))
+    graphs = [field for field in members if field.number == _GRAPH]
+    if len(graphs) != 1 or any(field.number == _FUNCTION for field in members):
         return None
-    parts = _split_graph(list(_fields(graphs[0].content)))
+    parts = _split_graph(list(fields(graphs[0].content)))
     if parts is None:
         return None
-    rest = b"".join(field.whole for field in fields if field.number != _GRAPH)
+    rest = b"".join(field.whole for field in members if field.number != _GRAPH)
     return Parts(*(rest + _message(_GRAPH, part) for part in parts))
-
-
-class _Field(NamedTuple):
-    number: int
-    content: memoryview
-    """Empty but for strings, bytes and messages."""
-    whole: bytes
-    """The field as it stands there, tag and all."""
 
 
 class _Node(NamedTuple):
     op_type: str
     inputs: list[str]
     outputs: list[str]
-    whole: bytes
+    whole: bytes | memoryview
 
 
-def _split_graph(fields: Sequence[_Field]) -> tuple[bytes, bytes] | None:
-    nodes = [_node(field) for field in fields if field.number == _NODE]
+def _split_graph(graph: Sequence[Field]) -> tuple[bytes, bytes] | None:
+    nodes = [_node(field) for field in graph if field.number == _NODE]
     gathers = [node for node in nodes if node.op_type == "Gather" and node.inputs[1:] == [REQUEST_INDEX]]
-    if len(gathers) != 1 or any(field.number == _SPARSE for field in fields):
+    if len(gathers) != 1 or any(field.number == _SPARSE for field in graph):
         return None
     (spread,) = gathers[0].outputs
     meeting = [place for place, node in enumerate(nodes) if spread in node.inputs]
@@ -146,21 +139,25 @@ def _split_graph(fields: Sequence[_Field]) -> tuple[bytes, bytes] | None:
         _made("Add", [fetched, spread], first.outputs[0]),
         *nodes[place + 1 :],
     ]
-    given = {_name(field): field.whole for field in fields if field.number == _INPUT}
-    outputs = [field.whole for field in fields if field.number == _OUTPUT and _name(field) in (LOGIT, PCTR)]
+    given: dict[str, bytes | memoryview] = {_name(field): field.whole for field in graph if field.number == _INPUT}
+    outputs = [field.whole for field in graph if field.number == _OUTPUT and _name(field) in (LOGIT, PCTR)]
     own = {
         SHARES: _message(_INPUT, _value(SHARES, _FLOAT, ("catalogue", "width"))),
         PLACES: _message(_INPUT, _value(PLACES, _INT32, ("places",))),
     }
-    before = _graph(fields, ahead, given, [SHARE], [_message(_OUTPUT, _value(SHARE, _FLOAT, ("ads", "width")))])
-    after = _graph(fields, then, given | own, [LOGIT, PCTR], outputs)
+    before = _graph(graph, ahead, given, [SHARE], [_message(_OUTPUT, _value(SHARE, _FLOAT, ("ads", "width")))])
+    after = _graph(graph, then, given | own, [LOGIT, PCTR], outputs)
     if before is None or after is None or before[1] != {CANDIDATES} or CANDIDATES in after[1]:
         return None
     return before[0], after[0]
 
 
 def _graph(
-    fields: Sequence[_Field], nodes: Sequence[_Node], given: Mapping[str, bytes], wanted: Sequence[str], outputs: Any
+    graph: Sequence[Field],
+    nodes: Sequence[_Node],
+    given: Mapping[str, bytes | memoryview],
+    wanted: Sequence[str],
+    outputs: Any,
 ) -> tuple[bytes, set[str]] | None:
     """What is needed of a graph for these outputs, and the inputs that takes; None where its order is not that of
     evaluation. A node with graphs of its own may need what is not seen here: onnxruntime refuses the part then."""
@@ -169,29 +166,29 @@ def _graph(
         if needed.intersection(node.outputs):
             kept.append(node.whole)
             needed.update(node.inputs)
-    weights = [field.whole for field in fields if field.number == _INITIALIZER and _name(field, 8) in needed]
+    weights = [field.whole for field in graph if field.number == _INITIALIZER and _name(field, 8) in needed]
     inputs = {name: whole for name, whole in given.items() if name in needed}
     name = _message(2, b"part")
     return b"".join((*reversed(kept), name, *weights, *inputs.values(), *outputs)), set(inputs)
 
 
-def _node(field: _Field) -> _Node:
+def _node(field: Field) -> _Node:
     texts: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: [], _OP_TYPE: []}
-    for part in _fields(field.content):
+    for part in fields(field.content):
         if part.number in texts:
             texts[part.number].append(str(part.content, "utf-8"))
     return _Node("".join(texts[_OP_TYPE]), texts[_NODE_INPUT], texts[_NODE_OUTPUT], field.whole)
 
 
 def _attributes(node: _Node) -> bytes:
-    (message,) = _fields(memoryview(node.whole))
-    return b"".join(part.whole for part in _fields(message.content) if part.number == _ATTRIBUTE)
+    (message,) = fields(memoryview(node.whole))
+    return b"".join(part.whole for part in fields(message.content) if part.number == _ATTRIBUTE)
 
 
 def _scales(node: _Node) -> bool:
     """Whether a Gemm multiplies what it adds by anything: `beta`, which is 1 where nobody says so."""
-    (message,) = _fields(memoryview(node.whole))
-    attributes = [part.content for part in _fields(message.content) if part.number == _ATTRIBUTE]
+    (message,) = fields(memoryview(node.whole))
+    attributes = [part.content for part in fields(message.content) if part.number == _ATTRIBUTE]
     one = b"\x15\x00\x00\x80\x3f"  # its value, a float
     return any(_text(attribute, 1) == "beta" and one not in bytes(attribute) for attribute in attributes)
 
@@ -209,12 +206,12 @@ def _value(name: str, kind: int, dimensions: Sequence[str]) -> bytes:
     return _message(1, name.encode()) + _message(2, _message(1, tensor))
 
 
-def _name(field: _Field, number: int = 1) -> str:
+def _name(field: Field, number: int = 1) -> str:
     return _text(field.content, number)
 
 
 def _text(message: memoryview, number: int) -> str:
-    return next((str(part.content, "utf-8") for part in _fields(message) if part.number == number), "")
+    return next((str(part.content, "utf-8") for part in fields(message) if part.number == number), "")
 
 
 def _message(number: int, content: bytes) -> bytes:
@@ -224,41 +221,3 @@ def _message(number: int, content: bytes) -> bytes:
         size >>= 7
     length.append(size)
     return (bytes((tag,)) if tag < 0x80 else bytes((tag & 0x7F | 0x80, tag >> 7))) + bytes(length) + content
-
-
-def _fields(data: memoryview) -> Iterator[_Field]:
-    """The fields of a message in their order. Raises ValueError where it is none."""
-    at = 0
-    while at < len(data):
-        began = at
-        tag, at = _varint(data, at)
-        start = end = at
-        match tag & 7:
-            case 0:
-                _, end = _varint(data, at)
-                start = end
-            case 1:
-                start = end = at + 8
-            case 2:
-                length, start = _varint(data, at)
-                end = start + length
-            case 5:
-                start = end = at + 4
-            case _:
-                raise ValueError("is no ONNX file")
-        if end > len(data):
-            raise ValueError("is cut short")
-        yield _Field(tag >> 3, data[start:end], bytes(data[began:end]))
-        at = end
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 64:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("is cut short")
