@@ -53,18 +53,20 @@ class Admission:
         """Whether a request that comes now is turned away."""
         if self.in_flight < self._limit:
             return False
-        if self._limit < self._places and not self.is_overloaded:
-            return self.in_flight >= self._limit
-        return True
+        self._forget_what_is_over()
+        return self.in_flight >= self._limit
 
     @property
     def is_overloaded(self) -> bool:
         """Whether overload lasts, so that fewer are let in than there are places."""
+        self._forget_what_is_over()
+        return self._limit < self._places
+
+    def _forget_what_is_over(self) -> None:
         if self._limit < self._places and (
             self._runs() > self._refused_in + CALM_RUNS or self._clock() > self._refused_at + CALM_SECONDS
         ):
             self._limit = self._places
-        return self._limit < self._places
 
     def take(self, places: int = 1) -> None:
         """An admitted request takes places, or more of them."""
